@@ -1,0 +1,13 @@
+// What each binding file adds to the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace lstmfast::bindings {
+
+void register_runtime(pybind11::module_& module);
+void register_lstm(pybind11::module_& module);
+void register_nn(pybind11::module_& module);
+void register_testing(pybind11::module_& module);
+
+}  // namespace lstmfast::bindings

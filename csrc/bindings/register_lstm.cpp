@@ -1,0 +1,301 @@
+// Sequence and Stream: lstm/ as Python sees it.
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <memory>
+#include <variant>
+
+#include "bindings/array_args.h"
+#include "bindings/register.h"
+#include "core/gates.h"
+#include "lstm/sequence.h"
+#include "lstm/stream.h"
+#include "nn/sampling.h"
+
+namespace lstmfast::bindings {
+namespace {
+
+// A workspace serves one call at a time; two Python threads that share one are told so instead of corrupting it.
+class InUse {
+ public:
+  InUse(std::atomic<bool>& flag, const char* what) : flag_(flag) {
+    if (flag_.exchange(true))
+      throw std::runtime_error(std::string("this ") + what + " is already running in another thread; give each thread its own");
+  }
+  ~InUse() { flag_.store(false); }
+  InUse(const InUse&) = delete;
+  InUse& operator=(const InUse&) = delete;
+
+ private:
+  std::atomic<bool>& flag_;
+};
+
+Index checked_hidden_size(Index kernel_columns) {
+  if (kernel_columns <= 0 || kernel_columns % kGateCount != 0)
+    throw py::value_error("kernel must have 4*hidden_size columns, got " + std::to_string(kernel_columns));
+  return kernel_columns / kGateCount;
+}
+
+class PySequence {
+ public:
+  void forward(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& h0,
+               const py::object& c0, const py::object& lengths, const py::object& resets, bool reverse,
+               double forget_bias, const py::object& h, const py::object& h_n, const py::object& c_n,
+               const py::object& cells, const py::object& gates, bool keep_for_backward) {
+    const InUse in_use(running_, "Sequence");
+    with_float_type(kernel, "kernel", [&](auto type) {
+      using T = decltype(type);
+      SequenceForwardArgs<T> args{};
+      const ArrayArg<const T> kernel_arg(kernel, "kernel");
+      kernel_arg.must_have_ndim(2, "[input_size + hidden_size, 4*hidden_size]");
+      const Index hidden = checked_hidden_size(kernel_arg.size(1));
+      if (kernel_arg.size(0) < hidden)
+        kernel_arg.fail("must have input_size + hidden_size rows, got shape " + to_string(kernel_arg.shape()));
+      args.hidden_size = hidden;
+      args.input_size = kernel_arg.size(0) - hidden;
+      args.kernel = kernel_arg.matrix();
+
+      const bool takes_ids = py::isinstance<py::array_t<int>>(x);
+      if (takes_ids) {
+        const ArrayArg<const int> ids(x, "x");
+        ids.must_have_ndim(2, "[time_steps, batch] of token ids");
+        args.time_steps = ids.size(0);
+        args.batch = ids.size(1);
+        args.ids = {ids.data(), ids.stride(0), ids.stride(1)};
+        check_ids(ids, args.input_size);
+      } else {
+        const ArrayArg<const T> x_arg(x, "x");
+        x_arg.must_have_ndim(3, "[time_steps, batch, input_size]");
+        args.time_steps = x_arg.size(0);
+        args.batch = x_arg.size(1);
+        x_arg.must_have_shape({args.time_steps, args.batch, args.input_size});
+        args.x = x_arg.sequence();
+      }
+      const Index steps = args.time_steps, batch = args.batch;
+      args.bias = required<const T>(bias, "bias").must_have_shape({kGateCount * hidden}).contiguous();
+      args.forget_bias = static_cast<T>(forget_bias);
+      args.h0 = ArrayArg<const T>(h0, "h0").must_have_shape({batch, hidden}).matrix();
+      args.c0 = ArrayArg<const T>(c0, "c0").must_have_shape({batch, hidden}).matrix();
+      args.lengths = ArrayArg<const Index>(lengths, "lengths").must_have_shape({batch}).contiguous();
+      for (Index b = 0; args.lengths && b < batch; ++b)
+        if (args.lengths[b] < 0 || args.lengths[b] > steps)
+          throw py::value_error("lengths must lie in [0, " + std::to_string(steps) + "], got " +
+                                std::to_string(args.lengths[b]) + " at row " + std::to_string(b));
+      args.resets = ArrayArg<const bool>(resets, "resets").must_have_shape({steps, batch}).contiguous();
+      args.reverse = reverse;
+      args.h = required<T>(h, "h").must_have_shape({steps, batch, hidden}).sequence();
+      args.h_n = required<T>(h_n, "h_n").must_have_shape({batch, hidden}).matrix();
+      args.c_n = required<T>(c_n, "c_n").must_have_shape({batch, hidden}).matrix();
+      args.cells = ArrayArg<T>(cells, "cells").must_have_shape({steps, batch, hidden}).sequence();
+      args.gates = ArrayArg<T>(gates, "gates").must_have_shape({steps, batch, kGateCount, hidden}).sequence(2);
+      args.keep_for_backward = keep_for_backward;
+
+      if (!std::holds_alternative<Sequence<T>>(sequence_)) sequence_.template emplace<Sequence<T>>();
+      steps_ = steps;
+      batch_ = batch;
+      input_size_ = args.input_size;
+      hidden_ = hidden;
+      takes_ids_ = takes_ids;
+      // Backward reads these arrays again; until then they must live.
+      kept_ = keep_for_backward ? py::make_tuple(x, kernel, h0, c0, lengths, h, cells) : py::tuple();
+      kept_for_backward_ = keep_for_backward;
+      const py::gil_scoped_release release;
+      std::get<Sequence<T>>(sequence_).forward(args);
+    });
+  }
+
+  void backward(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
+                const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0, const py::object& d_c0) {
+    const InUse in_use(running_, "Sequence");
+    if (!kept_for_backward_)
+      throw std::runtime_error("backward needs a forward with keep_for_backward=True before it");
+    if (std::holds_alternative<Sequence<float>>(sequence_))
+      backward_as<float>(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0);
+    else
+      backward_as<double>(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0);
+  }
+
+ private:
+  template <typename T>
+  static ArrayArg<T> required(const py::object& object, const char* name) {
+    if (object.is_none()) throw py::type_error(std::string(name) + " must be a NumPy array, got None");
+    return {object, name};
+  }
+
+  template <typename T>
+  void backward_as(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
+                   const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0,
+                   const py::object& d_c0) {
+    const Shape state{batch_, hidden_};
+    SequenceBackwardArgs<T> args{};
+    args.d_h = ArrayArg<const T>(d_h, "d_h").must_have_shape({steps_, batch_, hidden_}).sequence();
+    args.d_h_n = ArrayArg<const T>(d_h_n, "d_h_n").must_have_shape(state).matrix();
+    args.d_c_n = ArrayArg<const T>(d_c_n, "d_c_n").must_have_shape(state).matrix();
+    const ArrayArg<T> d_x_arg(d_x, "d_x");
+    if (d_x_arg && takes_ids_) d_x_arg.fail("must be absent where x was token ids");
+    args.d_x = d_x_arg.must_have_shape({steps_, batch_, input_size_}).sequence();
+    args.d_kernel =
+        ArrayArg<T>(d_kernel, "d_kernel").must_have_shape({input_size_ + hidden_, kGateCount * hidden_}).matrix();
+    args.d_bias = ArrayArg<T>(d_bias, "d_bias").must_have_shape({kGateCount * hidden_}).contiguous();
+    args.d_h0 = ArrayArg<T>(d_h0, "d_h0").must_have_shape(state).matrix();
+    args.d_c0 = ArrayArg<T>(d_c0, "d_c0").must_have_shape(state).matrix();
+    const py::gil_scoped_release release;
+    std::get<Sequence<T>>(sequence_).backward(args);
+  }
+
+  std::variant<std::monostate, Sequence<float>, Sequence<double>> sequence_;
+  std::atomic<bool> running_{false};
+  bool kept_for_backward_ = false, takes_ids_ = false;
+  Index steps_ = 0, batch_ = 0, input_size_ = 0, hidden_ = 0;
+  py::tuple kept_;
+};
+
+class PyStream {
+ public:
+  PyStream(const std::vector<py::object>& kernels, const std::vector<py::object>& biases, Index batch_size,
+           bool token_input, double forget_bias) {
+    if (kernels.empty() || kernels.size() != biases.size())
+      throw py::value_error("kernels and biases must have one entry per layer, got " + std::to_string(kernels.size()) +
+                            " and " + std::to_string(biases.size()));
+    if (batch_size < 1) throw py::value_error("batch_size must be at least 1, got " + std::to_string(batch_size));
+    with_float_type(kernels[0], "kernels[0]", [&](auto type) {
+      using T = decltype(type);
+      std::vector<StreamLayer<T>> layers;
+      Index hidden = 0;
+      for (std::size_t i = 0; i < kernels.size(); ++i) {
+        const ArrayArg<const T> kernel(kernels[i], "kernel");
+        kernel.must_have_ndim(2, "[input_size + hidden_size, 4*hidden_size]");
+        if (i == 0) hidden = checked_hidden_size(kernel.size(1));
+        const Index inputs = i == 0 ? kernel.size(0) - hidden : hidden;
+        if (inputs < 0) kernel.fail("must have input_size + hidden_size rows, got shape " + to_string(kernel.shape()));
+        kernel.must_have_shape({inputs + hidden, kGateCount * hidden});
+        const ArrayArg<const T> bias(biases[i], "bias");
+        if (!bias) throw py::type_error("bias must be a NumPy array, got None");
+        layers.push_back({inputs, kernel.matrix(), bias.must_have_shape({kGateCount * hidden}).contiguous()});
+      }
+      stream_.template emplace<Holder<T>>(std::make_unique<Stream<T>>(layers, hidden, batch_size, token_input,
+                                                                      static_cast<T>(forget_bias)));
+    });
+    with_stream([&](auto& stream) {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(stream.h())>>;
+      out_ = py::array_t<T>(Shape{stream.batch(), stream.hidden_size()});
+    });
+  }
+
+  py::array step(const py::object& x) {
+    const InUse in_use(running_, "Stream");
+    with_stream([&](auto& stream) {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(stream.h())>>;
+      const T* h;
+      if (stream.takes_tokens()) {
+        const ArrayArg<const int> ids(x, "x");
+        const int* tokens = ids.must_have_shape({stream.batch()}).contiguous();
+        check_ids(ids, stream.input_size());
+        h = stream.step_tokens(tokens);
+      } else {
+        h = stream.step(ArrayArg<const T>(x, "x").must_have_shape({stream.batch(), stream.input_size()}).contiguous());
+      }
+      std::copy_n(h, stream.batch() * stream.hidden_size(), static_cast<T*>(out_.mutable_data()));
+    });
+    return out_;
+  }
+
+  void reset() {
+    const InUse in_use(running_, "Stream");
+    with_stream([](auto& stream) { stream.reset(); });
+  }
+
+  py::tuple state() {
+    const InUse in_use(running_, "Stream");
+    py::tuple result;
+    with_stream([&](auto& stream) {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(stream.h())>>;
+      const Shape shape{stream.layers(), stream.batch(), stream.hidden_size()};
+      result = py::make_tuple(py::array_t<T>(shape, stream.h()), py::array_t<T>(shape, stream.c()));
+    });
+    return result;
+  }
+
+  void set_state(const py::tuple& state) {
+    if (state.size() != 2) throw py::value_error("state must be (h, c), got " + std::to_string(state.size()) + " items");
+    const InUse in_use(running_, "Stream");
+    with_stream([&](auto& stream) {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(stream.h())>>;
+      const Shape shape{stream.layers(), stream.batch(), stream.hidden_size()};
+      const ArrayArg<const T> h(state[0], "h"), c(state[1], "c");
+      if (!h || !c) throw py::type_error("state must be two NumPy arrays (h, c)");
+      stream.set_state(h.must_have_shape(shape).contiguous(), c.must_have_shape(shape).contiguous());
+    });
+  }
+
+  void generate(const py::object& projection_kernel, const py::object& projection_bias, const py::object& token,
+                const py::object& uniforms, double temperature, Index top_k, double top_p, const py::object& out) {
+    const InUse in_use(running_, "Stream");
+    if (!(temperature >= 0)) throw py::value_error("temperature must be at least 0");
+    if (top_k < 0) throw py::value_error("top_k must be at least 0, got " + std::to_string(top_k));
+    if (!(top_p > 0 && top_p <= 1)) throw py::value_error("top_p must lie in (0, 1]");
+    with_stream([&](auto& stream) {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(stream.h())>>;
+      if (!stream.takes_tokens()) throw py::value_error("generate needs a stream of token ids");
+      const Index vocabulary = stream.input_size(), batch = stream.batch();
+      const ArrayArg<const T> kernel(projection_kernel, "projection_kernel"), bias(projection_bias, "projection_bias");
+      const ArrayArg<int> tokens(token, "token"), out_arg(out, "out");
+      const ArrayArg<const double> uniform(uniforms, "uniforms");
+      if (!kernel || !bias || !tokens || !uniform || !out_arg) throw py::type_error("generate needs all of its arrays");
+      uniform.must_have_ndim(2, "[steps, batch]");
+      const Index steps = uniform.size(0);
+      uniform.must_have_shape({steps, batch});
+      check_ids(ArrayArg<const int>(token, "token").must_have_shape({batch}), vocabulary);
+      const auto kernel_view = kernel.must_have_shape({stream.hidden_size(), vocabulary}).matrix();
+      const T* bias_data = bias.must_have_shape({vocabulary}).contiguous();
+      int* token_data = tokens.contiguous();
+      const double* uniform_data = uniform.contiguous();
+      int* out_data = out_arg.must_have_shape({steps, batch}).contiguous();
+      const py::gil_scoped_release release;
+      lstmfast::generate(stream, kernel_view, bias_data, vocabulary, {temperature, top_k, top_p}, token_data,
+                         uniform_data, steps, out_data);
+    });
+  }
+
+ private:
+  template <typename T>
+  using Holder = std::unique_ptr<Stream<T>>;
+
+  template <typename Body>
+  void with_stream(const Body& body) {
+    if (std::holds_alternative<Holder<float>>(stream_))
+      body(*std::get<Holder<float>>(stream_));
+    else
+      body(*std::get<Holder<double>>(stream_));
+  }
+
+  std::variant<Holder<float>, Holder<double>> stream_;
+  std::atomic<bool> running_{false};
+  py::array out_;
+};
+
+}  // namespace
+
+void register_lstm(py::module_& module) {
+  const py::none none;
+  py::class_<PySequence>(module, "Sequence", "One direction of one LSTM layer; owns and reuses its workspace.")
+      .def(py::init<>())
+      .def("forward", &PySequence::forward, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::kw_only(),
+           py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none, py::arg("resets") = none,
+           py::arg("reverse") = false, py::arg("forget_bias") = 0.0, py::arg("h"), py::arg("h_n"), py::arg("c_n"),
+           py::arg("cells") = none, py::arg("gates") = none, py::arg("keep_for_backward") = false)
+      .def("backward", &PySequence::backward, py::kw_only(), py::arg("d_h") = none, py::arg("d_h_n") = none,
+           py::arg("d_c_n") = none, py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none,
+           py::arg("d_h0") = none, py::arg("d_c0") = none);
+  py::class_<PyStream>(module, "Stream", "A stack of layers advanced one step at a time; weights packed, state inside.")
+      .def(py::init<const std::vector<py::object>&, const std::vector<py::object>&, Index, bool, double>(),
+           py::arg("kernels"), py::arg("biases"), py::kw_only(), py::arg("batch_size"), py::arg("token_input"),
+           py::arg("forget_bias"))
+      .def("step", &PyStream::step, py::arg("x"))
+      .def("reset", &PyStream::reset)
+      .def_property("state", &PyStream::state, &PyStream::set_state)
+      .def("generate", &PyStream::generate, py::arg("projection_kernel"), py::arg("projection_bias"), py::arg("token"),
+           py::arg("uniforms"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("out"));
+}
+
+}  // namespace lstmfast::bindings

@@ -1,0 +1,197 @@
+// The trainer's hot loops: nn/ as Python sees it.
+#include "bindings/array_args.h"
+#include "bindings/register.h"
+#include "nn/embedding.h"
+#include "nn/linear.h"
+#include "nn/loss.h"
+#include "nn/optimizers.h"
+
+namespace lstmfast::bindings {
+namespace {
+
+template <typename T>
+ArrayArg<T> required(const py::object& object, const char* name) {
+  if (object.is_none()) throw py::type_error(std::string(name) + " must be a NumPy array, got None");
+  return {object, name};
+}
+
+void py_linear(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& out) {
+  with_float_type(x, "x", [&](auto type) {
+    using T = decltype(type);
+    const auto x_arg = required<const T>(x, "x").must_have_ndim(2, "[rows, inputs]");
+    const auto kernel_arg = required<const T>(kernel, "kernel").must_have_ndim(2, "[inputs, outputs]");
+    const Index rows = x_arg.size(0), inputs = x_arg.size(1), outputs = kernel_arg.size(1);
+    const auto kernel_view = kernel_arg.must_have_shape({inputs, outputs}).matrix();
+    const T* bias_data = ArrayArg<const T>(bias, "bias").must_have_shape({outputs}).contiguous();
+    const auto out_view = required<T>(out, "out").must_have_shape({rows, outputs}).matrix();
+    const auto x_view = x_arg.matrix();
+    const py::gil_scoped_release release;
+    linear(x_view, kernel_view, bias_data, out_view, rows, inputs, outputs);
+  });
+}
+
+void py_linear_backward(const py::object& x, const py::object& kernel, const py::object& d_out, const py::object& d_x,
+                        const py::object& d_kernel, const py::object& d_bias) {
+  with_float_type(x, "x", [&](auto type) {
+    using T = decltype(type);
+    const auto x_arg = required<const T>(x, "x").must_have_ndim(2, "[rows, inputs]");
+    const auto kernel_arg = required<const T>(kernel, "kernel").must_have_ndim(2, "[inputs, outputs]");
+    const Index rows = x_arg.size(0), inputs = x_arg.size(1), outputs = kernel_arg.size(1);
+    const auto x_view = x_arg.matrix();
+    const auto kernel_view = kernel_arg.must_have_shape({inputs, outputs}).matrix();
+    const auto d_out_view = required<const T>(d_out, "d_out").must_have_shape({rows, outputs}).matrix();
+    const auto d_x_view = ArrayArg<T>(d_x, "d_x").must_have_shape({rows, inputs}).matrix();
+    const auto d_kernel_view = ArrayArg<T>(d_kernel, "d_kernel").must_have_shape({inputs, outputs}).matrix();
+    T* d_bias_data = ArrayArg<T>(d_bias, "d_bias").must_have_shape({outputs}).contiguous();
+    const py::gil_scoped_release release;
+    linear_backward(x_view, kernel_view, d_out_view, d_x_view, d_kernel_view, d_bias_data, rows, inputs, outputs);
+  });
+}
+
+void py_softmax_cross_entropy(const py::object& logits, const py::object& targets, const py::object& losses,
+                              const py::object& d_logits, double scale) {
+  with_float_type(logits, "logits", [&](auto type) {
+    using T = decltype(type);
+    const auto logits_arg = required<const T>(logits, "logits").must_have_ndim(2, "[rows, classes]");
+    const Index rows = logits_arg.size(0), classes = logits_arg.size(1);
+    const auto targets_arg = required<const int>(targets, "targets").must_have_shape({rows});
+    check_ids(targets_arg, classes);
+    const auto logits_view = logits_arg.matrix();
+    const int* target_data = targets_arg.contiguous();
+    T* loss_data = required<T>(losses, "losses").must_have_shape({rows}).contiguous();
+    const auto gradient_view = ArrayArg<T>(d_logits, "d_logits").must_have_shape({rows, classes}).matrix();
+    const py::gil_scoped_release release;
+    softmax_cross_entropy(logits_view, target_data, rows, classes, static_cast<T>(scale), loss_data, gradient_view);
+  });
+}
+
+void py_embedding_gather(const py::object& table, const py::object& ids, const py::object& out) {
+  with_float_type(table, "table", [&](auto type) {
+    using T = decltype(type);
+    const auto table_arg = required<const T>(table, "table").must_have_ndim(2, "[vocabulary, columns]");
+    const auto ids_arg = required<const int>(ids, "ids").must_have_ndim(1, "[rows]");
+    const Index rows = ids_arg.size(0), columns = table_arg.size(1);
+    check_ids(ids_arg, table_arg.size(0));
+    const auto out_view = required<T>(out, "out").must_have_shape({rows, columns}).matrix();
+    embedding_gather(table_arg.matrix(), ids_arg.contiguous(), rows, columns, out_view);
+  });
+}
+
+void py_embedding_scatter(const py::object& d_out, const py::object& ids, const py::object& d_table) {
+  with_float_type(d_out, "d_out", [&](auto type) {
+    using T = decltype(type);
+    const auto d_out_arg = required<const T>(d_out, "d_out").must_have_ndim(2, "[rows, columns]");
+    const auto table_arg = required<T>(d_table, "d_table").must_have_ndim(2, "[vocabulary, columns]");
+    const Index rows = d_out_arg.size(0), columns = d_out_arg.size(1), vocabulary = table_arg.size(0);
+    const auto ids_arg = required<const int>(ids, "ids").must_have_shape({rows});
+    check_ids(ids_arg, vocabulary);
+    const auto table_view = table_arg.must_have_shape({vocabulary, columns}).matrix();
+    embedding_scatter(d_out_arg.matrix(), ids_arg.contiguous(), rows, columns, vocabulary, table_view);
+  });
+}
+
+// The 1-D contiguous buffers of the optimizers, all of the length of the first.
+template <typename T>
+struct Buffers {
+  Index count;
+  explicit Buffers(const ArrayArg<T>& parameters) : count(parameters.must_have_ndim(1, "[parameters]").size(0)) {}
+  template <typename U = T>
+  U* get(const py::object& object, const char* name) const {
+    return required<U>(object, name).must_have_shape({count}).contiguous();
+  }
+};
+
+// Calls body(T{}, buffers) with the element type of `parameters`.
+template <typename Body>
+void with_buffers(const py::object& parameters, const Body& body) {
+  with_float_type(parameters, "parameters", [&](auto type) {
+    using T = decltype(type);
+    body(type, Buffers<T>(required<T>(parameters, "parameters")));
+  });
+}
+
+double py_global_norm(const py::object& values) {
+  return with_float_type(values, "values", [&](auto type) {
+    using T = decltype(type);
+    const auto arg = required<const T>(values, "values").must_have_ndim(1, "[parameters]");
+    const T* data = arg.contiguous();
+    const Index count = arg.size(0);
+    const py::gil_scoped_release release;
+    return global_norm(data, count);
+  });
+}
+
+void py_sgd_update(const py::object& parameters, const py::object& gradients, double learning_rate,
+                   double gradient_scale) {
+  with_buffers(parameters, [&](auto type, const auto& buffers) {
+    using T = decltype(type);
+    T* p = buffers.get(parameters, "parameters");
+    const T* g = buffers.template get<const T>(gradients, "gradients");
+    const py::gil_scoped_release release;
+    sgd_update(p, g, buffers.count, learning_rate, gradient_scale);
+  });
+}
+
+void py_momentum_update(const py::object& parameters, const py::object& gradients, const py::object& velocity,
+                        double learning_rate, double momentum, bool nesterov, double gradient_scale) {
+  with_buffers(parameters, [&](auto type, const auto& buffers) {
+    using T = decltype(type);
+    T* p = buffers.get(parameters, "parameters");
+    const T* g = buffers.template get<const T>(gradients, "gradients");
+    T* v = buffers.get(velocity, "velocity");
+    const py::gil_scoped_release release;
+    momentum_update(p, g, v, buffers.count, learning_rate, momentum, nesterov, gradient_scale);
+  });
+}
+
+void py_rmsprop_update(const py::object& parameters, const py::object& gradients, const py::object& mean_square,
+                       double learning_rate, double decay, double epsilon, double gradient_scale) {
+  with_buffers(parameters, [&](auto type, const auto& buffers) {
+    using T = decltype(type);
+    T* p = buffers.get(parameters, "parameters");
+    const T* g = buffers.template get<const T>(gradients, "gradients");
+    T* s = buffers.get(mean_square, "mean_square");
+    const py::gil_scoped_release release;
+    rmsprop_update(p, g, s, buffers.count, learning_rate, decay, epsilon, gradient_scale);
+  });
+}
+
+void py_adam_update(const py::object& parameters, const py::object& gradients, const py::object& first_moment,
+                    const py::object& second_moment, Index step, double learning_rate, double beta1, double beta2,
+                    double epsilon, double weight_decay, double gradient_scale) {
+  if (step < 1) throw py::value_error("step must be at least 1, got " + std::to_string(step));
+  with_buffers(parameters, [&](auto type, const auto& buffers) {
+    using T = decltype(type);
+    T* p = buffers.get(parameters, "parameters");
+    const T* g = buffers.template get<const T>(gradients, "gradients");
+    T* m = buffers.get(first_moment, "first_moment");
+    T* v = buffers.get(second_moment, "second_moment");
+    const py::gil_scoped_release release;
+    adam_update(p, g, m, v, buffers.count, step, {learning_rate, beta1, beta2, epsilon, weight_decay}, gradient_scale);
+  });
+}
+
+}  // namespace
+
+void register_nn(py::module_& module) {
+  const py::none none;
+  module.def("linear", py_linear, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::arg("out"));
+  module.def("linear_backward", py_linear_backward, py::arg("x"), py::arg("kernel"), py::arg("d_out"),
+             py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none);
+  module.def("softmax_cross_entropy", py_softmax_cross_entropy, py::arg("logits"), py::arg("targets"),
+             py::arg("losses"), py::arg("d_logits") = none, py::arg("scale") = 1.0);
+  module.def("embedding_gather", py_embedding_gather, py::arg("table"), py::arg("ids"), py::arg("out"));
+  module.def("embedding_scatter", py_embedding_scatter, py::arg("d_out"), py::arg("ids"), py::arg("d_table"));
+  module.def("global_norm", py_global_norm, py::arg("values"));
+  module.def("sgd_update", py_sgd_update, py::arg("parameters"), py::arg("gradients"), py::arg("learning_rate"),
+             py::arg("gradient_scale"));
+  module.def("momentum_update", py_momentum_update, py::arg("parameters"), py::arg("gradients"), py::arg("velocity"),
+             py::arg("learning_rate"), py::arg("momentum"), py::arg("nesterov"), py::arg("gradient_scale"));
+  module.def("rmsprop_update", py_rmsprop_update, py::arg("parameters"), py::arg("gradients"), py::arg("mean_square"),
+             py::arg("learning_rate"), py::arg("decay"), py::arg("epsilon"), py::arg("gradient_scale"));
+  module.def("adam_update", py_adam_update, py::arg("parameters"), py::arg("gradients"), py::arg("first_moment"),
+             py::arg("second_moment"), py::arg("step"), py::arg("learning_rate"), py::arg("beta1"), py::arg("beta2"),
+             py::arg("epsilon"), py::arg("weight_decay"), py::arg("gradient_scale"));
+}
+
+}  // namespace lstmfast::bindings

@@ -1,0 +1,11 @@
+// The order of the four gates: the only place in C++ that knows it. `gates.py` is its twin in Python.
+// In a kernel [input_size + hidden_size, 4*hidden_size], gate g owns the columns [g*hidden_size, (g+1)*hidden_size).
+#pragma once
+
+namespace lstmfast {
+
+enum Gate : int { kInputGate = 0, kForgetGate = 1, kCellGate = 2, kOutputGate = 3 };
+
+constexpr int kGateCount = 4;
+
+}  // namespace lstmfast

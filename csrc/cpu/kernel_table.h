@@ -1,0 +1,154 @@
+// What a set of kernels for one instruction set (ISA) can do: plain structs of arguments and one table of functions.
+// This header is all that the kernels and their callers share. It defines no function, so it can be included by objects
+// compiled for different CPUs.
+//
+// Memory layouts (V = `vector_length` elements of T, W = kPanelVectors * V):
+//
+//   gate block u    the W columns of a [., 4*hidden] matrix that hold units [u*V, (u+1)*V): gate by gate, V units each.
+//                   There are ceil(hidden / V) blocks; units past `hidden` are zero.
+//   gate panels     [block][row][W]: a [rows, 4*hidden] matrix cut into gate blocks. One register tile of rows x W then
+//                   holds whole LSTM cells. Packed weights, pre-activations, kept gates and their gradients lie like this.
+//   plain panels    [panel][row][width]: a [rows, columns] matrix cut into panels of kPanelVectors vectors; the last panel
+//                   is as many vectors wide as it needs (`width` = 1..kPanelVectors times V), padded with zeros.
+//
+// Rows of unpacked operands are given as arrays of row pointers: lengths, resets, initial states, reversed and strided
+// sequences then cost the kernels nothing and are invisible to them.
+#pragma once
+
+#include "core/inline.h"
+#include "core/views.h"
+
+namespace lstmfast {
+
+constexpr int kPanelVectors = 4;  // one per gate
+
+// One LSTM step for rows [row_begin, row_end) and gate blocks [block_begin, block_end):
+//   z = init + x·input_panels + h_prev·recurrent_panels, then the gates, c and h.
+template <typename T>
+struct StepForwardArgs {
+  Index row_begin, row_end;
+  Index block_begin, block_end;
+  Index hidden_size;
+  const T* const* init;     // [rows] -> the row's first gate block of starting values: bias, looked-up kernel row, ...
+  Index init_block_stride;  // from one gate block to the next
+  const T* const* x;        // [rows] -> [input_size]; not read where input_size is 0
+  Index input_size;
+  const T* input_panels;      // gate panels, input_size rows
+  const T* const* h_prev;     // [rows] -> [hidden_size]; must not overlap h
+  const T* recurrent_panels;  // gate panels, hidden_size rows
+  const T* const* c_prev;     // [rows] -> [hidden_size]; a row may be the same memory as its c
+  T* const* h;                // [rows] -> [hidden_size]
+  T* const* c;                // [rows] -> [hidden_size]
+  T* gates;                   // gate panels, indexed by row: activated i f g o; null if nobody wants them
+  Index gate_block_stride;
+};
+
+// The same step backward, for the plain panels [panel_begin, panel_end) of hidden units:
+//   d_h = d_h + d_h_extra + d_gates_next·recurrent_transposed, then the derivatives of the four gates and of c_prev.
+template <typename T>
+struct StepBackwardArgs {
+  Index row_begin, row_end;
+  Index panel_begin, panel_end;
+  Index hidden_size;
+  const T* const* d_gates_next;   // [rows] -> the row's first gate block of the step after this one, or `no_next`
+  const T* no_next;               // a row of zeros in the same panels: nothing comes back from a later step
+  const T* recurrent_transposed;  // plain panels: (gate blocks * W) rows, hidden_size columns
+  const T* const* d_h;            // [rows] -> [hidden_size]
+  const T* const* d_h_extra;      // [rows] -> [hidden_size]
+  const T* const* d_c;            // [rows] -> [hidden_size]; may be the same memory as d_c_prev
+  T* const* d_c_prev;             // [rows] -> [hidden_size]
+  const T* const* c_prev;         // [rows] -> [hidden_size]
+  const T* const* c;              // [rows] -> [hidden_size]
+  const T* gates;                 // gate panels, as the forward step left them
+  Index gate_block_stride;
+  T* d_gates;  // gate panels: gradient of z
+  Index d_gate_block_stride;
+};
+
+// out[r, :] = bias + a[r, :]·panels for rows [row_begin, row_end) and plain panels [panel_begin, panel_end).
+// A row of `a` lies in `depth_blocks` pieces of `block_length`, `block_stride` apart: 1 piece if plain, gate panels else.
+template <typename T>
+struct ProductArgs {
+  Index row_begin, row_end;
+  Index panel_begin, panel_end;
+  const T* const* a;
+  Index depth_blocks, block_length, block_stride;
+  const T* panels;
+  const T* bias;  // [columns] or null
+  T* const* out;  // [rows] -> [columns]
+  Index columns;
+};
+
+// out[m, :] = sum over r of a[r][m] * b[r, :] for m in [m_begin, m_end): the weight gradients. The sum runs over r in
+// order, for any split of m and of the panels.
+template <typename T>
+struct TransposedProductArgs {
+  Index m_begin, m_end;
+  Index panel_begin, panel_end;
+  const T* const* a;  // [rows] -> at least m_end elements
+  Index rows;
+  const T* b;            // gate panels if gate_hidden_size > 0, plain panels else
+  Index b_panel_stride;  // from one full panel to the next
+  MatrixView<T> out;
+  Index columns;
+  Index gate_hidden_size;
+};
+
+// Adam's constants of one step: `step_size` = learning_rate / (1 - beta1^step), `second_scale` = 1 / (1 - beta2^step).
+template <typename T>
+struct AdamConstants {
+  T learning_rate, step_size, second_scale, beta1, beta2, epsilon, weight_decay;
+};
+
+template <typename T>
+struct KernelTable {
+  int vector_length;
+  int tile_rows;
+
+  // Packing. `hidden` = hidden_size. All pad with zeros.
+  // Rows `ids[i]` (or i) of kernel [., 4*hidden] plus bias, as gate panels with `count` rows. kernel or bias may be null.
+  void (*pack_gate_rows)(const T* kernel, Index kernel_stride, const int* ids, Index count, Index hidden, const T* bias,
+                         T forget_bias, T* panels, Index block_stride);
+  // kernel [rows, 4*hidden] transposed: plain panels of (gate blocks * W) rows and `rows` columns.
+  void (*pack_gates_transposed)(const T* kernel, Index kernel_stride, Index rows, Index hidden, T* panels);
+  void (*pack)(const T* matrix, Index stride, Index rows, Index columns, T* panels);             // plain panels
+  void (*pack_transposed)(const T* matrix, Index stride, Index rows, Index columns, T* panels);  // `columns` rows
+  // Gate panels back to rows of [4, hidden].
+  void (*unpack_gates)(const T* panels, Index block_stride, Index hidden, T* const* out, Index rows);
+
+  void (*step_forward)(const StepForwardArgs<T>&);
+  void (*step_backward)(const StepBackwardArgs<T>&);
+  void (*product)(const ProductArgs<T>&);
+  void (*transposed_product)(const TransposedProductArgs<T>&);
+
+  // Sums over rows, in order. Gate blocks [begin, end) of panels into sums [4*hidden]; columns [begin, end) of rows.
+  void (*sum_gate_rows)(const T* panels, Index block_stride, Index rows, Index hidden, Index begin, Index end, T* sums);
+  void (*sum_rows)(const T* const* rows, Index count, Index begin, Index end, T* sums);
+  // table[ids[r], gate block] += panels[block][r] for gate blocks [begin, end); table [., 4*hidden].
+  void (*scatter_gate_rows)(const T* panels, Index block_stride, const int* ids, Index rows, Index hidden, Index begin,
+                            Index end, T* table, Index table_stride);
+
+  // Rows [begin, end): losses[r] = -log softmax(logits[r])[targets[r]]; gradients (may be null, may be the logits)
+  // become scale * (softmax - one_hot).
+  void (*softmax_cross_entropy)(const T* const* logits, const int* targets, Index begin, Index end, Index columns,
+                                T scale, T* losses, T* const* gradients);
+
+  double (*sum_of_squares)(const T* values, Index count);
+  // Parameter updates; the formulas are those of `reference.py`. Gradients are first multiplied by `scale`.
+  void (*sgd)(T* p, const T* g, Index count, T learning_rate, T scale);
+  void (*momentum)(T* p, const T* g, T* velocity, Index count, T learning_rate, T momentum, bool nesterov, T scale);
+  void (*rmsprop)(T* p, const T* g, T* mean_square, Index count, T learning_rate, T decay, T epsilon, T scale);
+  void (*adam)(T* p, const T* g, T* first, T* second, Index count, const AdamConstants<T>&, T scale);
+
+  // For tests: what the step uses, element by element.
+  void (*sigmoid)(const T* x, T* out, Index count);
+  void (*tanh)(const T* x, T* out, Index count);
+  void (*exp)(const T* x, T* out, Index count);
+};
+
+struct Kernels {
+  KernelTable<float> float32;
+  KernelTable<double> float64;
+};
+
+}  // namespace lstmfast

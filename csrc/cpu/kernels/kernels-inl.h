@@ -1,0 +1,45 @@
+// The table of one ISA, filled from the one kernel source. The including .cc says which ISA it is by defining, in an
+// anonymous namespace of lstmfast: kVectorBytes, kTileRows and fused_multiply_add(a, b, c) for both vector types.
+#pragma once
+
+#include "cpu/kernels/pack-inl.h"
+#include "cpu/kernels/product-inl.h"
+#include "cpu/kernels/step-inl.h"
+#include "cpu/kernels/training-inl.h"
+
+namespace lstmfast {
+namespace {
+
+template <typename T>
+constexpr KernelTable<T> make_table() {
+  KernelTable<T> t{};
+  t.vector_length = static_cast<int>(kLanes<T>);
+  t.tile_rows = kTileRows;
+  t.pack_gate_rows = pack_gate_rows<T>;
+  t.pack_gates_transposed = pack_gates_transposed<T>;
+  t.pack = pack<T>;
+  t.pack_transposed = pack_transposed<T>;
+  t.unpack_gates = unpack_gates<T>;
+  t.step_forward = step_forward<T>;
+  t.step_backward = step_backward<T>;
+  t.product = product<T>;
+  t.transposed_product = transposed_product<T>;
+  t.sum_gate_rows = sum_gate_rows<T>;
+  t.sum_rows = sum_rows<T>;
+  t.scatter_gate_rows = scatter_gate_rows<T>;
+  t.softmax_cross_entropy = softmax_cross_entropy<T>;
+  t.sum_of_squares = sum_of_squares<T>;
+  t.sgd = sgd<T>;
+  t.momentum = momentum<T>;
+  t.rmsprop = rmsprop<T>;
+  t.adam = adam<T>;
+  t.sigmoid = map<T, vector_sigmoid<T>>;
+  t.tanh = map<T, vector_tanh<T>>;
+  t.exp = map<T, vector_exp<T>>;
+  return t;
+}
+
+constexpr Kernels kKernels{make_table<float>(), make_table<double>()};
+
+}  // namespace
+}  // namespace lstmfast

@@ -1,0 +1,20 @@
+// NEON on 64-bit Arm: 16-byte vectors, 32 registers, fused multiply-add. Every AArch64 CPU.
+#include <arm_neon.h>
+
+#include "core/inline.h"
+
+namespace lstmfast {
+namespace {
+
+constexpr int kVectorBytes = 16;
+constexpr int kTileRows = 6;  // 6 x 4 accumulators, 4 weights, 1 broadcast: 29 of 32 registers
+
+LSTMFAST_INLINE float32x4_t fused_multiply_add(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+LSTMFAST_INLINE float64x2_t fused_multiply_add(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
+
+}  // namespace
+}  // namespace lstmfast
+
+#include "cpu/kernels/kernels-inl.h"
+
+extern "C" const lstmfast::Kernels* lstmfast_kernels_neon() noexcept { return &lstmfast::kKernels; }

@@ -1,0 +1,143 @@
+// Plain products on the same register tile: rows times packed weights, and the transposed product of weight gradients.
+#pragma once
+
+#include "cpu/kernels/tile-inl.h"
+
+namespace lstmfast {
+namespace {
+
+template <typename T, int N>
+struct ProductTile {
+  const ProductArgs<T>& args;
+  Index panel;
+
+  template <int R>
+  LSTMFAST_INLINE void run(Index row) const {
+    constexpr Index V = kLanes<T>;
+    const Index first = PanelLayout<T>::first_column(panel);
+    const TileColumns columns{V, args.columns - first, V};
+    Tile<T, R, N> tile;
+    tile.clear();
+    if (args.bias) load_row(tile.at[0], args.bias + first, columns);
+    for (int r = 1; r < R; ++r)
+      for (int n = 0; n < N; ++n) tile.at[r][n] = tile.at[0][n];
+    const T* a[R];
+    for (int r = 0; r < R; ++r) a[r] = args.a[row + r];
+    const T* weights = args.panels + PanelLayout<T>::offset(panel, args.depth_blocks * args.block_length);
+    for (Index block = 0; block < args.depth_blocks; ++block, weights += args.block_length * N * V) {
+      tile.accumulate(a, args.block_length, weights);
+      for (int r = 0; r < R; ++r) a[r] += args.block_stride;
+    }
+    T* out[R];
+    for (int r = 0; r < R; ++r) out[r] = args.out[row + r] + first;
+    store_rows(tile, out, columns);
+  }
+};
+
+template <typename T>
+struct ProductPanel {
+  const ProductArgs<T>& args;
+  Index panel;
+
+  template <int N>
+  LSTMFAST_INLINE void run() const {
+    for_each_row_tile(args.row_begin, args.row_end, ProductTile<T, N>{args, panel});
+  }
+};
+
+template <typename T>
+void product(const ProductArgs<T>& args) {
+  const PanelLayout<T> layout{args.columns};
+  for (Index panel = args.panel_begin; panel < args.panel_end; ++panel)
+    with_panel_vectors<kPanelVectors>(layout.vectors_in(panel), ProductPanel<T>{args, panel});
+}
+
+template <typename T, int N>
+struct TransposedProductTile {
+  const TransposedProductArgs<T>& args;
+  Index panel, row_begin, row_end;
+
+  template <int R>
+  LSTMFAST_INLINE void run(Index m) const {
+    constexpr Index V = kLanes<T>;
+    const bool gate_panels = args.gate_hidden_size > 0;
+    const Index first = gate_panels ? panel * V : PanelLayout<T>::first_column(panel);
+    const TileColumns columns = gate_panels ? TileColumns{args.gate_hidden_size, args.gate_hidden_size - first, 0}
+                                            : TileColumns{V, args.columns - first, V};
+    T* out[R];
+    for (int r = 0; r < R; ++r) out[r] = args.out.row(m + r) + first;
+    Tile<T, R, N> tile;
+    tile.clear();
+    if (row_begin > 0)
+      for (int r = 0; r < R; ++r) load_row(tile.at[r], static_cast<const T*>(out[r]), columns);
+    tile.accumulate_transposed(args.a + row_begin, m, row_end - row_begin,
+                               args.b + panel * args.b_panel_stride + row_begin * N * V);
+    store_rows(tile, out, columns);
+  }
+};
+
+template <typename T>
+struct TransposedProductPanel {
+  const TransposedProductArgs<T>& args;
+  Index panel;
+
+  template <int N>
+  LSTMFAST_INLINE void run() const {
+    // 128 rows of b (16 KB with AVX2) and of the columns of a that share a cache line (8 KB) fit in L1 together.
+    constexpr Index kRowsAtOnce = 128;
+    Index row = 0;
+    do {
+      const Index end = row + kRowsAtOnce < args.rows ? row + kRowsAtOnce : args.rows;
+      for_each_row_tile(args.m_begin, args.m_end, TransposedProductTile<T, N>{args, panel, row, end});
+      row = end;
+    } while (row < args.rows);
+  }
+};
+
+template <typename T>
+void transposed_product(const TransposedProductArgs<T>& args) {
+  const PanelLayout<T> layout{args.columns};
+  for (Index panel = args.panel_begin; panel < args.panel_end; ++panel)
+    with_panel_vectors<kPanelVectors>(args.gate_hidden_size > 0 ? kGateCount : layout.vectors_in(panel),
+                                      TransposedProductPanel<T>{args, panel});
+}
+
+template <typename T>
+void sum_gate_rows(const T* panels, Index block_stride, Index rows, Index hidden, Index begin, Index end, T* sums) {
+  constexpr Index V = kLanes<T>;
+  for (Index block = begin; block < end; ++block) {
+    Vec<T> sum[kGateCount] = {};
+    const T* row = panels + block * block_stride;
+    for (Index r = 0; r < rows; ++r)
+      for (int gate = 0; gate < kGateCount; ++gate, row += V) sum[gate] += load(row);
+    for (int gate = 0; gate < kGateCount; ++gate)
+      store_partial(sums + gate * hidden + block * V, sum[gate], hidden - block * V);
+  }
+}
+
+template <typename T>
+void sum_rows(const T* const* rows, Index count, Index begin, Index end, T* sums) {
+  for (Index column = begin; column < end; column += kLanes<T>) {
+    Vec<T> sum{};
+    for (Index r = 0; r < count; ++r) sum += load_partial(rows[r] + column, end - column);
+    store_partial(sums + column, sum, end - column);
+  }
+}
+
+template <typename T>
+void scatter_gate_rows(const T* panels, Index block_stride, const int* ids, Index rows, Index hidden, Index begin,
+                       Index end, T* table, Index table_stride) {
+  constexpr Index V = kLanes<T>;
+  for (Index block = begin; block < end; ++block) {
+    const Index unit = block * V, lanes = hidden - unit;
+    const T* row = panels + block * block_stride;
+    for (Index r = 0; r < rows; ++r)
+      for (int gate = 0; gate < kGateCount; ++gate, row += V) {
+        T* target = table + ids[r] * table_stride + gate * hidden + unit;
+        store_partial(target, load_partial<T>(target, lanes) + load(row), lanes);
+      }
+  }
+}
+
+}  // namespace
+}  // namespace lstmfast

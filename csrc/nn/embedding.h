@@ -1,0 +1,17 @@
+// Rows of a table by token id, and the gradient of that: a sum of rows in their given order.
+#pragma once
+
+#include "core/views.h"
+
+namespace lstmfast {
+
+// out[r, :] = table[ids[r], :]
+template <typename T>
+void embedding_gather(MatrixView<const T> table, const int* ids, Index rows, Index columns, MatrixView<T> out);
+
+// d_table = 0; d_table[ids[r], :] += d_out[r, :]
+template <typename T>
+void embedding_scatter(MatrixView<const T> d_out, const int* ids, Index rows, Index columns, Index vocabulary,
+                       MatrixView<T> d_table);
+
+}  // namespace lstmfast

@@ -1,0 +1,41 @@
+// Choosing the next token from logits, and generating with a stream. The randomness comes in as uniform numbers.
+#pragma once
+
+#include <vector>
+
+#include "core/views.h"
+#include "lstm/stream.h"
+
+namespace lstmfast {
+
+struct SamplingOptions {
+  double temperature;  // 0: greedy, the first maximum
+  Index top_k;         // 0: off
+  double top_p;        // 1: off
+};
+
+// Temperature, then top-k, softmax, top-p, then the first id whose cumulative probability exceeds `uniform`.
+// In double throughout; `reference.next_token_distribution` is the same in NumPy.
+template <typename T>
+class TokenChooser {
+ public:
+  TokenChooser(const SamplingOptions& options, Index vocabulary);
+  int choose(const T* logits, double uniform);  // throws std::domain_error where the logits are not finite
+
+ private:
+  void keep_top_k(Index count);
+  void keep_top_p(double probability);
+  void sort_ids();
+
+  SamplingOptions options_;
+  std::vector<double> weights_;
+  std::vector<int> ids_;
+};
+
+// For n = 0 .. steps-1: each stream reads its token, and its next one is chosen with uniforms[n, b], written to out[n, b]
+// and left in tokens[b].
+template <typename T>
+void generate(Stream<T>& stream, MatrixView<const T> projection_kernel, const T* projection_bias, Index vocabulary,
+              const SamplingOptions& options, int* tokens, const double* uniforms, Index steps, int* out);
+
+}  // namespace lstmfast

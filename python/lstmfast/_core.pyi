@@ -1,0 +1,140 @@
+"""Signatures of the C++ extension. Not API: the public functions and classes of lstmfast stand before it.
+
+Arrays of one call have one dtype, float32 or float64. Inputs may be strided in all axes but the last; outputs are
+written in place; gradients are overwritten, not added to; None means absent. Every argument is checked: ValueError and
+TypeError name it.
+"""
+
+from collections.abc import Sequence as _Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Floats = NDArray[np.floating[Any]]
+_Ids = NDArray[np.int32]
+
+__version__: str
+testing: ModuleType
+
+def built_isas() -> list[str]: ...
+def available_isas() -> list[str]: ...
+def current_isa() -> str: ...
+def get_num_threads() -> int: ...
+def set_num_threads(threads: int) -> None: ...
+def build_info() -> dict[str, str]: ...
+
+class Sequence:
+    """One direction of one LSTM layer; owns its workspace and reuses it. One call at a time."""
+
+    def __init__(self) -> None: ...
+    def forward(
+        self,
+        x: _Floats | _Ids,
+        kernel: _Floats,
+        bias: _Floats,
+        *,
+        h0: _Floats | None = None,
+        c0: _Floats | None = None,
+        lengths: NDArray[np.int64] | None = None,
+        resets: NDArray[np.bool_] | None = None,
+        reverse: bool = False,
+        forget_bias: float = 0.0,
+        h: _Floats,
+        h_n: _Floats,
+        c_n: _Floats,
+        cells: _Floats | None = None,
+        gates: _Floats | None = None,
+        keep_for_backward: bool = False,
+    ) -> None: ...
+    def backward(
+        self,
+        *,
+        d_h: _Floats | None = None,
+        d_h_n: _Floats | None = None,
+        d_c_n: _Floats | None = None,
+        d_x: _Floats | None = None,
+        d_kernel: _Floats | None = None,
+        d_bias: _Floats | None = None,
+        d_h0: _Floats | None = None,
+        d_c0: _Floats | None = None,
+    ) -> None: ...
+
+class Stream:
+    """A stack of layers advanced one step at a time: packed weights, state inside."""
+
+    def __init__(
+        self,
+        kernels: _Sequence[_Floats],
+        biases: _Sequence[_Floats],
+        *,
+        batch_size: int,
+        token_input: bool,
+        forget_bias: float,
+    ) -> None: ...
+    def step(self, x: _Floats | _Ids) -> NDArray[Any]: ...
+    def reset(self) -> None: ...
+    @property
+    def state(self) -> tuple[NDArray[Any], NDArray[Any]]: ...
+    @state.setter
+    def state(self, arg1: tuple[_Floats, _Floats]) -> None: ...
+    def generate(
+        self,
+        projection_kernel: _Floats,
+        projection_bias: _Floats,
+        token: _Ids,
+        uniforms: NDArray[np.float64],
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        out: _Ids,
+    ) -> None: ...
+
+def linear(x: _Floats, kernel: _Floats, bias: _Floats | None, out: _Floats) -> None: ...
+def linear_backward(
+    x: _Floats,
+    kernel: _Floats,
+    d_out: _Floats,
+    d_x: _Floats | None = None,
+    d_kernel: _Floats | None = None,
+    d_bias: _Floats | None = None,
+) -> None: ...
+def softmax_cross_entropy(
+    logits: _Floats, targets: _Ids, losses: _Floats, d_logits: _Floats | None = None, scale: float = 1.0
+) -> None: ...
+def embedding_gather(table: _Floats, ids: _Ids, out: _Floats) -> None: ...
+def embedding_scatter(d_out: _Floats, ids: _Ids, d_table: _Floats) -> None: ...
+def global_norm(values: _Floats) -> float: ...
+def sgd_update(parameters: _Floats, gradients: _Floats, learning_rate: float, gradient_scale: float) -> None: ...
+def momentum_update(
+    parameters: _Floats,
+    gradients: _Floats,
+    velocity: _Floats,
+    learning_rate: float,
+    momentum: float,
+    nesterov: bool,
+    gradient_scale: float,
+) -> None: ...
+def rmsprop_update(
+    parameters: _Floats,
+    gradients: _Floats,
+    mean_square: _Floats,
+    learning_rate: float,
+    decay: float,
+    epsilon: float,
+    gradient_scale: float,
+) -> None: ...
+def adam_update(
+    parameters: _Floats,
+    gradients: _Floats,
+    first_moment: _Floats,
+    second_moment: _Floats,
+    step: int,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    gradient_scale: float,
+) -> None: ...
