@@ -1,0 +1,86 @@
+"""The order of the four gates, once for Python: input, forget, cell, output, written i | f | g | o.
+
+Whoever needs to know which columns of a kernel belong to which gate asks here; `csrc/core/gates.h` is the same for C++.
+Layout and names only: no arithmetic, and no other library's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+NAMES = ("input", "forget", "cell", "output")
+LETTERS = ("i", "f", "g", "o")
+COUNT = len(NAMES)
+
+
+def columns(name: str, hidden_size: int) -> slice:
+    """Columns of gate `name` in a kernel [rows, 4*hidden_size]. Raises KeyError listing the names if it is not one."""
+    if name not in NAMES:
+        raise KeyError(f"gate must be one of {', '.join(NAMES)}, got {name!r}")
+    first = NAMES.index(name) * hidden_size
+    return slice(first, first + hidden_size)
+
+
+def split(values: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Views of the gates i, f, g, o, each [..., hidden_size], of an array [..., 4*hidden_size]."""
+    hidden_size = values.shape[-1] // COUNT
+    i, f, g, o = (values[..., columns(name, hidden_size)] for name in NAMES)
+    return i, f, g, o
+
+
+class GateView:
+    """The weights of one gate: views of the whole cell's arrays, so that what is assigned here changes the cell.
+
+    Shapes: input_kernel [input_size, hidden_size]; recurrent_kernel [hidden_size, hidden_size]; bias [hidden_size].
+    Assignment writes into the view: `view.bias = ones` and `view.bias += 1` both reach the cell.
+    """
+
+    __slots__ = ("bias", "input_kernel", "recurrent_kernel")
+
+    input_kernel: FloatArray
+    recurrent_kernel: FloatArray
+    bias: FloatArray
+
+    def __init__(self, input_kernel: FloatArray, recurrent_kernel: FloatArray, bias: FloatArray) -> None:
+        object.__setattr__(self, "input_kernel", input_kernel)
+        object.__setattr__(self, "recurrent_kernel", recurrent_kernel)
+        object.__setattr__(self, "bias", bias)
+
+    def __setattr__(self, name: str, values: npt.ArrayLike) -> None:
+        getattr(self, name)[...] = values
+
+    def __repr__(self) -> str:
+        input_size, hidden_size = self.input_kernel.shape
+        return f"GateView(input_size={input_size}, hidden_size={hidden_size})"
+
+
+class Gates(Mapping[str, GateView]):
+    """The four gates of a kernel [input_size + hidden_size, 4*hidden_size] and its bias [4*hidden_size], by name.
+
+    `Gates(kernel, bias)["forget"].input_kernel` is a writable view. Raises KeyError listing the names for any other.
+    """
+
+    def __init__(self, kernel: FloatArray, bias: FloatArray) -> None:
+        self._kernel = kernel
+        self._bias = bias
+
+    def __getitem__(self, name: str) -> GateView:
+        hidden_size = self._bias.shape[0] // COUNT
+        input_size = self._kernel.shape[0] - hidden_size
+        gate = self._kernel[:, columns(name, hidden_size)]
+        return GateView(gate[:input_size], gate[input_size:], self._bias[columns(name, hidden_size)])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(NAMES)
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __repr__(self) -> str:
+        return f"Gates({', '.join(NAMES)}; kernel {self._kernel.shape}, bias {self._bias.shape})"

@@ -1,0 +1,62 @@
+"""First values of weights. Randomness is an argument: a `numpy.random.Generator` is passed in, nothing seeds itself.
+
+Draws are made in float64 and rounded to `dtype`, so that one seed gives the same weights in every precision.
+Arrays only: which variable gets which initializer is the model's affair; `default` is for those that do not say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating[Any]]
+Shape = tuple[int, ...]
+Initializer = Callable[[str, Shape, np.random.Generator], FloatArray]
+"""What models take as `initializer`: the first values of the variable of this name and shape."""
+
+
+def zeros(shape: Shape, *, dtype: npt.DTypeLike = np.float64) -> FloatArray:
+    """An array of zeros."""
+    return np.zeros(shape, dtype)
+
+
+def uniform(
+    shape: Shape, rng: np.random.Generator, *, low: float = -1.0, high: float = 1.0, dtype: npt.DTypeLike = np.float64
+) -> FloatArray:
+    """Uniform numbers in [low, high)."""
+    return rng.uniform(low, high, shape).astype(dtype)
+
+
+def truncated_normal(
+    shape: Shape, rng: np.random.Generator, *, mean: float = 0.0, std: float = 1.0, dtype: npt.DTypeLike = np.float64
+) -> FloatArray:
+    """Normal numbers, drawn again where they lie more than two `std` from `mean`: `tf.truncated_normal`'s meaning.
+
+    `std` is that of the normal distribution before truncation; what is returned spreads by 0.88 of it.
+    """
+    values = rng.standard_normal(shape)
+    while (outside := np.abs(values) > 2).any():
+        values[outside] = rng.standard_normal(int(outside.sum()))
+    return (mean + std * values).astype(dtype)
+
+
+def orthogonal(
+    shape: tuple[int, int], rng: np.random.Generator, *, gain: float = 1.0, dtype: npt.DTypeLike = np.float64
+) -> FloatArray:
+    """A matrix [rows, columns], its shorter side orthonormal, times gain. Source: Saxe, McClelland & Ganguli 2014."""
+    rows, columns = shape
+    q, r = np.linalg.qr(rng.standard_normal((max(shape), min(shape))))
+    q *= np.where(np.diagonal(r) < 0, -1.0, 1.0)  # QR leaves the signs open; fixed so, q is uniformly distributed
+    return (gain * (q if rows >= columns else q.T)).astype(dtype)
+
+
+def default(name: str, shape: Shape, rng: np.random.Generator) -> FloatArray:
+    """Zero biases; every other variable uniform within ±1/sqrt(rows), so that sums over its rows keep their size."""
+    if name.endswith("bias"):
+        return zeros(shape)
+    bound = 1 / math.sqrt(max(shape[0], 1))
+    return uniform(shape, rng, low=-bound, high=bound)

@@ -1,0 +1,64 @@
+"""What every test may ask for: an ISA, a dtype, a generator of random numbers. No claims here, and no helpers.
+
+Only a test that asks for `isa` imports the extension, and then only when it is collected.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for `isa` on every ISA of this build; those this CPU lacks are skipped by name."""
+    if "isa" in metafunc.fixturenames:
+        core = _core()
+        available = core.available_isas()
+        lacking = [
+            pytest.param(name, marks=pytest.mark.skip(reason=f"this CPU lacks {name}"))
+            for name in core.built_isas()
+            if name not in available
+        ]
+        metafunc.parametrize("isa", [*available, *lacking], indirect=True)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the ISA that the extension uses during this test."""
+    core = _core()
+    before = core.current_isa()
+    core.testing.set_isa(request.param)
+    yield request.param
+    core.testing.set_isa(before)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
+    """float32, then float64."""
+    return np.dtype(request.param)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers of this test's own: seeded by its name, the same on every run and in any order."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def threads() -> Iterator[ModuleType]:
+    """The extension, whose number of threads the test may set; it is put back afterwards."""
+    core = _core()
+    before = core.get_num_threads()
+    yield core
+    core.set_num_threads(before)
+
+
+def _core() -> ModuleType:
+    from lstmfast import _core
+
+    return _core

@@ -1,0 +1,61 @@
+"""How close is equal: every tolerance of the suite, in one place, with where it comes from.
+
+Numbers are compared as `abs(actual - expected) <= absolute + relative * abs(expected)` (numpy.testing.assert_allclose).
+Nothing here was tuned until a test passed; a test that needs more than this has found something.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# sigmoid, tanh: the design promises 2e-7 absolute in float32, about 3 units in the last place below 1 (2**-24 = 6e-8).
+# float64 gets the same with room for the libm we compare with, which rounds too: 9 units of 2**-53.
+ACTIVATION = {"float32": 2e-7, "float64": 1e-15}
+
+# exp: relative, because it has no bound of its own. 4 units in the last place: a range reduction and a polynomial.
+EXPONENTIAL = {"float32": 4 * 2.0**-23, "float64": 4 * 2.0**-52}
+
+# The rounding of one sum of K terms of size about one grows like sqrt(K) where errors are independent, whatever the
+# order in which an engine adds them. Eight units per sqrt(K) leave room for the largest of some thousand results.
+_SUM_UNITS = 8
+
+# Central differences in float64 with step s: the rounding of f, about 2**-52 * |f| / s, against the cut-off, s**2 / 6
+# of the third derivative. s = 6e-6 (the cube root of 2**-52) makes both 1e-10 at most; f may reach 100.
+DIFFERENCE_STEP = 6e-6
+DIFFERENCE = {"rtol": 1e-8, "atol": 1e-8}
+
+# Two ways to the same float64 numbers within the reference: only the order of additions differs.
+SAME = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def sums(dtype: npt.DTypeLike, terms: int, size: float = 1.0) -> dict[str, float]:
+    """Tolerance for results that are sums of `terms` products of about `size`: a matrix product, a norm, a loss."""
+    unit = float(np.finfo(dtype).eps)
+    return {"rtol": _SUM_UNITS * unit, "atol": _SUM_UNITS * unit * math.sqrt(max(terms, 1)) * size}
+
+
+def states(dtype: npt.DTypeLike, terms: int) -> dict[str, float]:
+    """Tolerance for h, c and gates after some steps, `terms` = I + H: about 1e-6 * sqrt(I + H) in float32.
+
+    A sum's error passes a sigmoid's slope of at most 1/4 or tanh's of 1, the state carries it on with a factor below 1:
+    what one step adds stays of the size of that step's sum.
+    """
+    return sums(dtype, terms)
+
+
+def gradients(dtype: npt.DTypeLike, terms: int) -> dict[str, float]:
+    """Tolerance for gradients of a sequence, `terms` = the steps and rows that add up: 1e-5 relative in float32.
+
+    Every step back multiplies by derivatives that were themselves rounded: ten times a sum's error.
+    float64: 1e-12 where the gradients are of size one.
+    """
+    return {name: 10 * bound for name, bound in sums(dtype, terms).items()}
+
+
+def of(table: dict[str, float], dtype: Any) -> float:
+    """The entry of one of the tables above for a dtype."""
+    return table[np.dtype(dtype).name]
