@@ -1,0 +1,49 @@
+"""lstmfast: the fastest LSTM for Python that does not need a framework.
+
+NumPy arrays in, NumPy arrays out. Functions: `lstm_step`, `lstm`, `lstm_backward`. Layers with weights: `LSTMCell`,
+`LSTM`. Models: `CharLM`, `SequenceClassifier`. Importing this loads numpy and the extension and nothing else; the
+trainer, the data pipeline, the sampler and the command line are modules of their own.
+"""
+
+from lstmfast import gates, initializers, losses, optimizers, reference, schedules
+from lstmfast._core import __version__
+from lstmfast.functional import Gradients, Output, lstm, lstm_backward, lstm_step
+from lstmfast.layers import LSTM, LSTMCell, ParameterBuffer
+from lstmfast.models import CharLM, CharStream, SequenceClassifier
+from lstmfast.runtime import (
+    available_isas,
+    build_info,
+    explain,
+    get_matmul_precision,
+    get_num_threads,
+    set_matmul_precision,
+    set_num_threads,
+)
+
+__all__ = [
+    "LSTM",
+    "CharLM",
+    "CharStream",
+    "Gradients",
+    "LSTMCell",
+    "Output",
+    "ParameterBuffer",
+    "SequenceClassifier",
+    "__version__",
+    "available_isas",
+    "build_info",
+    "explain",
+    "gates",
+    "get_matmul_precision",
+    "get_num_threads",
+    "initializers",
+    "losses",
+    "lstm",
+    "lstm_backward",
+    "lstm_step",
+    "optimizers",
+    "reference",
+    "schedules",
+    "set_matmul_precision",
+    "set_num_threads",
+]

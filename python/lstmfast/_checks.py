@@ -1,0 +1,195 @@
+"""What the public functions ask of their arguments, said in the user's words.
+
+Every check returns the value in the form the extension takes, or raises an error that names the argument, what was
+wanted and what came. Refuses to compute, and to convert: float32 stays float32 and float64 stays float64. An array is
+copied only where its last axis is not laid out element beside element. The extension checks again; it must not trust.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+State: TypeAlias = tuple[Array, Array]
+Size: TypeAlias = int | str  # a string stands for any size and is its name in the error
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+
+
+def whole_number(name: str, value: Any, minimum: int = 1) -> int:
+    """Return `value` as an int of at least `minimum`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}")
+    return number
+
+
+def finite(name: str, value: Any, minimum: float = -math.inf) -> float:
+    """Return `value` as a finite float of at least `minimum`."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum:g}, got {number:g}")
+    return number
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return `value` as a float in [0, 1)."""
+    number = finite(name, value)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"{name} must lie in [0, 1), got {number:g}")
+    return number
+
+
+def float_dtype(value: Any) -> np.dtype[Any]:
+    """Return the dtype `value` names: float32 or float64."""
+    for dtype in (FLOAT32, FLOAT64):
+        if value is not None and dtype == value:
+            return dtype
+    raise TypeError(f"dtype must be float32 or float64, got {value!r}")
+
+
+def matmul_precision(value: Any) -> str:
+    """Return `value` if it is one of MATMUL_PRECISIONS."""
+    if value not in MATMUL_PRECISIONS:
+        raise ValueError(f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, got {value!r}")
+    return str(value)
+
+
+def generator(name: str, value: Any) -> np.random.Generator:
+    """Return `value` if it is a numpy.random.Generator."""
+    if not isinstance(value, np.random.Generator):
+        raise TypeError(
+            f"{name} must be a numpy.random.Generator, such as numpy.random.default_rng(0), got {type(value).__name__}"
+        )
+    return value
+
+
+def ndarray(name: str, value: Any, kind: str) -> None:
+    """Raise TypeError unless `value` is a NumPy array."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array of {kind}, got {type(value).__name__}")
+
+
+def array(
+    name: str,
+    value: Any,
+    shape: tuple[Size, ...],
+    meaning: str = "",
+    *,
+    dtype: np.dtype[Any] | None = None,
+    like: str = "",
+) -> Array:
+    """Return a float array of this shape and dtype whose last axis has unit stride. `like` names who set the dtype."""
+    ndarray(name, value, "float32 or float64")
+    if value.dtype != FLOAT32 and value.dtype != FLOAT64:
+        raise TypeError(f"{name} must be a float32 or float64 array, got {value.dtype}")
+    if dtype is not None and value.dtype != dtype:
+        raise TypeError(
+            f"{name} must be {dtype} like {like}, got {value.dtype}; nothing is converted silently, use .astype"
+        )
+    has_shape(name, value, shape, meaning)
+    return _unit_stride(value)
+
+
+def has_shape(name: str, value: Array, shape: tuple[Size, ...], meaning: str = "") -> None:
+    """Raise ValueError unless `value` has this shape; `meaning` says in words where the sizes come from."""
+    if value.shape == shape:
+        return
+    if value.ndim == len(shape) and all(isinstance(w, str) or w == s for w, s in zip(shape, value.shape, strict=True)):
+        return
+    wanted = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+    raise ValueError(f"{name} must have shape {wanted}{f' = {meaning}' if meaning else ''}, got {value.shape}")
+
+
+def ids(name: str, value: Any, vocabulary_size: int, shape: tuple[Size, ...], meaning: str = "") -> Array:
+    """Return token ids as a C-contiguous int32 array; the error names the first id outside and its position."""
+    ndarray(name, value, "integer ids")
+    if value.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integer ids, got {value.dtype}")
+    has_shape(name, value, shape, meaning)
+    value = np.ascontiguousarray(value)
+    # As unsigned numbers negative ids are the largest of all, so that one pass over the usual int32 sees both ends.
+    seen = value.view(np.uint32) if value.dtype == np.int32 else value
+    if value.size and (seen.max() >= vocabulary_size or (value is seen and value.min() < 0)):
+        bad, position = _first(value, (value < 0) | (value >= vocabulary_size))
+        raise ValueError(
+            f"{name} must hold ids from 0 to {vocabulary_size - 1} (a vocabulary of {vocabulary_size}), "
+            f"got {bad} at position {position}"
+        )
+    return np.asarray(value, np.int32)
+
+
+def is_ids(value: Any) -> bool:
+    """Tell token ids from dense input: an array of any integer dtype."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "iu"
+
+
+def lengths(value: Any, time_steps: int, batch: int) -> Array | None:
+    """Return lengths [batch] as int64, each from 0 to `time_steps`, or None."""
+    if value is None:
+        return None
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "iu":
+        raise TypeError(f"lengths must be integers, got {numbers.dtype}")
+    has_shape("lengths", numbers, (batch,), "(batch,)")
+    outside = (numbers < 0) | (numbers > time_steps)
+    if outside.any():
+        bad, position = _first(numbers, outside)
+        raise ValueError(f"lengths must lie between 0 and {time_steps} = time_steps, got {bad} at position {position}")
+    return np.ascontiguousarray(numbers, np.int64)
+
+
+def resets(value: Any, shape: tuple[int, int], meaning: str) -> Array | None:
+    """Return resets as a bool array whose last axis has unit stride, or None."""
+    if value is None:
+        return None
+    flags = np.asarray(value)
+    if flags.dtype != np.bool_:
+        raise TypeError(f"resets must be a bool array, got {flags.dtype}")
+    has_shape("resets", flags, shape, meaning)
+    return _unit_stride(flags)
+
+
+def state(
+    name: str, value: Any, shape: tuple[int, int, int], dtype: np.dtype[Any], like: str
+) -> tuple[Array | None, Array | None]:
+    """The pair (h, c) of a layer stack, each [num_layers*num_directions, batch, hidden_size]; two None for None."""
+    if value is None:
+        return None, None
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair of arrays (h, c), got {type(value).__name__}")
+    meaning = "(num_layers*num_directions, batch, hidden_size)"
+    h, c = (array(f"{name}[{k}]", part, shape, meaning, dtype=dtype, like=like) for k, part in enumerate(value))
+    return h, c
+
+
+def buffer(name: str, value: Any, size: int | None = None, dtype: np.dtype[Any] | None = None, like: str = "") -> Array:
+    """Return a writable contiguous 1-D float array, never a copy: what is updated in place."""
+    values: Array = array(name, value, ("count" if size is None else size,), dtype=dtype, like=like)
+    copied = values is not value
+    if copied or not values.flags.writeable:
+        raise ValueError(f"{name} must be a writable contiguous 1-D array, because it is updated in place")
+    return values
+
+
+def _unit_stride(value: Array) -> Array:
+    return value if value.strides[-1] == value.itemsize and value.flags.aligned else value.copy()
+
+
+def _first(value: Array, marked: Array) -> tuple[Any, list[int]]:
+    position = np.unravel_index(int(marked.argmax()), value.shape)
+    return value[position], [int(p) for p in position]

@@ -1,0 +1,402 @@
+"""Layers: weights that live in one buffer, and the state that one call leaves for the next.
+
+`ParameterBuffer` owns the arrays, `LSTMCell` names them, `LSTM` stacks cells over time, depth and direction. Layers
+declare the shapes they need and bind to views, so that a model can keep all of its layers in one buffer.
+Refuses to update weights (see `optimizers`) and to know of losses (see `losses`). One object serves one thread at a
+time: between a call and its `backward` it remembers the call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmfast import _checks as check
+from lstmfast import _core, functional, initializers
+from lstmfast._checks import Array, State
+from lstmfast.gates import Gates
+from lstmfast.initializers import Initializer, Shape
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterBuffer:
+    """Parameters and their gradients: two contiguous 1-D arrays, and views of them by name.
+
+    `values`, `gradient_values` [count]; `parameters`, `gradients`: dicts name -> array of that variable's shape.
+    """
+
+    values: Array
+    gradient_values: Array
+    parameters: dict[str, Array]
+    gradients: dict[str, Array]
+
+    @classmethod
+    def allocate(cls, shapes: Mapping[str, Shape], dtype: npt.DTypeLike) -> ParameterBuffer:
+        """Return a buffer of zeros that holds variables of these shapes, in this order."""
+        count = sum(math.prod(shape) for shape in shapes.values())
+        return cls._bind(np.zeros(count, dtype), np.zeros(count, dtype), shapes)
+
+    def part(self, prefix: str) -> ParameterBuffer:
+        """Return the variables whose names begin with `prefix`, without it: views of this buffer, contiguous too.
+
+        Raises ValueError if there are none or if others lie between them.
+        """
+        names = list(self.parameters)
+        chosen = [name for name in names if name.startswith(prefix)]
+        first = names.index(chosen[0]) if chosen else 0
+        if not chosen or names[first : first + len(chosen)] != chosen:
+            raise ValueError(f"prefix must name variables that lie side by side, got {prefix!r} for {', '.join(names)}")
+        start = sum(self.parameters[name].size for name in names[:first])
+        shapes = {name.removeprefix(prefix): self.parameters[name].shape for name in chosen}
+        return self._bind(self.values[start:], self.gradient_values[start:], shapes)
+
+    def fill(self, initializer: Initializer | None, rng: np.random.Generator | None) -> None:
+        """Give every variable its first value: `initializer(name, shape, rng)`, `initializers.default` if None.
+
+        rng None draws a seed from the operating system. Raises ValueError naming a variable whose shape came out wrong.
+        """
+        rng = np.random.default_rng() if rng is None else check.generator("rng", rng)
+        for name, view in self.parameters.items():
+            values = np.asarray((initializer or initializers.default)(name, view.shape, rng))
+            check.has_shape(f"initializer's value for {name}", values, view.shape)
+            view[...] = values
+
+    @classmethod
+    def _bind(cls, values: Array, gradient_values: Array, shapes: Mapping[str, Shape]) -> ParameterBuffer:
+        parameters, gradients, start = {}, {}, 0
+        for name, shape in shapes.items():
+            end = start + math.prod(shape)
+            parameters[name] = values[start:end].reshape(shape)
+            gradients[name] = gradient_values[start:end].reshape(shape)
+            start = end
+        return cls(values[:start], gradient_values[:start], parameters, gradients)
+
+
+class LSTMCell:
+    """The weights of one LSTM, and one step of it.
+
+    kernel [input_size + hidden_size, 4*hidden_size], bias [4*hidden_size]; gates["input" | "forget" | "cell" |
+    "output"] has writable views input_kernel, recurrent_kernel and bias. forget_bias is added at run time and is no
+    part of bias. storage: a ParameterBuffer of these `shapes`, first values included; None allocates one, drawn by rng.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        forget_bias: float = 1.0,
+        dtype: npt.DTypeLike = "float32",
+        rng: np.random.Generator | None = None,
+        storage: ParameterBuffer | None = None,
+    ) -> None:
+        self.input_size = check.whole_number("input_size", input_size)
+        self.hidden_size = check.whole_number("hidden_size", hidden_size)
+        self.forget_bias = check.finite("forget_bias", forget_bias)
+        self.dtype = check.float_dtype(dtype)
+        if storage is None:
+            storage = ParameterBuffer.allocate(self.shapes(self.input_size, self.hidden_size), self.dtype)
+            storage.fill(None, rng)
+        self.parameters, self.gradients = storage.parameters, storage.gradients
+        self.kernel, self.bias = self.parameters["kernel"], self.parameters["bias"]
+        self.gates = Gates(self.kernel, self.bias)
+
+    @staticmethod
+    def shapes(input_size: int, hidden_size: int) -> dict[str, Shape]:
+        """Return the variables of a cell and their shapes."""
+        return {"kernel": (input_size + hidden_size, 4 * hidden_size), "bias": (4 * hidden_size,)}
+
+    def __call__(self, x: npt.NDArray[Any], state: State) -> State:
+        """Advance by one step and return the new state (h, c).
+
+        Shapes: x [batch, input_size] or ids [batch]; h, c [batch, hidden_size]. Raises as `lstm_step` does.
+        """
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"state must be a pair of arrays (h, c), got {type(state).__name__}")
+        return functional.lstm_step(x, *state, self.kernel, self.bias, forget_bias=self.forget_bias)
+
+
+class Scratch:
+    """Arrays kept from call to call: the same name and shape is the same array, whatever it holds by now."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._arrays: dict[str, Array] = {}
+
+    def __call__(self, name: str, shape: Shape) -> Array:
+        array = self._arrays.get(name)
+        if array is None or array.shape != shape:
+            array = self._arrays[name] = np.empty(shape, self._dtype)
+        return array
+
+
+class Dropout:
+    """Inverted dropout: each value survives with probability 1 - rate and is divided by it. Srivastava et al. 2014."""
+
+    def __init__(self, rate: float, dtype: np.dtype[Any]) -> None:
+        self._rate = rate
+        self._dtype: Any = dtype.type
+        self._scratch = Scratch(dtype)
+        self._mask: Array | None = None
+
+    def __call__(self, x: Array, rng: np.random.Generator | None) -> Array:
+        """Return x with some values dropped, in an array that the next call overwrites; with rng None return x."""
+        if rng is None or self._rate == 0.0:
+            self._mask = None
+            return x
+        mask = self._mask = self._scratch("mask", x.shape)
+        rng.random(dtype=self._dtype, out=mask)
+        np.greater_equal(mask, self._rate, out=mask)
+        mask *= 1.0 / (1.0 - self._rate)
+        return np.multiply(x, mask, out=self._scratch("dropped", x.shape))
+
+    def backward(self, gradient: Array) -> None:
+        """Turn, in place, the derivative by the last call's result into that by its x."""
+        if self._mask is not None:
+            gradient *= self._mask
+
+
+class LSTM:
+    """A stack of LSTM layers over whole sequences, in one direction or both.
+
+    dropout: share of the values dropped between layers while training, drawn from rng. forget_bias is added at run
+    time. Variables are named layer0.kernel, layer0.bias, layer0_reverse.kernel, ...; layer k > 0 reads the hidden_size
+    (bidirectional: 2*hidden_size, forward first) outputs of the layer below. `cells` has one LSTMCell for each layer
+    and direction, in the order of the states: layer 0 forward, layer 0 reverse, layer 1 forward, ... as in PyTorch.
+    storage: a ParameterBuffer of these `shapes`, first values included; None allocates one and draws with rng.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        forget_bias: float = 1.0,
+        dtype: npt.DTypeLike = "float32",
+        rng: np.random.Generator | None = None,
+        storage: ParameterBuffer | None = None,
+    ) -> None:
+        self.input_size = check.whole_number("input_size", input_size)
+        self.hidden_size = check.whole_number("hidden_size", hidden_size)
+        self.num_layers = check.whole_number("num_layers", num_layers)
+        self.num_directions = 2 if bidirectional else 1
+        self.bidirectional, self.batch_first = bool(bidirectional), bool(batch_first)
+        self._axes = ("batch", "time_steps") if self.batch_first else ("time_steps", "batch")
+        self.dropout = check.fraction("dropout", dropout)
+        self.forget_bias = check.finite("forget_bias", forget_bias)
+        self.dtype = check.float_dtype(dtype)
+        self._rng = np.random.default_rng() if rng is None else check.generator("rng", rng)
+        if storage is None:
+            shapes = self.shapes(
+                self.input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=self.bidirectional
+            )
+            storage = ParameterBuffer.allocate(shapes, self.dtype)
+            storage.fill(None, self._rng)
+        self.parameters, self.gradients = storage.parameters, storage.gradients
+        self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
+        self.cells = tuple(
+            LSTMCell(
+                self._input_size_of(layer), self.hidden_size,
+                forget_bias=forget_bias, dtype=self.dtype, storage=storage.part(f"{name}."),
+            )
+            for layer, name in _directions(self.num_layers, self.bidirectional)
+        )  # fmt: skip
+        self._sequences = [_core.Sequence() for _ in self.cells]
+        self._dropouts = [Dropout(self.dropout, self.dtype) for _ in range(self.num_layers - 1)]
+        self._scratch = Scratch(self.dtype)
+        self._trained: tuple[int, int, bool] | None = None  # time_steps, batch, ids of the call `backward` belongs to
+
+    @staticmethod
+    def shapes(
+        input_size: int, hidden_size: int, *, num_layers: int = 1, bidirectional: bool = False
+    ) -> dict[str, Shape]:
+        """Return the variables of a stack and their shapes."""
+        above = hidden_size * (2 if bidirectional else 1)
+        return {
+            f"{name}.{variable}": shape
+            for layer, name in _directions(num_layers, bidirectional)
+            for variable, shape in LSTMCell.shapes(above if layer else input_size, hidden_size).items()
+        }
+
+    def zero_state(self, batch_size: int) -> State:
+        """Return (h, c) of zeros, each [num_layers*num_directions, batch_size, hidden_size]."""
+        h, c = np.zeros((2, *self._state_shape(check.whole_number("batch_size", batch_size, 0))), self.dtype)
+        return h, c
+
+    def __call__(
+        self,
+        x: npt.NDArray[Any],
+        state: State | None = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        resets: npt.ArrayLike | None = None,
+        training: bool = False,
+    ) -> tuple[Array, State]:
+        """Run the stack: return h [T, B, num_directions*hidden_size] of the top layer and the final state (h, c).
+
+        x [T, B, input_size], or integer ids [T, B], each standing for a one-hot row of input_size; state as in
+        `zero_state`, which None stands for; lengths [B] and resets [T, B] as in `lstm`. With batch_first, x, resets and
+        the returned h begin [B, T]; states do not. training keeps what `backward` needs and applies dropout; x and
+        the returned h must then stay as they are until `backward` is done. What is returned is new in every call.
+        Raises ValueError naming the argument whose shape or values are wrong; TypeError for a dtype not the layer's.
+        """
+        x = self.check_input(x)
+        flags = self._time_major(check.resets(resets, (x.shape[0], x.shape[1]), f"({', '.join(self._axes)})"))
+        h = np.empty((*x.shape[:2], self.num_directions * self.hidden_size), self.dtype)
+        x_in_time = np.ascontiguousarray(self._time_major(x)) if check.is_ids(x) else self._time_major(x)
+        time_steps, batch = x_in_time.shape[:2]
+        h_n, c_n = self.forward_into(
+            self._time_major(h), x_in_time, self.check_state("state", state, batch),
+            lengths=check.lengths(lengths, time_steps, batch),
+            resets=None if flags is None else np.ascontiguousarray(flags),
+            keep_for_backward=bool(training), rng=self._rng if training else None,
+        )  # fmt: skip
+        return h, (h_n, c_n)
+
+    def backward(self, d_h: npt.NDArray[Any] | None, d_state: State | None = None) -> tuple[Array | None, State]:
+        """Carry the derivatives of a loss back through the last call, which must have had training=True.
+
+        d_h: by the returned h, of its shape; d_state: by the returned state; None stands for zeros. Returns d_x, of the
+        shape of x (None for ids), and the derivative by the initial state, all new; overwrites `gradients`.
+        Raises RuntimeError without such a call; ValueError and TypeError naming the argument at fault.
+        """
+        if self._trained is None:
+            raise RuntimeError("backward needs the last call of this layer to have had training=True")
+        time_steps, batch, token_input = self._trained
+        axes = (batch, time_steps) if self.batch_first else (time_steps, batch)
+        if d_h is not None:
+            shape = (*axes, self.num_directions * self.hidden_size)
+            d_h = check.array("d_h", d_h, shape, "the shape of h", dtype=self.dtype, like="this layer")
+        d_h_n, d_c_n = self.check_state("d_state", d_state, batch)
+        d_x = None if token_input else np.empty((*axes, self.input_size), self.dtype)
+        d_h0, d_c0 = np.empty((2, *self._state_shape(batch)), self.dtype)
+        self.backward_into(self._time_major(d_x), self._time_major(d_h), d_h_n, d_c_n, d_h0, d_c0)
+        return d_x, (d_h0, d_c0)
+
+    def stream(self, batch_size: int = 1, *, token_input: bool = False) -> _core.Stream:
+        """Return the stack as it is now, packed for one step at a time: stream.step(x) -> h, and a state inside.
+
+        step takes x [batch_size, input_size], or with token_input int32 ids [batch_size], and returns the top layer's h
+        [batch_size, hidden_size], the same array each time; reset() zeroes the state; `state` reads and sets it.
+        Later changes of the weights do not reach it. Raises ValueError for a bidirectional layer, which needs the
+        whole sequence.
+        """
+        if self.bidirectional:
+            raise ValueError("stream needs bidirectional=False: the reverse direction begins at the end of a sequence")
+        return _core.Stream(
+            [cell.kernel for cell in self.cells], [cell.bias for cell in self.cells],
+            batch_size=check.whole_number("batch_size", batch_size),
+            token_input=bool(token_input), forget_bias=self.forget_bias,
+        )  # fmt: skip
+
+    def check_input(self, x: Any) -> Array:
+        """Return x, checked, with its first two axes as they came: ids as int32, floats with unit stride."""
+        if check.is_ids(x):
+            return check.ids("x", x, self.input_size, self._axes)
+        shape, meaning = (*self._axes, self.input_size), f"({', '.join(self._axes)}, input_size)"
+        return check.array("x", x, shape, meaning, dtype=self.dtype, like="this layer")
+
+    def check_state(self, name: str, state: Any, batch: int) -> tuple[Array | None, Array | None]:
+        """Return the two arrays of a state for this batch, checked, or (None, None) for None."""
+        return check.state(name, state, self._state_shape(batch), self.dtype, "this layer")
+
+    def forward_into(
+        self,
+        h: Array,
+        x: Array,
+        state: tuple[Array | None, Array | None],
+        *,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        keep_for_backward: bool = False,
+        rng: np.random.Generator | None = None,
+    ) -> State:
+        """As a call, for models: time-major, arguments already checked, the top layer's output written to `h`.
+
+        rng draws the dropout; None drops nothing. The returned state is new.
+        """
+        time_steps, batch = x.shape[:2]
+        token_input = x.ndim == 2
+        h0, c0 = state
+        h_n, c_n = np.empty((2, *self._state_shape(batch)), self.dtype)
+        self._trained = None
+        for layer in range(self.num_layers):
+            top = layer == self.num_layers - 1
+            output = h if top else self._scratch(f"h{layer}", h.shape)
+            for direction in range(self.num_directions):
+                k = layer * self.num_directions + direction
+                self._sequences[k].forward(
+                    x, self.cells[k].kernel, self.cells[k].bias,
+                    h0=None if h0 is None else h0[k], c0=None if c0 is None else c0[k],
+                    lengths=lengths, resets=resets, reverse=direction == 1, forget_bias=self.forget_bias,
+                    h=self._half(output, direction), h_n=h_n[k], c_n=c_n[k], keep_for_backward=keep_for_backward,
+                )  # fmt: skip
+            if not top:
+                x = self._dropouts[layer](output, rng)
+        if keep_for_backward:
+            self._trained = time_steps, batch, token_input
+        return h_n, c_n
+
+    def backward_into(
+        self,
+        d_x: Array | None,
+        d_h: Array | None,
+        d_h_n: Array | None = None,
+        d_c_n: Array | None = None,
+        d_h0: Array | None = None,
+        d_c0: Array | None = None,
+    ) -> None:
+        """As `backward`, for models: time-major, arguments already checked; d_x, d_h0, d_c0 are written if given."""
+        assert self._trained is not None
+        below_shape = (*self._trained[:2], self.num_directions * self.hidden_size)
+        for layer in reversed(range(self.num_layers)):
+            below = self._scratch(f"d_h{layer - 1}", below_shape) if layer else d_x
+            for direction in range(self.num_directions):
+                k = layer * self.num_directions + direction
+                gradients = self.cells[k].gradients
+                into = below if direction == 0 or below is None else self._scratch("d_x_reverse", below.shape)
+                self._sequences[k].backward(
+                    d_h=None if d_h is None else self._half(d_h, direction),
+                    d_h_n=None if d_h_n is None else d_h_n[k], d_c_n=None if d_c_n is None else d_c_n[k],
+                    d_x=into, d_kernel=gradients["kernel"], d_bias=gradients["bias"],
+                    d_h0=None if d_h0 is None else d_h0[k], d_c0=None if d_c0 is None else d_c0[k],
+                )  # fmt: skip
+                if into is not None and into is not below:
+                    below += into
+            if layer and below is not None:
+                self._dropouts[layer - 1].backward(below)
+            d_h = below
+
+    @overload
+    def _time_major(self, a: Array) -> Array: ...
+    @overload
+    def _time_major(self, a: None) -> None: ...
+    def _time_major(self, a: Array | None) -> Array | None:
+        """The array as the extension sees it: with batch_first a view whose first two axes are swapped."""
+        return a.swapaxes(0, 1) if self.batch_first and a is not None else a
+
+    def _half(self, h: Array, direction: int) -> Array:
+        """The columns of one direction: a strided view, so that both are written side by side without a copy."""
+        return h[..., direction * self.hidden_size : (direction + 1) * self.hidden_size] if self.bidirectional else h
+
+    def _input_size_of(self, layer: int) -> int:
+        return self.num_directions * self.hidden_size if layer else self.input_size
+
+    def _state_shape(self, batch: int) -> tuple[int, int, int]:
+        return self.num_layers * self.num_directions, batch, self.hidden_size
+
+
+def _directions(num_layers: int, bidirectional: bool) -> list[tuple[int, str]]:
+    """Every layer and direction, in the order of states and variables: (layer, name)."""
+    suffixes = ("", "_reverse") if bidirectional else ("",)
+    return [(layer, f"layer{layer}{suffix}") for layer, suffix in product(range(num_layers), suffixes)]

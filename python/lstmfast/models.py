@@ -1,0 +1,377 @@
+"""Models: an LSTM with what stands before and after it. `CharLM` predicts the next token, `SequenceClassifier` a label.
+
+All parameters of a model lie in one contiguous buffer and all gradients in another, so that clipping, the optimizer and
+a checkpoint each touch one array. Refuses to loop over data (see `trainer`) and to choose tokens (see `sampler`).
+Arrays between the layers are kept from call to call; what a method returns is new, unless its docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmfast import _checks as check
+from lstmfast import _core, losses
+from lstmfast._checks import Array, State
+from lstmfast.initializers import Initializer, Shape
+from lstmfast.layers import LSTM, Dropout, ParameterBuffer, Scratch
+
+BatchLoss: TypeAlias = Callable[[Array, Any], tuple[float, Array]]
+"""A batch loss: (logits [B, num_classes], labels as they were given) -> (loss, its derivative by the logits)."""
+
+
+class _Model:
+    """What both models are: parameters in one buffer, an LSTM, and a linear projection of its outputs."""
+
+    def __init__(
+        self,
+        before: dict[str, Shape],
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        *,
+        num_layers: int,
+        bidirectional: bool,
+        dropout: float,
+        forget_bias: float,
+        dtype: npt.DTypeLike,
+        rng: np.random.Generator | None,
+        initializer: Initializer | None,
+    ) -> None:
+        self.hidden_size = check.whole_number("hidden_size", hidden_size)
+        self.num_layers = check.whole_number("num_layers", num_layers)
+        self.dropout = check.fraction("dropout", dropout)
+        self.forget_bias = check.finite("forget_bias", forget_bias)
+        self.dtype = check.float_dtype(dtype)
+        self._features = self.hidden_size * (2 if bidirectional else 1)
+        stack = LSTM.shapes(input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=bidirectional)
+        shapes = {
+            **before,
+            **{f"lstm.{name}": shape for name, shape in stack.items()},
+            "projection.kernel": (self._features, output_size),
+            "projection.bias": (output_size,),
+        }
+        storage = ParameterBuffer.allocate(shapes, self.dtype)
+        storage.fill(initializer, rng)
+        self.parameters, self.gradients = storage.parameters, storage.gradients
+        self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
+        self.lstm = LSTM(
+            input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=bidirectional,
+            dropout=self.dropout, forget_bias=self.forget_bias, dtype=self.dtype, storage=storage.part("lstm."),
+        )  # fmt: skip
+        self._output_size = output_size
+        self._output_dropout = Dropout(self.dropout, self.dtype)
+        self._scratch = Scratch(self.dtype)
+
+    def _project(self, features: Array, logits: Array) -> Array:
+        """Fill logits [N, output_size] from features [N, hidden_size or twice that] and return them."""
+        _core.linear(features, self.parameters["projection.kernel"], self.parameters["projection.bias"], logits)
+        return logits
+
+    def _project_backward(self, features: Array, d_logits: Array) -> Array:
+        """Fill the projection's gradients; return the derivative by what went into the dropout before it."""
+        d_features = self._scratch("d_features", features.shape)
+        _core.linear_backward(
+            features, self.parameters["projection.kernel"], d_logits,
+            d_x=d_features, d_kernel=self.gradients["projection.kernel"], d_bias=self.gradients["projection.bias"],
+        )  # fmt: skip
+        self._output_dropout.backward(d_features)
+        return d_features
+
+    def _dropout_rng(self, rng: np.random.Generator | None) -> np.random.Generator | None:
+        """Return the generator that dropout draws from, None without dropout."""
+        if self.dropout == 0.0:
+            return None
+        if rng is None:
+            raise ValueError(f"rng must be a numpy.random.Generator because dropout is {self.dropout:g}, got None")
+        return check.generator("rng", rng)
+
+
+class CharLM(_Model):
+    """A language model over tokens: embedding (if any), LSTM stack, projection to one logit for each token.
+
+    Variables: "embedding" [V, E] with embedding_size E, otherwise tokens are one-hot and look up rows of the kernel;
+    "lstm.layer0.kernel", "lstm.layer0.bias", ...; "projection.kernel" [H, V], "projection.bias" [V]. dropout falls on
+    every connection but the recurrent ones (Zaremba, Sutskever & Vinyals 2014): the embedding, between layers, and
+    before the projection. initializer: (name, shape, rng) -> first values, `initializers.default` if None.
+    States (h, c) are [num_layers, B, H] each; None stands for zeros.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        *,
+        num_layers: int = 1,
+        embedding_size: int | None = None,
+        dropout: float = 0.0,
+        forget_bias: float = 1.0,
+        dtype: npt.DTypeLike = "float32",
+        rng: np.random.Generator | None = None,
+        initializer: Initializer | None = None,
+    ) -> None:
+        self.vocab_size = check.whole_number("vocab_size", vocab_size)
+        self.embedding_size = None if embedding_size is None else check.whole_number("embedding_size", embedding_size)
+        width = self.embedding_size
+        super().__init__(
+            {} if width is None else {"embedding": (self.vocab_size, width)},
+            self.vocab_size if width is None else width, hidden_size, self.vocab_size,
+            num_layers=num_layers, bidirectional=False, dropout=dropout, forget_bias=forget_bias, dtype=dtype,
+            rng=rng, initializer=initializer,
+        )  # fmt: skip
+        self._input_dropout = Dropout(self.dropout, self.dtype)
+
+    def zero_state(self, batch_size: int) -> State:
+        """Return (h, c) of zeros, each [num_layers, batch_size, hidden_size]."""
+        return self.lstm.zero_state(batch_size)
+
+    def __call__(self, ids: npt.NDArray[Any], state: State | None = None) -> tuple[Array, State]:
+        """Return the logits [T, B, V] of the token after each of ids [T, B], and the final state. No dropout."""
+        ids = check.ids("ids", ids, self.vocab_size, ("time_steps", "batch"))
+        features, state = self._run(ids, state)
+        logits = self._project(features, np.empty((ids.size, self.vocab_size), self.dtype))
+        return logits.reshape(*ids.shape, self.vocab_size), state
+
+    def loss(
+        self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], state: State | None = None
+    ) -> tuple[float, State]:
+        """Return the mean loss of targets [T, B] after inputs [T, B], in nats per token, and the final state.
+
+        Raises ValueError naming the argument, also for an id outside of the vocabulary; TypeError for other dtypes.
+        """
+        inputs, targets = self._pair(inputs, targets)
+        features, state = self._run(inputs, state)
+        loss, _ = self._loss_and_d_logits(features, targets)
+        return loss, state
+
+    def loss_and_gradients(
+        self,
+        inputs: npt.NDArray[Any],
+        targets: npt.NDArray[Any],
+        state: State | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> tuple[float, State]:
+        """As `loss`, and overwrite `gradients` with those of the mean loss, the initial state taken as a constant.
+
+        rng draws the dropout and must be given where there is any. Source: truncated backpropagation through time,
+        Williams & Peng 1990.
+        """
+        inputs, targets = self._pair(inputs, targets)
+        rng = self._dropout_rng(rng)
+        features, state = self._run(inputs, state, keep_for_backward=True, rng=rng)
+        features = self._output_dropout(features, rng)
+        loss, d_logits = self._loss_and_d_logits(features, targets)
+        d_h = self._project_backward(features, d_logits).reshape(*inputs.shape, self.hidden_size)
+        if self.embedding_size is None:
+            self.lstm.backward_into(None, d_h)
+        else:
+            d_x = self._scratch("d_x", (*inputs.shape, self.embedding_size))
+            self.lstm.backward_into(d_x, d_h)
+            self._input_dropout.backward(d_x)
+            d_rows = d_x.reshape(-1, self.embedding_size)
+            _core.embedding_scatter(d_rows, inputs.reshape(-1), self.gradients["embedding"])
+        return loss, state
+
+    def stream(self, batch_size: int = 1) -> CharStream:
+        """Return the model as it is now, packed for one token at a time in `batch_size` streams side by side."""
+        return CharStream(self, batch_size)
+
+    def _pair(self, inputs: Any, targets: Any) -> tuple[Array, Array]:
+        inputs = check.ids("inputs", inputs, self.vocab_size, ("time_steps", "batch"))
+        targets = check.ids("targets", targets, self.vocab_size, inputs.shape, "the shape of inputs")
+        if inputs.size == 0:
+            raise ValueError(f"inputs must hold at least one token, got shape {inputs.shape}")
+        return inputs, targets
+
+    def _run(
+        self, ids: Array, state: State | None, keep_for_backward: bool = False, rng: np.random.Generator | None = None
+    ) -> tuple[Array, State]:
+        """Return the top layer's outputs [T*B, H], in scratch, and the final state."""
+        x = ids
+        if self.embedding_size is not None:
+            x = self._scratch("x", (*ids.shape, self.embedding_size))
+            _core.embedding_gather(self.parameters["embedding"], ids.reshape(-1), x.reshape(-1, self.embedding_size))
+            x = self._input_dropout(x, rng)
+        h = self._scratch("h", (*ids.shape, self.hidden_size))
+        initial = self.lstm.check_state("state", state, ids.shape[1])
+        state = self.lstm.forward_into(h, x, initial, keep_for_backward=keep_for_backward, rng=rng)
+        return h.reshape(ids.size, self.hidden_size), state
+
+    def _loss_and_d_logits(self, features: Array, targets: Array) -> tuple[float, Array]:
+        """Return the mean loss and, in scratch, its derivative by the logits [T*B, V]."""
+        logits = self._project(features, self._scratch("logits", (targets.size, self.vocab_size)))
+        each = self._scratch("losses", (targets.size,))
+        return losses.mean_cross_entropy_in_place(logits, targets.reshape(-1), each), logits
+
+
+class CharStream:
+    """A `CharLM` that reads and writes one token at a time, with packed weights and the state inside.
+
+    It is the model as it was when the stream was made. An embedding is folded into the first kernel: a token is then
+    one row of embedding @ input_kernel, which costs no more than one-hot.
+    """
+
+    def __init__(self, model: CharLM, batch_size: int = 1) -> None:
+        self.batch_size = check.whole_number("batch_size", batch_size)
+        self.vocab_size, self.dtype = model.vocab_size, model.dtype
+        kernels = [cell.kernel for cell in model.lstm.cells]
+        if model.embedding_size is not None:
+            input_kernel, recurrent_kernel = np.split(kernels[0], [model.embedding_size])
+            kernels[0] = np.vstack([model.parameters["embedding"] @ input_kernel, recurrent_kernel])
+        self._stream = _core.Stream(
+            kernels, [cell.bias for cell in model.lstm.cells],
+            batch_size=self.batch_size, token_input=True, forget_bias=model.forget_bias,
+        )  # fmt: skip
+        self._kernel = model.parameters["projection.kernel"].copy()
+        self._bias = model.parameters["projection.bias"].copy()
+        self._logits = np.empty((self.batch_size, self.vocab_size), self.dtype)
+        self._state_shape = (model.num_layers, self.batch_size, model.hidden_size)
+
+    def step(self, ids: npt.NDArray[Any]) -> Array:
+        """Read ids [batch_size]; return the logits [batch_size, V] of the next ones: the same array each time."""
+        ids = check.ids("ids", ids, self.vocab_size, (self.batch_size,), "(batch_size,)")
+        _core.linear(self._stream.step(ids), self._kernel, self._bias, self._logits)
+        return self._logits
+
+    def reset(self) -> None:
+        """Zero the state."""
+        self._stream.reset()
+
+    @property
+    def state(self) -> State:
+        """The state (h, c), each [num_layers, batch_size, hidden_size]: copies when read, copied when set."""
+        return self._stream.state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        h, c = check.state("state", state, self._state_shape, self.dtype, "this stream")
+        if h is None or c is None:
+            raise TypeError("state must be a pair of arrays (h, c), got None; reset() zeroes it")
+        self._stream.state = h, c
+
+    def generate(
+        self,
+        token: npt.NDArray[np.int32],
+        uniforms: npt.NDArray[np.float64],
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> npt.NDArray[np.int32]:
+        """Draw N tokens in each stream and return them, int32 [N, batch_size].
+
+        token [batch_size], int32: the last token of each stream, read first, and left at the last one drawn.
+        uniforms [N, batch_size], float64 in [0, 1): one draw for each token. temperature divides the logits; 0 takes
+        the most probable token. top_k keeps the k most probable (0: all), top_p the fewest that together reach this
+        probability (1.0: all). Raises ValueError or TypeError naming the argument at fault.
+        Source: for top_p Holtzman et al. 2020; `reference.next_token_distribution` is the same in NumPy.
+        """
+        checked = check.ids("token", token, self.vocab_size, (self.batch_size,), "(batch_size,)")
+        if checked is not token or not token.flags.writeable:
+            raise TypeError("token must be a writable contiguous int32 array, because the last token is left in it")
+        shape = ("count", self.batch_size)
+        uniforms = check.array("uniforms", uniforms, shape, dtype=check.FLOAT64, like="every draw")
+        if uniforms.size and not (uniforms.min() >= 0.0 and uniforms.max() < 1.0):
+            raise ValueError(f"uniforms must lie in [0, 1), got {uniforms.min():g} to {uniforms.max():g}")
+        temperature = check.finite("temperature", temperature, 0.0)
+        top_k = check.whole_number("top_k", top_k, 0)
+        top_p = check.finite("top_p", top_p, 0.0)
+        if not 0.0 < top_p <= 1.0:
+            raise ValueError(f"top_p must lie in (0, 1], got {top_p:g}")
+        out = np.empty(uniforms.shape, np.int32)
+        self._stream.generate(
+            self._kernel, self._bias, token, np.ascontiguousarray(uniforms), temperature, top_k, top_p, out
+        )
+        return out
+
+
+class SequenceClassifier(_Model):
+    """Many to one: the last state of an LSTM stack, then a linear projection to one logit for each class.
+
+    Variables as in `CharLM`; "projection.kernel" has 2*hidden_size rows if bidirectional: the state in which the
+    forward direction ends, then that of the reverse one. dropout falls between layers and before the projection.
+    loss: a batch loss of your own, (logits [B, num_classes], labels) -> (loss, derivative by the logits); without it
+    mean softmax cross entropy in nats, with integer labels [B].
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_classes: int,
+        *,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        forget_bias: float = 1.0,
+        dtype: npt.DTypeLike = "float32",
+        rng: np.random.Generator | None = None,
+        initializer: Initializer | None = None,
+        loss: BatchLoss | None = None,
+    ) -> None:
+        self.input_size = check.whole_number("input_size", input_size)
+        self.num_classes = check.whole_number("num_classes", num_classes)
+        self.bidirectional = bool(bidirectional)
+        if loss is not None and not callable(loss):
+            raise TypeError(f"loss must be callable, (logits, labels) -> (loss, d_logits), got {type(loss).__name__}")
+        self._batch_loss: BatchLoss = loss or losses.softmax_cross_entropy
+        super().__init__(
+            {}, self.input_size, hidden_size, self.num_classes,
+            num_layers=num_layers, bidirectional=self.bidirectional, dropout=dropout, forget_bias=forget_bias,
+            dtype=dtype, rng=rng, initializer=initializer,
+        )  # fmt: skip
+
+    def __call__(self, x: npt.NDArray[Any], *, lengths: npt.ArrayLike | None = None) -> Array:
+        """Return logits [B, num_classes] of x [T, B, input_size] or ids [T, B]; lengths [B] as in `lstm`."""
+        features = self._run(x, lengths)
+        return self._project(features, np.empty((len(features), self.num_classes), self.dtype))
+
+    def loss(self, x: npt.NDArray[Any], labels: Any, *, lengths: npt.ArrayLike | None = None) -> float:
+        """Return the loss of a batch. No dropout."""
+        return float(self._batch_loss(self(x, lengths=lengths), labels)[0])
+
+    def loss_and_gradients(
+        self,
+        x: npt.NDArray[Any],
+        labels: Any,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> float:
+        """Return the loss of a batch and overwrite `gradients` with its own. rng draws the dropout, if there is any.
+
+        Raises ValueError naming the argument at fault, d_logits of a loss of your own included; TypeError for dtypes.
+        """
+        rng = self._dropout_rng(rng)
+        features = self._output_dropout(self._run(x, lengths, keep_for_backward=True, rng=rng), rng)
+        logits = self._project(features, np.empty((len(features), self.num_classes), self.dtype))
+        loss, d_logits = self._batch_loss(logits, labels)
+        d_logits = check.array(
+            "d_logits", d_logits, logits.shape, "the shape of logits", dtype=self.dtype, like="logits"
+        )
+        d_features = self._project_backward(features, d_logits)
+        d_h_n = np.zeros((len(self.lstm.cells), len(features), self.hidden_size), self.dtype)
+        for direction, d_top in enumerate(np.split(d_features, self.lstm.num_directions, axis=1)):
+            d_h_n[direction - self.lstm.num_directions] = d_top
+        self.lstm.backward_into(None, None, d_h_n)
+        return float(loss)
+
+    def _run(
+        self,
+        x: Any,
+        lengths: npt.ArrayLike | None,
+        keep_for_backward: bool = False,
+        rng: np.random.Generator | None = None,
+    ) -> Array:
+        """Return the final h of the top layer [B, num_directions*hidden_size]."""
+        x = self.lstm.check_input(x)
+        time_steps, batch = x.shape[:2]
+        h_n, _ = self.lstm.forward_into(
+            self._scratch("h", (time_steps, batch, self._features)), x, (None, None),
+            lengths=check.lengths(lengths, time_steps, batch), keep_for_backward=keep_for_backward, rng=rng,
+        )  # fmt: skip
+        return np.concatenate(h_n[-self.lstm.num_directions :], axis=-1)

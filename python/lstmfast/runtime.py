@@ -1,0 +1,95 @@
+"""The machine underneath: threads, instruction sets, matrix-product precision, and which kernel a call would use.
+
+Refuses to guess: everything is asked of the extension. The environment variables LSTMFAST_ISA and LSTMFAST_NUM_THREADS
+are read once, by the extension, when it first needs them.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from lstmfast import _checks as check
+from lstmfast import _core
+
+_matmul_precision = "highest"
+
+
+def set_matmul_precision(precision: str) -> None:
+    """Set how exact matrix products are for every call that does not say so itself: "highest", "high" or "medium".
+
+    In this version every product runs as "highest", as accurate as float32 arithmetic, which the other two permit: they
+    allow less accuracy where a machine gains from it and never demand it. Raises ValueError for any other word.
+    """
+    global _matmul_precision
+    _matmul_precision = check.matmul_precision(precision)
+
+
+def get_matmul_precision() -> str:
+    """Return the precision set last, "highest" at first."""
+    return _matmul_precision
+
+
+def resolve_matmul_precision(precision: str | None) -> str:
+    """Return the precision a call runs under: its own, or with None the one set for all."""
+    return _matmul_precision if precision is None else check.matmul_precision(precision)
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Set how many threads a call may use, at least 1. Results have the same bits for any number."""
+    _core.set_num_threads(check.whole_number("num_threads", num_threads))
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call may use."""
+    return _core.get_num_threads()
+
+
+def available_isas() -> list[str]:
+    """Return the instruction sets that are built in and that this CPU runs, the narrowest first."""
+    return _core.available_isas()
+
+
+def build_info() -> dict[str, str]:
+    """Return version, compiler, flags and the like of the extension."""
+    return _core.build_info()
+
+
+def explain(
+    batch: int,
+    time_steps: int,
+    input_size: int,
+    hidden_size: int,
+    dtype: Any = "float32",
+    *,
+    token_input: bool = False,
+    matmul_precision: str | None = None,
+) -> str:
+    """Say in a few sentences which kernel a call of this shape would use, and why.
+
+    `token_input` stands for ids [time_steps, batch] in place of x [time_steps, batch, input_size]. Raises as `lstm`
+    does: ValueError for a size out of range or an unknown precision, TypeError for another dtype.
+    """
+    batch = check.whole_number("batch", batch, 0)
+    time_steps = check.whole_number("time_steps", time_steps, 0)
+    input_size = check.whole_number("input_size", input_size, 0)
+    hidden_size = check.whole_number("hidden_size", hidden_size)
+    precision = resolve_matmul_precision(matmul_precision)
+    name = check.float_dtype(dtype).name
+
+    isa = _core.current_isa()
+    reason = "forced by LSTMFAST_ISA" if os.environ.get("LSTMFAST_ISA") else "the widest that this CPU runs"
+    depth, width = hidden_size + (0 if token_input else input_size), 4 * hidden_size
+    step = (
+        f"Each step is one product of {'h' if token_input else '[x, h]'} ({batch} x {depth}) by the kernel "
+        f"({depth} x {width}) whose gates are split while it is in registers"
+    )
+    source = f"; an id adds its row of the kernel's {input_size}, looked up and not multiplied" if token_input else ""
+    sentences = [
+        f"{name} on the {isa} kernels, {reason}.",
+        f"{step}{source}.",
+        f"At most {get_num_threads()} threads share the {time_steps} steps, fewer where there is too little work.",
+    ]
+    if precision != "highest":
+        sentences.append(f'matmul_precision "{precision}" runs as "highest" in this version.')
+    return " ".join(sentences)
