@@ -7,27 +7,21 @@ namespace lstmfast {
 namespace {
 
 template <typename T, int N>
-struct ProductTile {
+struct ProductTiles {
   const ProductArgs<T>& args;
-  Index panel;
+  Index first;
+  TileColumns columns;
 
   template <int R>
-  LSTMFAST_INLINE void run(Index row) const {
-    constexpr Index V = kLanes<T>;
-    const Index first = PanelLayout<T>::first_column(panel);
-    const TileColumns columns{V, args.columns - first, V};
-    Tile<T, R, N> tile;
+  LSTMFAST_INLINE void start(Tile<T, R, N>& tile, Index) const {
     tile.clear();
     if (args.bias) load_row(tile.at[0], args.bias + first, columns);
     for (int r = 1; r < R; ++r)
       for (int n = 0; n < N; ++n) tile.at[r][n] = tile.at[0][n];
-    const T* a[R];
-    for (int r = 0; r < R; ++r) a[r] = args.a[row + r];
-    const T* weights = args.panels + PanelLayout<T>::offset(panel, args.depth_blocks * args.block_length);
-    for (Index block = 0; block < args.depth_blocks; ++block, weights += args.block_length * N * V) {
-      tile.accumulate(a, args.block_length, weights);
-      for (int r = 0; r < R; ++r) a[r] += args.block_stride;
-    }
+  }
+
+  template <int R>
+  LSTMFAST_INLINE void finish(const Tile<T, R, N>& tile, Index row) const {
     T* out[R];
     for (int r = 0; r < R; ++r) out[r] = args.out[row + r] + first;
     store_rows(tile, out, columns);
@@ -41,7 +35,12 @@ struct ProductPanel {
 
   template <int N>
   LSTMFAST_INLINE void run() const {
-    for_each_row_tile(args.row_begin, args.row_end, ProductTile<T, N>{args, panel});
+    const Index first = PanelLayout<T>::first_column(panel);
+    const Operand<T> a[] = {{args.a, args.depth_blocks, args.block_length, args.block_stride,
+                             args.panels + PanelLayout<T>::offset(panel, args.depth_blocks * args.block_length),
+                             nullptr}};
+    const TileColumns columns{kLanes<T>, args.columns - first, kLanes<T>};
+    multiply_rows<T, N>(args.row_begin, args.row_end, a, ProductTiles<T, N>{args, first, columns});
   }
 };
 
@@ -79,27 +78,35 @@ struct TransposedProductTile {
 template <typename T>
 struct TransposedProductPanel {
   const TransposedProductArgs<T>& args;
-  Index panel;
+  Index panel, row_begin, row_end;
 
   template <int N>
   LSTMFAST_INLINE void run() const {
-    // 128 rows of b (16 KB with AVX2) and of the columns of a that share a cache line (8 KB) fit in L1 together.
-    constexpr Index kRowsAtOnce = 128;
-    Index row = 0;
+    // Of b 128 rows (16 KB with AVX2), and of a the cache lines of those rows that one tile touches (8 KB), share L1.
+    Index row = row_begin;
     do {
-      const Index end = row + kRowsAtOnce < args.rows ? row + kRowsAtOnce : args.rows;
+      const Index end = row + kDepthAtOnce < row_end ? row + kDepthAtOnce : row_end;
       for_each_row_tile(args.m_begin, args.m_end, TransposedProductTile<T, N>{args, panel, row, end});
       row = end;
-    } while (row < args.rows);
+    } while (row < row_end);
   }
 };
 
 template <typename T>
 void transposed_product(const TransposedProductArgs<T>& args) {
   const PanelLayout<T> layout{args.columns};
-  for (Index panel = args.panel_begin; panel < args.panel_end; ++panel)
-    with_panel_vectors<kPanelVectors>(args.gate_hidden_size > 0 ? kGateCount : layout.vectors_in(panel),
-                                      TransposedProductPanel<T>{args, panel});
+  // As many rows of a as 256 KB hold stay in L2 while all panels pass over them.
+  const Index columns_of_a = args.m_end - args.m_begin > 1 ? args.m_end - args.m_begin : 1;
+  const Index fitting = (Index{256} << 10) / (columns_of_a * static_cast<Index>(sizeof(T)));
+  const Index rows_at_once = fitting > kDepthAtOnce ? fitting / kDepthAtOnce * kDepthAtOnce : kDepthAtOnce;
+  Index row = 0;
+  do {
+    const Index end = row + rows_at_once < args.rows ? row + rows_at_once : args.rows;
+    for (Index panel = args.panel_begin; panel < args.panel_end; ++panel)
+      with_panel_vectors<kPanelVectors>(args.gate_hidden_size > 0 ? kGateCount : layout.vectors_in(panel),
+                                        TransposedProductPanel<T>{args, panel, row, end});
+    row = end;
+  } while (row < args.rows);
 }
 
 template <typename T>

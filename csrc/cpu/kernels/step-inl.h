@@ -29,26 +29,22 @@ LSTMFAST_NOINLINE Vec<T> finish_gates(Vec<T> z_i, Vec<T> z_f, Vec<T> z_g, Vec<T>
 }
 
 template <typename T>
-struct ForwardTile {
+struct ForwardTiles {
   const StepForwardArgs<T>& args;
   Index block;
 
   template <int R>
-  LSTMFAST_INLINE void run(Index row) const {
-    constexpr Index V = kLanes<T>, W = kGateCount * V;
-    const Index unit = block * V, lanes = args.hidden_size - unit;
-    Tile<T, R, kGateCount> z;
+  LSTMFAST_INLINE void start(Tile<T, R, kGateCount>& z, Index row) const {
     for (int r = 0; r < R; ++r) {
       const T* init = args.init[row + r] + block * args.init_block_stride;
-      for (int gate = 0; gate < kGateCount; ++gate) z.at[r][gate] = load(init + gate * V);
+      for (int gate = 0; gate < kGateCount; ++gate) z.at[r][gate] = load(init + gate * kLanes<T>);
     }
-    const T* a[R];
-    if (args.input_size > 0) {
-      for (int r = 0; r < R; ++r) a[r] = args.x[row + r];
-      z.accumulate(a, args.input_size, args.input_panels + block * args.input_size * W);
-    }
-    for (int r = 0; r < R; ++r) a[r] = args.h_prev[row + r];
-    z.accumulate(a, args.hidden_size, args.recurrent_panels + block * args.hidden_size * W);
+  }
+
+  template <int R>
+  LSTMFAST_INLINE void finish(const Tile<T, R, kGateCount>& z, Index row) const {
+    constexpr Index V = kLanes<T>, W = kGateCount * V;
+    const Index unit = block * V, lanes = args.hidden_size - unit;
     Vectors<T, R> o, tanh_c;
     for (int r = 0; r < R; ++r) {
       T* gates = args.gates ? args.gates + block * args.gate_block_stride + (row + r) * W : nullptr;
@@ -64,38 +60,38 @@ struct ForwardTile {
 template <typename T>
 void step_forward(const StepForwardArgs<T>& args) {
   // Gate blocks outside, rows inside: a block's weights stay in L1 or L2 while all rows pass over them.
-  for (Index block = args.block_begin; block < args.block_end; ++block)
-    for_each_row_tile(args.row_begin, args.row_end, ForwardTile<T>{args, block});
+  constexpr Index W = kGateCount * kLanes<T>;
+  const Index inputs = args.input_size, hidden = args.hidden_size;
+  for (Index block = args.block_begin; block < args.block_end; ++block) {
+    const Operand<T> h{args.h_prev, 1, hidden, 0, args.recurrent_panels + block * hidden * W, nullptr};
+    const ForwardTiles<T> tiles{args, block};
+    if (inputs > 0) {
+      const Operand<T> x{args.x, 1, inputs, 0, args.input_panels + block * inputs * W, nullptr};
+      const Operand<T> both[] = {x, h};
+      multiply_rows<T, kGateCount>(args.row_begin, args.row_end, both, tiles);
+    } else {
+      const Operand<T> only[] = {h};
+      multiply_rows<T, kGateCount>(args.row_begin, args.row_end, only, tiles);
+    }
+  }
 }
 
 template <typename T, int N>
-struct BackwardTile {
+struct BackwardTiles {
   const StepBackwardArgs<T>& args;
   Index panel;
 
   template <int R>
-  LSTMFAST_INLINE void run(Index row) const {
-    constexpr Index V = kLanes<T>, W = kGateCount * V;
-    const Index blocks = ceil_div(args.hidden_size, V);
-    Tile<T, R, N> product;
-    product.clear();
-    const T* a[R];
-    bool any_next = false;
+  LSTMFAST_INLINE void start(Tile<T, R, N>& d_h, Index) const {
+    d_h.clear();
+  }
+
+  template <int R>
+  LSTMFAST_INLINE void finish(const Tile<T, R, N>& d_h, Index row) const {
     for (int r = 0; r < R; ++r) {
-      a[r] = args.d_gates_next[row + r];
-      any_next |= a[r] != args.no_next;
-    }
-    if (any_next) {
-      const T* weights = args.recurrent_transposed + PanelLayout<T>::offset(panel, blocks * W);
-      for (Index block = 0; block < blocks; ++block, weights += W * N * V) {
-        product.accumulate(a, W, weights);
-        for (int r = 0; r < R; ++r) a[r] += args.d_gate_block_stride;
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      Vectors<T, N> d_h;
-      for (int n = 0; n < N; ++n) d_h.at[n] = product.at[r][n];
-      derive(d_h, row + r);
+      Vectors<T, N> d_h_of_row;
+      for (int n = 0; n < N; ++n) d_h_of_row.at[n] = d_h.at[r][n];
+      derive(d_h_of_row, row + r);
     }
   }
 
@@ -136,7 +132,12 @@ struct BackwardPanel {
 
   template <int N>
   LSTMFAST_INLINE void run() const {
-    for_each_row_tile(args.row_begin, args.row_end, BackwardTile<T, N>{args, panel});
+    constexpr Index W = kGateCount * kLanes<T>;
+    const Index blocks = ceil_div(args.hidden_size, kLanes<T>);
+    const Operand<T> d_gates_next[] = {{args.d_gates_next, blocks, W, args.d_gate_block_stride,
+                                        args.recurrent_transposed + PanelLayout<T>::offset(panel, blocks * W),
+                                        args.no_next}};
+    multiply_rows<T, N>(args.row_begin, args.row_end, d_gates_next, BackwardTiles<T, N>{args, panel});
   }
 };
 
