@@ -1,0 +1,139 @@
+"""Sampling: which characters may come, how often, and that pieces and streams change nothing of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lstmfast import CharLM, reference
+from lstmfast.data import Vocabulary
+from lstmfast.sampler import Sampler
+
+VOCABULARY = Vocabulary.characters("\n abcde")
+DRAWS = 4000
+
+
+@pytest.fixture
+def model(rng: np.random.Generator) -> CharLM:
+    """A model whose next character is far from certain and far from uniform."""
+    model = CharLM(VOCABULARY.size, 6, num_layers=2, embedding_size=3, rng=rng)
+    model.parameter_buffer *= 3
+    return model
+
+
+def next_probabilities(model: CharLM, prime: str, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities [vocabulary] of the character after a prime, by the model's own forward pass."""
+    logits, _ = model(VOCABULARY.encode(prime).astype(np.int32)[:, None])
+    return reference.softmax(logits[-1, 0].astype(np.float64) / temperature)
+
+
+def frequencies(texts: list[str]) -> np.ndarray:
+    """How often each character of the vocabulary stands first."""
+    return np.bincount([VOCABULARY.encode(text[0])[0] for text in texts], minlength=VOCABULARY.size) / len(texts)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_characters_come_as_often_as_the_model_says(
+    model: CharLM, rng: np.random.Generator, temperature: float
+) -> None:
+    texts = Sampler(model, VOCABULARY, temperature=temperature).generate(1, rng=rng, prime="abba ", streams=DRAWS)
+    wanted = next_probabilities(model, "abba ", temperature)
+    five_deviations = 5 * np.sqrt(wanted * (1 - wanted) / DRAWS) + 1 / DRAWS
+    assert (np.abs(frequencies(texts) - wanted) < five_deviations).all()
+
+
+def test_temperature_zero_always_takes_the_likeliest(model: CharLM, rng: np.random.Generator) -> None:
+    text = Sampler(model, VOCABULARY, temperature=0).generate(30, rng=rng, prime="ab")[0]
+    likeliest = [VOCABULARY.decode(next_probabilities(model, "ab" + text[:end]).argmax()) for end in range(30)]
+    assert text == "".join(likeliest)
+
+
+def test_top_k_keeps_only_the_likeliest(model: CharLM, rng: np.random.Generator) -> None:
+    texts = Sampler(model, VOCABULARY, top_k=2).generate(1, rng=rng, prime="cab", streams=DRAWS)
+    likeliest = np.argsort(-next_probabilities(model, "cab"))[:2]
+    assert set(texts) == set(VOCABULARY.decode(likeliest))
+
+
+def test_top_p_keeps_the_fewest_that_reach_it(model: CharLM, rng: np.random.Generator) -> None:
+    wanted = next_probabilities(model, "cab")
+    order = np.argsort(-wanted)
+    halfway_through_third = wanted[order[:2]].sum() + wanted[order[2]] / 2
+    sampler = Sampler(model, VOCABULARY, top_p=float(halfway_through_third))
+    texts = sampler.generate(1, rng=rng, prime="cab", streams=DRAWS)
+    assert set(texts) == set(VOCABULARY.decode(order[:3]))
+
+
+@pytest.mark.parametrize("piece_length", [1, 7, 100])
+def test_text_does_not_depend_on_the_size_of_the_pieces(model: CharLM, piece_length: int) -> None:
+    sampler = Sampler(model, VOCABULARY)
+    pieces = sampler.pieces(50, rng=np.random.default_rng(1), prime="a", streams=2, piece_length=piece_length)
+    texts = ["".join(text) for text in zip(*pieces, strict=True)]
+    assert texts == sampler.generate(50, rng=np.random.default_rng(1), prime="a", streams=2)
+
+
+def test_the_same_generator_gives_the_same_text(model: CharLM) -> None:
+    sampler = Sampler(model, VOCABULARY)
+    assert sampler.generate(50, rng=np.random.default_rng(1)) == sampler.generate(50, rng=np.random.default_rng(1))
+
+
+def test_streams_are_as_many_and_as_long_as_asked_for_and_differ(model: CharLM, rng: np.random.Generator) -> None:
+    texts = Sampler(model, VOCABULARY).generate(40, rng=rng, streams=3)
+    assert ([len(text) for text in texts], len(set(texts))) == ([40, 40, 40], 3)
+
+
+def test_without_a_prime_text_begins_as_after_a_line_break(model: CharLM) -> None:
+    sampler = Sampler(model, VOCABULARY)
+    with_line_break = sampler.generate(50, rng=np.random.default_rng(1), prime="\n")
+    assert sampler.generate(50, rng=np.random.default_rng(1)) == with_line_break
+
+
+def test_no_characters_is_an_empty_text(model: CharLM, rng: np.random.Generator) -> None:
+    assert Sampler(model, VOCABULARY).generate(0, rng=rng, streams=2) == ["", ""]
+
+
+def test_a_model_that_is_trained_on_does_not_change_a_text_begun(model: CharLM) -> None:
+    sampler = Sampler(model, VOCABULARY)
+    undisturbed = sampler.generate(20, rng=np.random.default_rng(1))
+    pieces = sampler.pieces(20, rng=np.random.default_rng(1), piece_length=5)
+    text = next(pieces)[0]
+    model.parameter_buffer += 1
+    assert [text + "".join(piece for [piece] in pieces)] == undisturbed
+
+
+def test_a_character_of_two_bytes_may_lie_in_two_pieces(rng: np.random.Generator) -> None:
+    """The model is made to answer 0xC3 with 0xA9 and 0xA9 with 0xC3: together they are é in UTF-8."""
+    model = CharLM(256, 2, forget_bias=0.0, rng=rng)
+    model.parameter_buffer[:] = 0
+    gates = model.parameters["lstm.layer0.bias"].reshape(4, 2)
+    gates[:] = [[20, 20], [-20, -20], [0, 0], [20, 20]]  # the cell holds only the last input
+    cell_columns = model.parameters["lstm.layer0.kernel"].reshape(-1, 4, 2)[:, 2]
+    cell_columns[0xC3], cell_columns[0xA9] = [20, 0], [0, 20]
+    projection = model.parameters["projection.kernel"]
+    projection[0, 0xA9], projection[1, 0xC3] = 20, 20
+    pieces = Sampler(model, Vocabulary.bytes_(), temperature=0).pieces(6, rng=rng, prime="é", piece_length=1)
+    assert [piece for [piece] in pieces] == ["", "é", "", "é", "", "é"]
+
+
+def test_unknown_character_of_the_prime_is_named(model: CharLM, rng: np.random.Generator) -> None:
+    with pytest.raises(ValueError, match="prime: character 'x'"):
+        Sampler(model, VOCABULARY).generate(5, rng=rng, prime="axe")
+
+
+def test_vocabulary_of_another_size_is_refused_with_both_numbers(model: CharLM) -> None:
+    with pytest.raises(ValueError, match="the model knows 7 symbols, but the vocabulary has 27"):
+        Sampler(model, Vocabulary.udacity())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", -1.0), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)],
+)
+def test_wrong_option_is_refused_by_name(model: CharLM, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        Sampler(model, VOCABULARY, **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "value"), [("length", -1), ("streams", 0), ("piece_length", 0)])
+def test_wrong_number_is_refused_by_name(model: CharLM, rng: np.random.Generator, name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        Sampler(model, VOCABULARY).pieces(**{"length": 5, "rng": rng, name: value})  # type: ignore[arg-type]
