@@ -76,7 +76,7 @@ def make_trainer(listener: Listener) -> Callable[..., Trainer]:
         model = CharLM(VOCAB_SIZE, 6, dropout=0.2, rng=np.random.default_rng(1))
         changed = dataclasses.replace(SETTINGS, **settings)
         given: dict[str, Any] = {"optimizer": Adam(), "schedule": Constant(0.05), "callbacks": [listener]}
-        given |= {"dropout_rng": np.random.default_rng(2), "sample_rng": np.random.default_rng(3)}
+        given |= {f"{use}_rng": np.random.default_rng(2 + k) for k, use in enumerate(("dropout", "reset", "sample"))}
         given |= options or {}
         return Trainer(model, batches=Batches(IDS, changed.batch_size, changed.unroll), settings=changed, **given)
 
@@ -84,6 +84,33 @@ def make_trainer(listener: Listener) -> Callable[..., Trainer]:
 
 
 Make = Callable[..., Trainer]
+
+
+def carried_states(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray[Any, Any]]:
+    """The h with which each step of the trainer begins, kept while it runs."""
+    seen: list[np.ndarray[Any, Any]] = []
+    compute = trainer.model.loss_and_gradients
+
+    def watch(inputs: Any, targets: Any, state: Any, **options: Any) -> Any:
+        seen.append(state[0].copy())
+        return compute(inputs, targets, state, **options)
+
+    monkeypatch.setattr(trainer.model, "loss_and_gradients", watch)
+    trainer.run()
+    return seen
+
+
+def test_without_resets_every_place_goes_on_from_its_state(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = carried_states(make_trainer(reset_rate=0.0), monkeypatch)
+    assert all(state.any(axis=(0, 2)).all() for state in states[1:])
+
+
+def test_the_reset_rate_is_the_share_of_places_that_begin_with_zeros(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = carried_states(make_trainer(reset_rate=0.25, steps=400, sample_every=0), monkeypatch)
+    begun_anew = np.mean([~state.any(axis=(0, 2)) for state in states[1:]])
+    assert 0.2 < begun_anew < 0.3
 
 
 def test_a_text_that_repeats_is_learnt(make_trainer: Make, listener: Listener) -> None:

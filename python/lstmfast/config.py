@@ -140,6 +140,9 @@ class TrainingConfig:
     """Places of the text that are learnt side by side."""
     unroll: int = 64
     """Characters per place and step; the state is carried from step to step, the gradient is not."""
+    reset_rate: float = 0.02
+    """Chance of each place to begin a step with a state of zeros, not the carried one. Without any, a model never learns
+    how to begin a text, and some beginnings leave it lost for good."""
     seed: int = 0
     """First weights, dropout and samples follow from it."""
     summary_every: int = 100
@@ -163,6 +166,7 @@ class TrainingConfig:
             _require(self, name, getattr(self, name) >= 1, "1 or more")
         for name in ("seed", "summary_every", "validate_every", "sample_every", "checkpoint_every"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
+        _require(self, "reset_rate", 0 <= self.reset_rate <= 1, "between 0 and 1")
         _require(self, "sample_temperature", self.sample_temperature >= 0, "0 or more")
 
 
@@ -263,7 +267,7 @@ PRESETS: Mapping[str, Config] = {
             staircase=True, clip_norm=1.25,
         ),
         training=TrainingConfig(
-            steps=7001, batch_size=64, unroll=10, summary_every=100, validate_every=100,
+            steps=7001, batch_size=64, unroll=10, reset_rate=0.0, summary_every=100, validate_every=100,
             sample_every=1000, sample_count=5, sample_length=80, sample_temperature=1.0, checkpoint_every=1000,
         ),
     ),

@@ -94,7 +94,7 @@ class Trainer:
 
     settings: how many steps and what is due when. clip_norm: see `losses.clip_scale`. valid_ids: text to validate on.
     draw_samples: (model, rng) -> texts. allreduce: given the gradient buffer before it is clipped, to change in place.
-    Dropout and samples draw from generators of their own, so that samples do not change the training.
+    Dropout, resets and samples draw from generators of their own, so that samples do not change the training.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class Trainer:
         settings: TrainingConfig,
         *,
         dropout_rng: np.random.Generator,
+        reset_rng: np.random.Generator,
         sample_rng: np.random.Generator,
         clip_norm: float = 0.0,
         valid_ids: Ids | None = None,
@@ -125,7 +126,7 @@ class Trainer:
         self._valid_ids = valid_ids
         self._draw_samples = draw_samples
         self._allreduce = allreduce
-        self._rngs = {"dropout": dropout_rng, "sample": sample_rng}
+        self._rngs = {"dropout": dropout_rng, "reset": reset_rng, "sample": sample_rng}
         self._state = model.zero_state(settings.batch_size)
         self._loss_sum, self._loss_count = 0.0, 0  # since the last summary
         self._seconds, self._characters = 0.0, 0  # likewise; no part of the snapshot, a resumed run has its own speed
@@ -172,6 +173,10 @@ class Trainer:
         """One batch, one update: its loss and learning rate."""
         started = time.perf_counter()
         inputs, targets = self._batches.next()
+        if self.settings.reset_rate:
+            forgotten = self._rngs["reset"].random(inputs.shape[1]) < self.settings.reset_rate
+            for values in self._state:
+                values[:, forgotten] = 0
         loss, self._state = self.model.loss_and_gradients(inputs, targets, self._state, rng=self._rngs["dropout"])
         gradients = self.model.gradient_buffer
         if self._allreduce:
@@ -306,8 +311,8 @@ def _truncated_normal(name: str, shape: tuple[int, ...], rng: np.random.Generato
 def make_trainer(config: Config, corpus: Corpus, callbacks: Iterable[Callback] = ()) -> Trainer:
     """A trainer at step 0, all its randomness from the configured seed."""
     data, training = config.data, config.training
-    seeds = np.random.SeedSequence(training.seed).spawn(3)
-    weights_rng, dropout_rng, sample_rng = (np.random.default_rng(seed) for seed in seeds)
+    seeds = np.random.SeedSequence(training.seed).spawn(4)
+    weights_rng, dropout_rng, reset_rng, sample_rng = (np.random.default_rng(seed) for seed in seeds)
     train_ids, valid_ids = split(corpus.ids, valid_first=data.valid_first, valid_fraction=data.valid_fraction)
 
     def draw_samples(model: CharLM, rng: np.random.Generator) -> list[str]:
@@ -321,6 +326,7 @@ def make_trainer(config: Config, corpus: Corpus, callbacks: Iterable[Callback] =
         Batches(train_ids, training.batch_size, training.unroll),
         training,
         dropout_rng=dropout_rng,
+        reset_rng=reset_rng,
         sample_rng=sample_rng,
         clip_norm=config.optimizer.clip_norm,
         valid_ids=valid_ids if len(valid_ids) > 1 else None,
