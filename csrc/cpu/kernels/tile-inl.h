@@ -100,22 +100,22 @@ LSTMFAST_INLINE void store_rows(const Tile<T, R, N>& tile, T* const (&matrix_row
   }
 }
 
+// The largest tile below R rows that is built: 6, 4, 2, 1 or 3, 2, 1. Every size would double the build for at most one
+// tile in a pass over the rows.
+constexpr int smaller_tile(int R) { return R > 3 ? (R - 1) / 2 * 2 : R - 1; }
+
 template <int R, typename Body>
-LSTMFAST_INLINE void run_smaller_tile(Index rows, Index row, const Body& body) {
+LSTMFAST_INLINE void run_tiles(Index row, Index end, const Body& body) {
   if constexpr (R > 0) {
-    if (rows == R)
-      body.template run<R>(row);
-    else
-      run_smaller_tile<R - 1>(rows, row, body);
+    for (; row + R <= end; row += R) body.template run<R>(row);
+    run_tiles<smaller_tile(R)>(row, end, body);
   }
 }
 
-// Calls body.run<R>(row) over [begin, end) in tiles of kTileRows rows, then one smaller tile.
+// Calls body.run<R>(row) over [begin, end) in tiles of kTileRows rows, and what is left in smaller ones.
 template <typename Body>
 LSTMFAST_INLINE void for_each_row_tile(Index begin, Index end, const Body& body) {
-  Index row = begin;
-  for (; row + kTileRows <= end; row += kTileRows) body.template run<kTileRows>(row);
-  run_smaller_tile<kTileRows - 1>(end - row, row, body);
+  run_tiles<kTileRows>(begin, end, body);
 }
 
 // ---- a product of rows with one panel, in pieces of its depth
