@@ -7,6 +7,9 @@ namespace lstmfast {
 
 void SequencePlan::build(Index time_steps_wanted, Index batch_wanted, const Index* lengths, const bool* resets,
                          bool reverse) {
+  const bool plain = lengths == nullptr && resets == nullptr;
+  if (plain && is_plain_ && time_steps == time_steps_wanted && batch == batch_wanted && reverse_ == reverse) return;
+  is_plain_ = false;  // until the plan is whole
   time_steps = time_steps_wanted;
   batch = batch_wanted;
   updates.clear();
@@ -33,6 +36,8 @@ void SequencePlan::build(Index time_steps_wanted, Index batch_wanted, const Inde
   updates_before_row_.assign(static_cast<std::size_t>(batch) + 1, 0);
   for (Index b = 0; b < batch; ++b)
     updates_before_row_[b + 1] = updates_before_row_[b] + (lengths ? lengths[b] : time_steps);
+  is_plain_ = plain;
+  reverse_ = reverse;
 }
 
 Range SequencePlan::updates_of(Index step, Index batch_begin, Index batch_end) const {

@@ -29,7 +29,8 @@ struct SequencePlan {
   bool is_ragged() const { return rows() != time_steps * batch; }
 
   // lengths [batch], each in [0, time_steps], or null for all of them time_steps; resets [time_steps, batch] or null.
-  // Where `reverse`, each row runs from its own last step down to step 0.
+  // Where `reverse`, each row runs from its own last step down to step 0. A plan without lengths and resets is kept for the
+  // next call of the same size.
   void build(Index time_steps, Index batch, const Index* lengths, const bool* resets, bool reverse);
 
   // The updates of `step` that belong to batch rows [batch_begin, batch_end), as a range of updates.
@@ -40,6 +41,7 @@ struct SequencePlan {
 
  private:
   std::vector<Index> updates_before_row_;  // [batch + 1] number of updates of the batch rows before
+  bool is_plain_ = false, reverse_ = false;
 };
 
 }  // namespace lstmfast

@@ -70,9 +70,14 @@ LSTMFAST_INLINE bool all_full(const TileColumns& columns) {
 template <typename T>
 LSTMFAST_NOINLINE void copy_pieces(const T* from, Index from_step, T* to, Index to_step, int pieces,
                                    const TileColumns& columns) {
-  for (int n = 0; n < pieces; ++n)
-    for (Index i = 0; i < kLanes<T> && i < columns.lanes - n * columns.lanes_step; ++i)
-      to[n * to_step + i] = from[n * from_step + i];
+  for (int n = 0; n < pieces; ++n, from += from_step, to += to_step) {
+    const Index lanes = columns.lanes - n * columns.lanes_step;
+    if (is_full<T>(lanes)) {
+      store(to, load(from));
+    } else {
+      for (Index i = 0; i < lanes; ++i) to[i] = from[i];
+    }
+  }
 }
 
 template <typename T, int N>

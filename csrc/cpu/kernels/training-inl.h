@@ -6,18 +6,23 @@
 namespace lstmfast {
 namespace {
 
+// Across the lanes of a vector, halving it: a chain of three steps for eight lanes, not of seven.
 template <typename T>
 LSTMFAST_INLINE T horizontal_max(Vec<T> v) {
-  T best = v[0];
-  for (Index i = 1; i < kLanes<T>; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+  T lanes[kLanes<T>];
+  store<T>(lanes, v);
+  for (Index half = kLanes<T> / 2; half > 0; half /= 2)
+    for (Index i = 0; i < half; ++i) lanes[i] = lanes[i] < lanes[i + half] ? lanes[i + half] : lanes[i];
+  return lanes[0];
 }
 
 template <typename T>
 LSTMFAST_INLINE T horizontal_sum(Vec<T> v) {
-  T sum = v[0];
-  for (Index i = 1; i < kLanes<T>; ++i) sum += v[i];
-  return sum;
+  T lanes[kLanes<T>];
+  store<T>(lanes, v);
+  for (Index half = kLanes<T> / 2; half > 0; half /= 2)
+    for (Index i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
 }
 
 template <typename T>
