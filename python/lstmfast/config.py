@@ -134,7 +134,7 @@ class OptimizerConfig:
 class TrainingConfig:
     """How long, in what portions, and what is reported on the way. "Every" counts steps from the first, number 0."""
 
-    steps: int = 2000
+    steps: int = 1600
     """Updates in all."""
     batch_size: int = 64
     """Places of the text that are learnt side by side."""
@@ -147,9 +147,9 @@ class TrainingConfig:
     """First weights, dropout and samples follow from it."""
     summary_every: int = 100
     """Steps from one line of metrics to the next; 0: only at the end."""
-    validate_every: int = 1000
+    validate_every: int = 800
     """Steps from one validation to the next; 0: only at the end. A validation always writes a line of metrics."""
-    sample_every: int = 500
+    sample_every: int = 400
     """Steps from one set of samples to the next; 0: none."""
     sample_count: int = 1
     """Samples in a set."""
@@ -157,7 +157,7 @@ class TrainingConfig:
     """Characters of each sample."""
     sample_temperature: float = 0.7
     """Below 1 samples keep to what is likely, at 0 they always take the likeliest character."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = 400
     """Steps from one checkpoint to the next; 0: only at the end."""
 
     def __post_init__(self) -> None:
