@@ -141,8 +141,8 @@ class TrainingConfig:
     unroll: int = 64
     """Characters per place and step; the state is carried from step to step, the gradient is not."""
     reset_rate: float = 0.02
-    """Chance of each place to begin a step with a state of zeros, not the carried one. Without any, a model never learns
-    how to begin a text, and some beginnings leave it lost for good."""
+    """Chance of each place to begin a step with a state of zeros, not the carried one. Without any, a model never
+    learns how to begin a text, and some beginnings leave it lost for good."""
     seed: int = 0
     """First weights, dropout and samples follow from it."""
     summary_every: int = 100
