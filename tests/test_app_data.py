@@ -3,6 +3,7 @@
 Downloads have a file of their own, test_app_download.py. Nothing here reads the network.
 """
 
+import contextlib
 import io
 import itertools
 import os
@@ -370,19 +371,21 @@ def test_a_failed_encoding_leaves_nothing_in_the_cache(load, tmp_path):
 # The cache
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """No file can grow beyond 1,000 bytes."""
+    """No file can grow beyond 1,000 bytes: not even pytest's own report, so for as short as can be."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_names_the_cache_folder_and_leaves_nothing_in_it(load, tmp_path, request):
+def test_a_full_disk_names_the_cache_folder_and_leaves_nothing_in_it(load, tmp_path):
     source = write(tmp_path / "long.txt", "tyger " * 1000)
-    request.getfixturevalue("full_disk")
-    with pytest.raises(OSError, match=r"cannot write to the cache folder .*/cache: File too large"):
+    message = r"cannot write to the cache folder .*/cache: File too large"
+    with pytest.raises(OSError, match=message), full_disk():
         load(source)
     assert list((tmp_path / "cache").iterdir()) == []
 
