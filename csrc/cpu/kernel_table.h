@@ -34,13 +34,28 @@ struct StepForwardArgs {
   const T* const* x;        // [rows] -> [input_size]; not read where input_size is 0
   Index input_size;
   const T* input_panels;      // gate panels, input_size rows
-  const T* const* h_prev;     // [rows] -> [hidden_size]; must not overlap h
-  const T* recurrent_panels;  // gate panels, hidden_size rows
+  const T* const* h_prev;     // [rows] -> [recurrent_size]; must not overlap h; not read where recurrent_size is 0
+  Index recurrent_size;       // hidden_size, or 0: init holds the recurrent product already
+  const T* recurrent_panels;  // gate panels, recurrent_size rows
   const T* const* c_prev;     // [rows] -> [hidden_size]; a row may be the same memory as its c
   T* const* h;                // [rows] -> [hidden_size]
   T* const* c;                // [rows] -> [hidden_size]
-  T* gates;                   // gate panels, indexed by row: activated i f g o; null if nobody wants them
+  T* gates;  // gate panels, indexed by row: activated i f g o; may be where init is; null if nobody wants them
   Index gate_block_stride;
+};
+
+// The input's part of z for many steps at once: z[r] = init + x[r]·input_panels for rows [row_begin, row_end) and gate
+// blocks [block_begin, block_end).
+template <typename T>
+struct GateProductArgs {
+  Index row_begin, row_end;
+  Index block_begin, block_end;
+  const T* init;            // one row of starting values for all, gate blocks side by side
+  const T* const* x;        // [rows] -> [input_size]
+  Index input_size;
+  const T* input_panels;    // gate panels, input_size rows
+  T* z;                     // gate panels, indexed by row
+  Index z_block_stride;
 };
 
 // The same step backward, for the plain panels [panel_begin, panel_end) of hidden units:
@@ -117,6 +132,7 @@ struct KernelTable {
   void (*unpack_gates)(const T* panels, Index block_stride, Index hidden, T* const* out, Index rows);
 
   void (*step_forward)(const StepForwardArgs<T>&);
+  void (*gate_product)(const GateProductArgs<T>&);
   void (*step_backward)(const StepBackwardArgs<T>&);
   void (*product)(const ProductArgs<T>&);
   void (*transposed_product)(const TransposedProductArgs<T>&);

@@ -23,15 +23,16 @@ typename Sequence<T>::Division Sequence<T>::division(double multiply_adds_per_st
 
 template <typename T>
 template <typename Body>
-void Sequence<T>::for_each_step(Order order, double multiply_adds_per_step, Index blocks, const Body& body) const {
+void Sequence<T>::for_each_step(Order order, Range steps, double multiply_adds_per_step, Index blocks,
+                                const Body& body) const {
   const Division how = division(multiply_adds_per_step);
   Barrier barrier;
   run_parallel(how.threads, [&](int part, int parts) {
     const Range my_blocks = how.by_units ? split(blocks, part, parts) : Range{0, blocks};
     const Index batch_begin = how.by_units ? 0 : plan_.batch_begin_of_part(part, parts);
     const Index batch_end = how.by_units ? plan_.batch : plan_.batch_begin_of_part(part + 1, parts);
-    for (Index i = 0; i < plan_.steps(); ++i) {
-      const Index step = order == Order::kForward ? i : plan_.steps() - 1 - i;
+    for (Index i = 0; i < steps.end - steps.begin; ++i) {
+      const Index step = order == Order::kForward ? steps.begin + i : steps.end - 1 - i;
       body(plan_.updates_of(step, batch_begin, batch_end), my_blocks);
       if (how.by_units) barrier.wait(parts);
     }
@@ -92,35 +93,86 @@ void Sequence<T>::point_rows() {
   }
 }
 
+// Whether the input's product is made for many steps at once, before them, and not with the state's in every step.
+// Done at once it reads its weights once for many steps and leaves the caches to the recurrent ones; done in the step it
+// saves writing and reading the pre-activations.
+template <typename T>
+bool Sequence<T>::hoists_input() const {
+  if (args_.ids || args_.input_size == 0) return false;
+  const Index kernel_bytes = (args_.input_size + args_.hidden_size) * kGateCount * args_.hidden_size * Index{sizeof(T)};
+  return kernel_bytes >= (Index{512} << 10) || (plan_.batch < k_->tile_rows && plan_.steps() > 1);
+}
+
+template <typename T>
+void Sequence<T>::multiply_inputs(Range updates, T* z, Index z_block_stride) const {
+  const PanelSizes<T> sizes(*k_);
+  GateProductArgs<T> product{};
+  product.block_end = sizes.gate_blocks(args_.hidden_size);
+  product.init = starting_values_.of_all();
+  product.x = x_.data();
+  product.input_size = args_.input_size;
+  product.input_panels = input_weights_.data();
+  product.z = z - updates.begin * sizes.gate_width();
+  product.z_block_stride = z_block_stride;
+  const double work = static_cast<double>(updates.end - updates.begin) * static_cast<double>(args_.input_size) *
+                      static_cast<double>(kGateCount * args_.hidden_size);
+  run_parallel(threads_for_work(work), [&](int part, int parts) {
+    GateProductArgs<T> mine = product;
+    const Range rows = split(updates.end - updates.begin, part, parts);
+    mine.row_begin = updates.begin + rows.begin;
+    mine.row_end = updates.begin + rows.end;
+    k_->gate_product(mine);
+  });
+}
+
 template <typename T>
 void Sequence<T>::run_forward() {
-  const Index hidden = args_.hidden_size;
+  const Index hidden = args_.hidden_size, rows = plan_.rows();
   const PanelSizes<T> sizes(*k_);
+  const bool keeps_gates = args_.keep_for_backward || args_.gates, hoists = hoists_input();
   StepForwardArgs<T> step{};
   step.hidden_size = hidden;
   step.init = init_.data();
   step.init_block_stride = args_.ids ? starting_values_.block_stride() : sizes.gate_width();
   step.x = x_.data();
-  step.input_size = args_.ids ? 0 : args_.input_size;
+  step.input_size = args_.ids || hoists ? 0 : args_.input_size;
   step.input_panels = input_weights_.data();
   step.h_prev = h_prev_.data();
+  step.recurrent_size = hidden;
   step.recurrent_panels = recurrent_weights_.data();
   step.c_prev = c_prev_.data();
   step.h = h_.data();
   step.c = c_.data();
-  step.gates = args_.keep_for_backward || args_.gates ? gates_.data() : nullptr;
-  step.gate_block_stride = plan_.rows() * sizes.gate_width();
+  step.gates = keeps_gates ? gates_.data() : nullptr;
+  step.gate_block_stride = rows * sizes.gate_width();
 
+  // Pre-activations wait where the gates will be, or else in a buffer for some steps.
+  Index steps_at_once = plan_.steps();
+  if (hoists && !keeps_gates) {
+    const Index rows_at_once = std::max<Index>(128, (Index{512} << 10) / (sizes.gate_depth(hidden) * sizeof(T)));
+    steps_at_once = std::min(plan_.steps(), ceil_div(rows_at_once, std::max<Index>(plan_.batch, 1)));
+    z_.resize(steps_at_once * plan_.batch * sizes.gate_depth(hidden));
+  }
   const double depth = static_cast<double>(step.input_size + hidden);
   const double work = static_cast<double>(plan_.batch) * depth * static_cast<double>(kGateCount * hidden);
-  for_each_step(Order::kForward, work, sizes.gate_blocks(hidden), [&](Range updates, Range blocks) {
-    StepForwardArgs<T> mine = step;
-    mine.row_begin = updates.begin;
-    mine.row_end = updates.end;
-    mine.block_begin = blocks.begin;
-    mine.block_end = blocks.end;
-    k_->step_forward(mine);
-  });
+  for (Index first = 0; first < plan_.steps(); first += steps_at_once) {
+    const Range steps{first, std::min(first + steps_at_once, plan_.steps())};
+    if (hoists) {
+      const Range updates{plan_.step_begin[steps.begin], plan_.step_begin[steps.end]};
+      T* z = keeps_gates ? gates_.data() + updates.begin * sizes.gate_width() : z_.data();
+      step.init_block_stride = (keeps_gates ? rows : updates.end - updates.begin) * sizes.gate_width();
+      for (Index r = updates.begin; r < updates.end; ++r) init_[r] = z + (r - updates.begin) * sizes.gate_width();
+      multiply_inputs(updates, z, step.init_block_stride);
+    }
+    for_each_step(Order::kForward, steps, work, sizes.gate_blocks(hidden), [&](Range updates, Range blocks) {
+      StepForwardArgs<T> mine = step;
+      mine.row_begin = updates.begin;
+      mine.row_end = updates.end;
+      mine.block_begin = blocks.begin;
+      mine.block_end = blocks.end;
+      k_->step_forward(mine);
+    });
+  }
 }
 
 template <typename T>
@@ -207,7 +259,7 @@ void Sequence<T>::run_backward(const SequenceBackwardArgs<T>& args, T* d_c) {
   step.d_gate_block_stride = d_gates_block_stride();
 
   const double work = static_cast<double>(plan_.batch * hidden) * static_cast<double>(kGateCount * hidden);
-  for_each_step(Order::kBackward, work, sizes.panels(hidden), [&](Range updates, Range panels) {
+  for_each_step(Order::kBackward, {0, plan_.steps()}, work, sizes.panels(hidden), [&](Range updates, Range panels) {
     StepBackwardArgs<T> mine = step;
     mine.row_begin = updates.begin;
     mine.row_end = updates.end;

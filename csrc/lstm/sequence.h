@@ -55,7 +55,9 @@ class Sequence {
  private:
   void point_rows();
   void finish_forward();
+  bool hoists_input() const;
   void run_forward();
+  void multiply_inputs(Range updates, T* z, Index z_block_stride) const;
   void run_backward(const SequenceBackwardArgs<T>& args, T* d_c);
   void weight_gradients(const SequenceBackwardArgs<T>& args);
   void input_gradients(const SequenceBackwardArgs<T>& args);
@@ -68,10 +70,11 @@ class Sequence {
     bool by_units;
   };
   Division division(double multiply_adds_per_step) const;
-  // body(updates, blocks) for every step in `order`: the row updates and the blocks of units that one thread has to do.
+  // body(updates, blocks) for every one of these steps in `order`: the row updates and the blocks of units that one thread
+  // has to do.
   enum class Order { kForward, kBackward };
   template <typename Body>
-  void for_each_step(Order order, double multiply_adds_per_step, Index blocks, const Body& body) const;
+  void for_each_step(Order order, Range steps, double multiply_adds_per_step, Index blocks, const Body& body) const;
 
   // d_gates has one row more than there are updates: zeros, for rows that no later step follows.
   Index d_gates_block_stride() const { return (plan_.rows() + 1) * PanelSizes<T>(*k_).gate_width(); }
@@ -82,6 +85,7 @@ class Sequence {
   PackedGates<T> input_weights_, recurrent_weights_, transposed_weights_;
   StartingValues<T> starting_values_;
   AlignedBuffer<T> cells_, gates_, d_gates_, d_c_, zeros_;
+  AlignedBuffer<T> z_;                                     // the input's part of some steps' pre-activations
   std::vector<int> ids_;                                   // [updates]
   std::vector<const T*> init_, x_, h_prev_, c_prev_, d_h_, d_h_extra_, d_c_in_, d_gates_next_,
       d_gates_rows_;                        // [updates]

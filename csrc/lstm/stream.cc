@@ -80,6 +80,7 @@ const T* Stream<T>::advance(const T* x, const int* ids) {
     step.input_size = ids ? 0 : layer.input_size;
     step.input_panels = layer.input_weights.data();
     step.h_prev = h_prev_.data();
+    step.recurrent_size = hidden_;
     step.recurrent_panels = layer.recurrent_weights.data();
     step.c_prev = c_prev_.data();
     step.h = h_out_.data();

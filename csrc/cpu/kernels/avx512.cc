@@ -12,6 +12,20 @@ constexpr int kTileRows = 6;  // 6 x 4 accumulators, 4 weights, 1 broadcast: 29 
 LSTMFAST_INLINE __m512 fused_multiply_add(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 LSTMFAST_INLINE __m512d fused_multiply_add(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
 
+// As in vec-inl.h, in fewer instructions. 2^n has no limits here: it may also be infinite or vanish.
+#define LSTMFAST_ISA_HAS_POWERS_OF_TWO
+constexpr int kToNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+LSTMFAST_INLINE __m512 nearest_integer(__m512 u, __m512& rest) {
+  rest = _mm512_reduce_ps(u, kToNearest);
+  return u - rest;
+}
+LSTMFAST_INLINE __m512d nearest_integer(__m512d u, __m512d& rest) {
+  rest = _mm512_reduce_pd(u, kToNearest);
+  return u - rest;
+}
+LSTMFAST_INLINE __m512 times_power_of_two(__m512 a, __m512 n) { return _mm512_scalef_ps(a, n); }
+LSTMFAST_INLINE __m512d times_power_of_two(__m512d a, __m512d n) { return _mm512_scalef_pd(a, n); }
+
 }  // namespace
 }  // namespace lstmfast
 

@@ -21,6 +21,7 @@ constexpr KernelTable<T> make_table() {
   t.pack_transposed = pack_transposed<T>;
   t.unpack_gates = unpack_gates<T>;
   t.step_forward = step_forward<T>;
+  t.gate_product = gate_product<T>;
   t.step_backward = step_backward<T>;
   t.product = product<T>;
   t.transposed_product = transposed_product<T>;

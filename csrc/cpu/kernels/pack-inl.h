@@ -27,6 +27,19 @@ void pack_gate_rows(const T* kernel, Index kernel_stride, const int* ids, Index 
   }
 }
 
+// out[k][i] = matrix[i][k] for k < columns and i < kLanes, zero where i >= rows; rows of out are `out_stride` apart.
+// By way of a square in L1: the rows of a kernel often lie a power of two apart, in the same few sets of the cache.
+template <typename T>
+LSTMFAST_NOINLINE void transpose_square(const T* matrix, Index stride, Index rows, Index columns, T* out,
+                                        Index out_stride) {
+  constexpr Index V = kLanes<T>;
+  alignas(64) T square[V * V];
+  for (Index i = 0; i < V; ++i)
+    store(square + i * V, i < rows ? load_partial(matrix + i * stride, columns) : Vec<T>{});
+  for (Index k = 0; k < columns; ++k, out += out_stride)
+    for (Index i = 0; i < V; ++i) out[i] = square[i * V + k];
+}
+
 template <typename T>
 void pack_gates_transposed(const T* kernel, Index kernel_stride, Index rows, Index hidden, T* panels) {
   constexpr Index V = kLanes<T>;
@@ -34,16 +47,17 @@ void pack_gates_transposed(const T* kernel, Index kernel_stride, Index rows, Ind
   const Index blocks = ceil_div(hidden, V);
   for (Index panel = 0; panel < ceil_div(rows, kPanelVectors * V); ++panel) {
     const Index width = layout.vectors_in(panel) * V;
-    const Index first = layout.first_column(panel);
     T* out = panels + layout.offset(panel, blocks * kGateCount * V);
     for (Index block = 0; block < blocks; ++block)
-      for (int gate = 0; gate < kGateCount; ++gate)
-        for (Index lane = 0; lane < V; ++lane, out += width) {
-          const Index unit = block * V + lane;
-          const T* column = kernel + first * kernel_stride + gate * hidden + unit;
-          for (Index i = 0; i < width; ++i)
-            out[i] = unit < hidden && first + i < rows ? column[i * kernel_stride] : T(0);
+      for (int gate = 0; gate < kGateCount; ++gate, out += V * width) {
+        const Index unit = block * V, units = hidden - unit < V ? hidden - unit : V;
+        for (Index i = 0; i < width; i += V) {
+          const Index row = layout.first_column(panel) + i;
+          transpose_square(kernel + row * kernel_stride + gate * hidden + unit, kernel_stride, rows - row, units,
+                           out + i, width);
         }
+        for (T* padding = out + units * width; padding < out + V * width; ++padding) *padding = T(0);
+      }
   }
 }
 
@@ -68,10 +82,13 @@ void pack_transposed(const T* matrix, Index stride, Index rows, Index columns, T
   const PanelLayout<T> layout{rows};
   for (Index panel = 0; panel < ceil_div(rows, kPanelVectors * V); ++panel) {
     const Index width = layout.vectors_in(panel) * V;
-    const Index first = layout.first_column(panel);
     T* out = panels + layout.offset(panel, columns);
-    for (Index k = 0; k < columns; ++k, out += width)
-      for (Index i = 0; i < width; ++i) out[i] = first + i < rows ? matrix[(first + i) * stride + k] : T(0);
+    for (Index k = 0; k < columns; k += V, out += V * width)
+      for (Index i = 0; i < width; i += V) {
+        const Index row = layout.first_column(panel) + i;
+        transpose_square(matrix + row * stride + k, stride, rows - row, columns - k < V ? columns - k : V, out + i,
+                         width);
+      }
   }
 }
 

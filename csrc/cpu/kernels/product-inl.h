@@ -47,8 +47,14 @@ struct ProductPanel {
 template <typename T>
 void product(const ProductArgs<T>& args) {
   const PanelLayout<T> layout{args.columns};
-  for (Index panel = args.panel_begin; panel < args.panel_end; ++panel)
-    with_panel_vectors<kPanelVectors>(layout.vectors_in(panel), ProductPanel<T>{args, panel});
+  const Index depth = args.depth_blocks * args.block_length;
+  for_each_row_group<T>(args.row_begin, args.row_end, depth, [&](Index begin, Index end) {
+    ProductArgs<T> group = args;
+    group.row_begin = begin;
+    group.row_end = end;
+    for (Index panel = args.panel_begin; panel < args.panel_end; ++panel)
+      with_panel_vectors<kPanelVectors>(layout.vectors_in(panel), ProductPanel<T>{group, panel});
+  });
 }
 
 template <typename T, int N>
@@ -95,17 +101,21 @@ struct TransposedProductPanel {
 template <typename T>
 void transposed_product(const TransposedProductArgs<T>& args) {
   const PanelLayout<T> layout{args.columns};
-  // As many rows of a as 256 KB hold stay in L2 while all panels pass over them.
-  const Index columns_of_a = args.m_end - args.m_begin > 1 ? args.m_end - args.m_begin : 1;
-  const Index fitting = (Index{256} << 10) / (columns_of_a * static_cast<Index>(sizeof(T)));
-  const Index rows_at_once = fitting > kDepthAtOnce ? fitting / kDepthAtOnce * kDepthAtOnce : kDepthAtOnce;
+  // Of a, 512 rows of 256 columns (512 KB) stay in L2 while all panels pass over them. Fewer rows would have every output
+  // tile read and written more often, fewer columns every row of b.
+  constexpr Index kColumnsAtOnce = 256 / kTileRows * kTileRows;
+  constexpr Index kRowsOfA = (Index{512} << 10) / (256 * static_cast<Index>(sizeof(T)));
+  TransposedProductArgs<T> part = args;
   Index row = 0;
   do {
-    const Index end = row + rows_at_once < args.rows ? row + rows_at_once : args.rows;
-    for (Index panel = args.panel_begin; panel < args.panel_end; ++panel)
-      with_panel_vectors<kPanelVectors>(args.gate_hidden_size > 0 ? kGateCount : layout.vectors_in(panel),
-                                        TransposedProductPanel<T>{args, panel, row, end});
-    row = end;
+    const Index row_end = row + kRowsOfA < args.rows ? row + kRowsOfA : args.rows;
+    for (part.m_begin = args.m_begin; part.m_begin < args.m_end; part.m_begin = part.m_end) {
+      part.m_end = part.m_begin + kColumnsAtOnce < args.m_end ? part.m_begin + kColumnsAtOnce : args.m_end;
+      for (Index panel = args.panel_begin; panel < args.panel_end; ++panel)
+        with_panel_vectors<kPanelVectors>(args.gate_hidden_size > 0 ? kGateCount : layout.vectors_in(panel),
+                                          TransposedProductPanel<T>{part, panel, row, row_end});
+    }
+    row = row_end;
   } while (row < args.rows);
 }
 

@@ -9,23 +9,52 @@
 namespace lstmfast {
 namespace {
 
-// From the pre-activations of one vector of units to its gates and c; returns o. The four come in registers; one copy of
-// this code serves every tile shape, which keeps it in the instruction cache (and the build short).
-template <typename T>
-LSTMFAST_NOINLINE Vec<T> finish_gates(Vec<T> z_i, Vec<T> z_f, Vec<T> z_g, Vec<T> z_o, const T* c_prev, T* c_out,
-                                      T* gates, Index lanes) {
-  constexpr Index V = kLanes<T>;
-  Vectors<T, kGateCount> z{{z_i, z_f, z_g, z_o}};
-  activate_gates(z);
-  const Vec<T> i = z.at[kInputGate], f = z.at[kForgetGate], g = z.at[kCellGate], o = z.at[kOutputGate];
-  store_partial(c_out, fused_multiply_add(f, load_partial(c_prev, lanes), i * g), lanes);
-  if (gates) {
-    store(gates + kInputGate * V, i);
-    store(gates + kForgetGate * V, f);
-    store(gates + kCellGate * V, g);
-    store(gates + kOutputGate * V, o);
+// Gates, c and h of one block of units for P rows from `row` on, whose pre-activations stand in z.
+// Three divisions a cell where five functions would need five: i and g share one, and so do o and tanh(c).
+template <typename T, int P>
+LSTMFAST_INLINE void finish_cells(const StepForwardArgs<T>& args, Index block, Index row, const T* z) {
+  constexpr Index V = kLanes<T>, W = kGateCount * V;
+  const Index unit = block * V, lanes = args.hidden_size - unit;
+  Vec<T> sigmoid[3 * P], d[3 * P], g[P], g_d[P], c[P], tanh_c[P], tanh_c_d[P], i_over_g_d[P];  // _d: denominators
+  Vec<T> *const d_i = d, *const d_f = d + P, *const d_o = d + 2 * P;
+  for (int r = 0; r < P; ++r) {
+    sigmoid[r] = load(z + r * W + kInputGate * V);
+    sigmoid[P + r] = load(z + r * W + kForgetGate * V);
+    sigmoid[2 * P + r] = load(z + r * W + kOutputGate * V);
+    g[r] = load(z + r * W + kCellGate * V);
   }
-  return o;
+  gate_fractions<T, 3 * P, P>(sigmoid, d, g, g_d);
+  for (int r = 0; r < P; ++r) {
+    d_f[r] = T(1) / d_f[r];
+    i_over_g_d[r] = T(1) / (d_i[r] * g_d[r]);
+    c[r] = fused_multiply_add(d_f[r], load_partial(args.c_prev[row + r] + unit, lanes), g[r] * i_over_g_d[r]);
+    tanh_c[r] = c[r];
+  }
+  gate_fractions<T, 0, P>(nullptr, nullptr, tanh_c, tanh_c_d);
+  for (int r = 0; r < P; ++r) {
+    const Vec<T> o_over_tanh_c_d = T(1) / (d_o[r] * tanh_c_d[r]);
+    store_partial(args.c[row + r] + unit, c[r], lanes);
+    store_partial(args.h[row + r] + unit, tanh_c[r] * o_over_tanh_c_d, lanes);
+    if (!args.gates) continue;
+    T* gates = args.gates + block * args.gate_block_stride + (row + r) * W;
+    store(gates + kInputGate * V, g_d[r] * i_over_g_d[r]);
+    store(gates + kForgetGate * V, d_f[r]);
+    store(gates + kCellGate * V, g[r] / g_d[r]);
+    store(gates + kOutputGate * V, tanh_c_d[r] * o_over_tanh_c_d);
+  }
+}
+
+// Rows whose cells go through the functions in step.
+constexpr int kRowsInStep = 3;
+
+// Out of line and reached through memory: one copy of this code serves every tile shape, which keeps it in the instruction
+// cache (and the build short).
+template <typename T>
+LSTMFAST_NOINLINE void finish_rows(const StepForwardArgs<T>& args, Index block, Index row, Index end, const T* z) {
+  constexpr Index W = kGateCount * kLanes<T>;
+  for (; row + kRowsInStep <= end; row += kRowsInStep, z += kRowsInStep * W)
+    finish_cells<T, kRowsInStep>(args, block, row, z);
+  for (; row < end; ++row, z += W) finish_cells<T, 1>(args, block, row, z);
 }
 
 template <typename T>
@@ -43,17 +72,11 @@ struct ForwardTiles {
 
   template <int R>
   LSTMFAST_INLINE void finish(const Tile<T, R, kGateCount>& z, Index row) const {
-    constexpr Index V = kLanes<T>, W = kGateCount * V;
-    const Index unit = block * V, lanes = args.hidden_size - unit;
-    Vectors<T, R> o, tanh_c;
-    for (int r = 0; r < R; ++r) {
-      T* gates = args.gates ? args.gates + block * args.gate_block_stride + (row + r) * W : nullptr;
-      o.at[r] = finish_gates<T>(z.at[r][kInputGate], z.at[r][kForgetGate], z.at[r][kCellGate], z.at[r][kOutputGate],
-                                args.c_prev[row + r] + unit, args.c[row + r] + unit, gates, lanes);
-    }
-    for (int r = 0; r < R; ++r) tanh_c.at[r] = load_partial<T>(args.c[row + r] + unit, lanes);
-    vector_tanh(tanh_c);
-    for (int r = 0; r < R; ++r) store_partial(args.h[row + r] + unit, o.at[r] * tanh_c.at[r], lanes);
+    alignas(64) T memory[R * kGateCount * kLanes<T>];
+    for (int r = 0; r < R; ++r)
+      for (int gate = 0; gate < kGateCount; ++gate)
+        store(memory + (r * kGateCount + gate) * kLanes<T>, z.at[r][gate]);
+    finish_rows<T>(args, block, row, row + R, memory);
   }
 };
 
@@ -61,19 +84,54 @@ template <typename T>
 void step_forward(const StepForwardArgs<T>& args) {
   // Gate blocks outside, rows inside: a block's weights stay in L1 or L2 while all rows pass over them.
   constexpr Index W = kGateCount * kLanes<T>;
-  const Index inputs = args.input_size, hidden = args.hidden_size;
-  for (Index block = args.block_begin; block < args.block_end; ++block) {
-    const Operand<T> h{args.h_prev, 1, hidden, 0, args.recurrent_panels + block * hidden * W, nullptr};
-    const ForwardTiles<T> tiles{args, block};
-    if (inputs > 0) {
-      const Operand<T> x{args.x, 1, inputs, 0, args.input_panels + block * inputs * W, nullptr};
-      const Operand<T> both[] = {x, h};
-      multiply_rows<T, kGateCount>(args.row_begin, args.row_end, both, tiles);
+  const Index x_stride = args.input_size * W, h_stride = args.recurrent_size * W;
+  const bool one_row = args.row_end - args.row_begin == 1;
+  Index block = args.block_begin;
+  while (block < args.block_end) {
+    const Operand<T> operands[] = {{args.x, 1, args.input_size, 0, args.input_panels + block * x_stride, nullptr},
+                                   {args.h_prev, 1, args.recurrent_size, 0, args.recurrent_panels + block * h_stride,
+                                    nullptr}};
+    const auto tiles = [&](int p) { return ForwardTiles<T>{args, block + p}; };
+    if (one_row && block + kPanelsOfOneRow <= args.block_end) {
+      multiply_one_row<T, kGateCount, kPanelsOfOneRow>(args.row_begin, operands, {x_stride, h_stride}, tiles);
+      block += kPanelsOfOneRow;
     } else {
-      const Operand<T> only[] = {h};
-      multiply_rows<T, kGateCount>(args.row_begin, args.row_end, only, tiles);
+      multiply_rows<T, kGateCount>(args.row_begin, args.row_end, operands, tiles(0));
+      ++block;
     }
   }
+}
+
+template <typename T>
+struct GateProductTiles {
+  const GateProductArgs<T>& args;
+  Index block;
+
+  template <int R>
+  LSTMFAST_INLINE void start(Tile<T, R, kGateCount>& z, Index) const {
+    const T* init = args.init + block * kGateCount * kLanes<T>;
+    for (int r = 0; r < R; ++r)
+      for (int gate = 0; gate < kGateCount; ++gate) z.at[r][gate] = load(init + gate * kLanes<T>);
+  }
+
+  template <int R>
+  LSTMFAST_INLINE void finish(const Tile<T, R, kGateCount>& z, Index row) const {
+    constexpr Index V = kLanes<T>, W = kGateCount * V;
+    T* out = args.z + block * args.z_block_stride + row * W;
+    for (int r = 0; r < R; ++r)
+      for (int gate = 0; gate < kGateCount; ++gate) store(out + r * W + gate * V, z.at[r][gate]);
+  }
+};
+
+template <typename T>
+void gate_product(const GateProductArgs<T>& args) {
+  constexpr Index W = kGateCount * kLanes<T>;
+  for_each_row_group<T>(args.row_begin, args.row_end, args.input_size, [&](Index begin, Index end) {
+    for (Index block = args.block_begin; block < args.block_end; ++block) {
+      const Operand<T> x[] = {{args.x, 1, args.input_size, 0, args.input_panels + block * args.input_size * W, nullptr}};
+      multiply_rows<T, kGateCount>(begin, end, x, GateProductTiles<T>{args, block});
+    }
+  });
 }
 
 template <typename T, int N>
@@ -132,20 +190,43 @@ struct BackwardPanel {
 
   template <int N>
   LSTMFAST_INLINE void run() const {
+    const Operand<T> operands[] = {d_gates_next()};
+    multiply_rows<T, N>(args.row_begin, args.row_end, operands, BackwardTiles<T, N>{args, panel});
+  }
+
+  // For one row: this panel and the ones after it, all full.
+  LSTMFAST_INLINE void run_one_row() const {
+    const Operand<T> operands[] = {d_gates_next()};
+    const Index stride = PanelLayout<T>::offset(1, operands[0].blocks * operands[0].block_length);
+    multiply_one_row<T, kPanelVectors, kPanelsOfOneRow>(
+        args.row_begin, operands, {stride}, [&](int p) { return BackwardTiles<T, kPanelVectors>{args, panel + p}; });
+  }
+
+ private:
+  LSTMFAST_INLINE Operand<T> d_gates_next() const {
     constexpr Index W = kGateCount * kLanes<T>;
     const Index blocks = ceil_div(args.hidden_size, kLanes<T>);
-    const Operand<T> d_gates_next[] = {{args.d_gates_next, blocks, W, args.d_gate_block_stride,
-                                        args.recurrent_transposed + PanelLayout<T>::offset(panel, blocks * W),
-                                        args.no_next}};
-    multiply_rows<T, N>(args.row_begin, args.row_end, d_gates_next, BackwardTiles<T, N>{args, panel});
+    return {args.d_gates_next, blocks, W, args.d_gate_block_stride,
+            args.recurrent_transposed + PanelLayout<T>::offset(panel, blocks * W), args.no_next};
   }
 };
 
 template <typename T>
 void step_backward(const StepBackwardArgs<T>& args) {
   const PanelLayout<T> layout{args.hidden_size};
-  for (Index panel = args.panel_begin; panel < args.panel_end; ++panel)
-    with_panel_vectors<kPanelVectors>(layout.vectors_in(panel), BackwardPanel<T>{args, panel});
+  const bool one_row = args.row_end - args.row_begin == 1;
+  Index panel = args.panel_begin;
+  while (panel < args.panel_end) {
+    const BackwardPanel<T> body{args, panel};
+    const Index last = panel + kPanelsOfOneRow - 1;
+    if (one_row && last < args.panel_end && layout.vectors_in(last) == kPanelVectors) {
+      body.run_one_row();
+      panel += kPanelsOfOneRow;
+    } else {
+      with_panel_vectors<kPanelVectors>(layout.vectors_in(panel), body);
+      ++panel;
+    }
+  }
 }
 
 }  // namespace

@@ -52,6 +52,42 @@ LSTMFAST_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VecTypes<T>::Unaligned*>(p) = v;
 }
 
+#ifndef LSTMFAST_ISA_HAS_POWERS_OF_TWO
+// u = n + rest with n the nearest integer. Past the normal powers of two, u counts as the nearest of them; NaN passes.
+template <typename T>
+LSTMFAST_INLINE Vec<T> generic_nearest_integer(Vec<T> u, Vec<T>& rest) {
+  constexpr T kSmallest = sizeof(T) == 4 ? T(-126) : T(-1022), kLargest = 1 - kSmallest;
+  constexpr T kRound = T(3ll << (VecTypes<T>::kMantissaBits - 1));  // 1.5 * 2^mantissa bits: adding it rounds
+  u = kSmallest > u ? broadcast<T>(kSmallest) : u;
+  u = kLargest < u ? broadcast<T>(kLargest) : u;
+  const Vec<T> n = (u + kRound) - kRound;
+  rest = u - n;
+  return n;
+}
+
+// a * 2^n for an integer n whose power is a normal number.
+template <typename T>
+LSTMFAST_INLINE Vec<T> generic_times_power_of_two(Vec<T> a, Vec<T> n) {
+  constexpr T kRound = T(3ll << (VecTypes<T>::kMantissaBits - 1));
+  // The integer sits in the low bits of the sum; the exponent field takes it, the rest is shifted out.
+  const VecBits<T> one = (VecBits<T>)broadcast<T>(T(1));
+  return a * (Vec<T>)(((VecBits<T>)(n + kRound) << VecTypes<T>::kMantissaBits) + one);
+}
+
+LSTMFAST_INLINE Vec<float> nearest_integer(Vec<float> u, Vec<float>& rest) {
+  return generic_nearest_integer<float>(u, rest);
+}
+LSTMFAST_INLINE Vec<double> nearest_integer(Vec<double> u, Vec<double>& rest) {
+  return generic_nearest_integer<double>(u, rest);
+}
+LSTMFAST_INLINE Vec<float> times_power_of_two(Vec<float> a, Vec<float> n) {
+  return generic_times_power_of_two<float>(a, n);
+}
+LSTMFAST_INLINE Vec<double> times_power_of_two(Vec<double> a, Vec<double> n) {
+  return generic_times_power_of_two<double>(a, n);
+}
+#endif
+
 // The ends of rows, out of line: rare, and they would double the code of every loop.
 template <typename T>
 LSTMFAST_NOINLINE Vec<T> load_first(const T* p, Index lanes, T fill) {
