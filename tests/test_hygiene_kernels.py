@@ -20,7 +20,7 @@ SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.rglob("*") i
 KERNEL_SOURCES = [source for source in SOURCES if source.startswith("cpu/kernels/")]
 # Folder -> what its files may include. Headers of the language and of the standard library are everybody's but the
 # kernels'; the vendor's intrinsics define only always-inline functions.
-KERNELS_MAY_INCLUDE = r"cpu/kernels/.*|cpu/kernel_table\.h|core/(gates|inline|views)\.h|immintrin\.h|arm_neon\.h"
+KERNELS_MAY_INCLUDE = r"cpu/kernels/.*|cpu/(kernel_table|split_kernels)\.h|core/(gates|inline|views)\.h|immintrin\.h|arm_neon\.h"
 FOLDERS_MAY_INCLUDE = {
     "core": r"core/.*",
     "cpu": r"(core|cpu)/[^/]*",
@@ -36,7 +36,7 @@ def kernel_flags() -> dict[str, list[str]]:
     text = (CSRC.parent / "CMakeLists.txt").read_text()
     (common,) = re.findall(r"set\(LSTMFAST_KERNEL_FLAGS ([^)]*)\)", text)
     files = re.findall(r"^\s*lstmfast_add_kernels\((\w+)([^)]*)\)", text, re.MULTILINE)
-    foreign = {"aarch64": {"avx2", "avx512"}, "x86_64": {"neon"}}.get(platform.machine(), set())
+    foreign = {"aarch64": {"avx2", "avx512", "amx"}, "x86_64": {"neon"}}.get(platform.machine(), set())
     return {name: [*common.split(), *own.split()] for name, own in files if name not in foreign}
 
 

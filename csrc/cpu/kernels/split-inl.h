@@ -1,0 +1,458 @@
+// Split products: packing floats as sums of bfloat16, and the loop over tiles that multiplies them. What they are and how
+// memory lies is told in split_kernels.h.
+// The including .cc defines kVectorBytes (64) and `TileRegisters` first: registers of 16 x 64 bytes that can configure,
+// release, zero, load, store and multiply. Everything else is here, so that all of it but the six instructions also runs,
+// and is tested, on CPUs without them (tile_registers-inl.h).
+#pragma once
+
+#include "core/gates.h"
+#include "cpu/kernels/vec-inl.h"
+#include "cpu/split_kernels.h"
+
+namespace lstmfast {
+namespace {
+
+static_assert(kLanes<float> == kSplitColumns, "gate panels have the lanes of a tile");
+
+// ---- splitting
+
+typedef unsigned Words __attribute__((vector_size(kVectorBytes)));
+
+// The nearest bfloat16 (ties to even), as a float. Overflows above kSplitLargest, where nobody uses it.
+LSTMFAST_INLINE Words rounded(Vec<float> x) {
+  const Words bits = (Words)x;
+  return (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+}
+
+// Lanes in which x may not be split: not finite, or too large.
+LSTMFAST_INLINE VecBits<float> refused(Vec<float> x) {
+  constexpr int kLargestBits = (127 + 48) << 23;
+  static_assert(kSplitLargest == 0x1p48f, "its bits");
+  return ((VecBits<float>)x & 0x7fffffff) > kLargestBits;
+}
+
+// Element k of the depth is paired with element k + 16, not with its neighbour: any order will do that both factors agree
+// on, and this one needs no shuffling. What a part leaves over is exact: it is the float's lower bits.
+LSTMFAST_INLINE void split_pairs(Vec<float> first, Vec<float> second, int parts, Bfloat16* packed) {
+  for (int part = 0; part < parts; ++part, packed += kSplitTile) {
+    const Words a = rounded(first), b = rounded(second);
+    store(reinterpret_cast<float*>(packed), (Vec<float>)(a >> 16 | b));
+    first -= (Vec<float>)a;
+    second -= (Vec<float>)b;
+  }
+}
+
+// ---- transposing
+
+#if defined(__clang__)
+#define LSTMFAST_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LSTMFAST_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Words{__VA_ARGS__})
+#endif
+LSTMFAST_INLINE Words interleave_low(Words a, Words b) {
+  return LSTMFAST_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+LSTMFAST_INLINE Words interleave_high(Words a, Words b) {
+  return LSTMFAST_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+#undef LSTMFAST_SHUFFLE
+
+// 16 rows of 16 pairs, in place: four rounds of a perfect shuffle of all 256 are the transpose.
+LSTMFAST_NOINLINE void transpose_tile(Bfloat16* tile) {
+  float* rows = reinterpret_cast<float*>(tile);
+  Words now[16], next[16];
+  for (int i = 0; i < 16; ++i) now[i] = (Words)load(rows + i * 16);
+  for (int round = 0; round < 4; ++round) {
+    for (int i = 0; i < 8; ++i) {
+      next[2 * i] = interleave_low(now[i], now[i + 8]);
+      next[2 * i + 1] = interleave_high(now[i], now[i + 8]);
+    }
+    for (int i = 0; i < 16; ++i) now[i] = next[i];
+  }
+  for (int i = 0; i < 16; ++i) store(rows + i * 16, (Vec<float>)now[i]);
+}
+
+// ---- packing
+
+// A run of up to 16 elements that lie side by side in every line of a source. No more lanes than zero: nothing there.
+struct Run {
+  Index offset, lanes;
+};
+
+// Sources: `count` lines, each cut into runs. A line is a row of memory, whatever it means to the product.
+struct LinesByPointer {
+  const float* const* lines;
+  Index count, blocks, block_length, block_stride;
+
+  LSTMFAST_INLINE const float* line(Index i) const { return lines[i]; }
+  LSTMFAST_INLINE Run run(Index index) const {
+    const Index first = index * kSplitColumns;
+    if (blocks == 1) return {first, block_length - first};
+    const Index block = first / block_length, within = first % block_length;
+    return {block * block_stride + within, block < blocks ? block_length - within : 0};
+  }
+};
+
+struct MatrixLines {
+  const float* data;
+  Index stride, count, columns;
+
+  LSTMFAST_INLINE const float* line(Index i) const { return data + i * stride; }
+  LSTMFAST_INLINE Run run(Index index) const { return {index * kSplitColumns, columns - index * kSplitColumns}; }
+};
+
+// Lines of a kernel [count, 4*hidden], in the order of gate panels.
+struct KernelLines {
+  const float* data;
+  Index stride, count, hidden;
+
+  LSTMFAST_INLINE const float* line(Index i) const { return data + i * stride; }
+  LSTMFAST_INLINE Run run(Index index) const {
+    const Index unit = index / kGateCount * kSplitColumns;
+    return {index % kGateCount * hidden + unit, hidden - unit};
+  }
+};
+
+struct GatePanelLines {
+  const float* panels;
+  Index block_stride, count;
+
+  LSTMFAST_INLINE const float* line(Index i) const { return panels + i * kGateCount * kSplitColumns; }
+  LSTMFAST_INLINE Run run(Index index) const {
+    return {index / kGateCount * block_stride + index % kGateCount * kSplitColumns, kSplitColumns};
+  }
+};
+
+template <typename Source>
+LSTMFAST_INLINE Vec<float> values(const Source& source, Index line, Run run) {
+  return line < source.count && run.lanes > 0 ? load_partial(source.line(line) + run.offset, run.lanes) : Vec<float>{};
+}
+
+enum class Factor { kLeft, kRight };
+enum class Depth { kAlongLines, kAcrossLines };
+
+// Left tiles have a row in each vector of pairs, right tiles a column in each lane. Whichever the source's lines are not,
+// a transpose makes of them.
+template <Factor kFactor, Depth kDepth, typename Source>
+bool pack_tiles(const Source& source, Index tiles, Index depth, int parts, Bfloat16* packed) {
+  VecBits<float> bad{};
+  for (Index tile = 0; tile < tiles; ++tile)
+    for (Index k = 0; k < depth; k += kSplitDepth, packed += parts * kSplitTile) {
+      const Index half_depth = kSplitDepth / 2;
+      const Run here = source.run(kDepth == Depth::kAlongLines ? k / half_depth : tile);
+      const Run after = kDepth == Depth::kAlongLines ? source.run(k / half_depth + 1) : here;
+      const Index first_line = kDepth == Depth::kAlongLines ? tile * kSplitRows : k;
+      const Index step = kDepth == Depth::kAlongLines ? 0 : half_depth;
+      for (Index i = 0; i < kSplitRows; ++i) {
+        const Vec<float> first = values(source, first_line + i, here);
+        const Vec<float> second = values(source, first_line + i + step, after);
+        bad |= refused(first) | refused(second);
+        split_pairs(first, second, parts, packed + i * kSplitDepth);
+      }
+      if ((kFactor == Factor::kLeft) != (kDepth == Depth::kAlongLines))
+        for (int part = 0; part < parts; ++part) transpose_tile(packed + part * kSplitTile);
+    }
+  int any = 0;
+  for (Index lane = 0; lane < kLanes<float>; ++lane) any |= bad[lane];
+  return any == 0;
+}
+
+bool split_pack_rows(const SplitRows& rows, Index count, int parts, Bfloat16* left) {
+  const LinesByPointer source{rows.rows, count, rows.depth_blocks, rows.block_length, rows.block_stride};
+  return pack_tiles<Factor::kLeft, Depth::kAlongLines>(source, ceil_div(count, kSplitRows),
+                                                       rows.depth_blocks * rows.block_length, parts, left);
+}
+
+// Lines are shortened to [begin, end) by moving their beginning: run 0 is at `begin`.
+struct LinesFrom {
+  const float* const* lines;
+  Index count, begin, end;
+
+  LSTMFAST_INLINE const float* line(Index i) const { return lines[i] + begin; }
+  LSTMFAST_INLINE Run run(Index index) const { return {index * kSplitRows, end - begin - index * kSplitRows}; }
+};
+
+bool split_pack_rows_transposed(const float* const* rows, Index depth, Index begin, Index end, int parts,
+                                Bfloat16* left) {
+  return pack_tiles<Factor::kLeft, Depth::kAcrossLines>(LinesFrom{rows, depth, begin, end},
+                                                        ceil_div(end - begin, kSplitRows), depth, parts, left);
+}
+
+bool split_pack_gates(const float* kernel, Index stride, Index depth, Index hidden, int parts, Bfloat16* right) {
+  const Index tiles = ceil_div(hidden, kSplitColumns) * kGateCount;
+  return pack_tiles<Factor::kRight, Depth::kAcrossLines>(KernelLines{kernel, stride, depth, hidden}, tiles, depth, parts,
+                                                         right);
+}
+
+bool split_pack_gates_transposed(const float* kernel, Index stride, Index columns, Index hidden, int parts,
+                                 Bfloat16* right) {
+  const Index depth = ceil_div(hidden, kSplitColumns) * kGateCount * kSplitColumns;
+  return pack_tiles<Factor::kRight, Depth::kAlongLines>(KernelLines{kernel, stride, columns, hidden},
+                                                        ceil_div(columns, kSplitColumns), depth, parts, right);
+}
+
+bool split_pack_gate_panels(const float* panels, Index block_stride, Index depth, Index blocks, int parts,
+                            Bfloat16* right) {
+  return pack_tiles<Factor::kRight, Depth::kAcrossLines>(GatePanelLines{panels, block_stride, depth},
+                                                         blocks * kGateCount, depth, parts, right);
+}
+
+bool split_pack(const float* matrix, Index stride, Index depth, Index columns, int parts, Bfloat16* right) {
+  return pack_tiles<Factor::kRight, Depth::kAcrossLines>(MatrixLines{matrix, stride, depth, columns},
+                                                         ceil_div(columns, kSplitColumns), depth, parts, right);
+}
+
+bool split_pack_transposed(const float* matrix, Index stride, Index columns, Index depth, int parts, Bfloat16* right) {
+  return pack_tiles<Factor::kRight, Depth::kAlongLines>(MatrixLines{matrix, stride, columns, depth},
+                                                        ceil_div(columns, kSplitColumns), depth, parts, right);
+}
+
+// ---- multiplying
+
+// Which part of the left factor meets which of the right. Neighbours in the list share one of the two: 14 loads of tiles
+// instead of 24 for six products of 2 x 2 tiles. With three parts the largest product comes last, so that the small ones
+// are added to each other first. Left out are the products below 2^-24 of the result: (1, 2), (2, 1), (2, 2) of three
+// parts, (1, 1) of two.
+struct PartPair {
+  int left, right;
+};
+template <int kParts>
+struct PartPairs;
+template <>
+struct PartPairs<1> {
+  static constexpr PartPair kList[] = {{0, 0}};
+};
+template <>
+struct PartPairs<2> {
+  static constexpr PartPair kList[] = {{0, 1}, {0, 0}, {1, 0}};
+};
+template <>
+struct PartPairs<3> {
+  static constexpr PartPair kList[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {2, 0}, {0, 0}};
+};
+
+// Registers: accumulators 0..3 (row tile, column tile), left 4 and 5, right 6 and 7. Blocks of 2 x 2 load less from L2
+// than 1 x 4: tile loads are what bounds this loop.
+constexpr int kLeftRegister = 4, kRightRegister = 6;
+constexpr int accumulator(int row, int column) { return 2 * row + column; }
+
+template <int R, int C>
+struct TileBlock {
+  TileRegisters& registers;
+  const Bfloat16* left[2];
+  const Bfloat16* right[2];
+
+  template <int kParts, int kStep = 0>
+  LSTMFAST_INLINE void multiply_parts() const {
+    constexpr int kSteps = sizeof(PartPairs<kParts>::kList) / sizeof(PartPair);
+    if constexpr (kStep < kSteps) {
+      constexpr PartPair kNow = PartPairs<kParts>::kList[kStep];
+      constexpr PartPair kBefore = PartPairs<kParts>::kList[kStep > 0 ? kStep - 1 : 0];
+      if constexpr (kStep == 0 || kNow.left != kBefore.left) {
+        registers.load<kLeftRegister>(left[0] + kNow.left * kSplitTile, 64);
+        if constexpr (R == 2) registers.load<kLeftRegister + 1>(left[1] + kNow.left * kSplitTile, 64);
+      }
+      if constexpr (kStep == 0 || kNow.right != kBefore.right) {
+        registers.load<kRightRegister>(right[0] + kNow.right * kSplitTile, 64);
+        if constexpr (C == 2) registers.load<kRightRegister + 1>(right[1] + kNow.right * kSplitTile, 64);
+      }
+      registers.multiply<accumulator(0, 0), kLeftRegister, kRightRegister>();
+      if constexpr (C == 2) registers.multiply<accumulator(0, 1), kLeftRegister, kRightRegister + 1>();
+      if constexpr (R == 2) registers.multiply<accumulator(1, 0), kLeftRegister + 1, kRightRegister>();
+      if constexpr (R == 2 && C == 2) registers.multiply<accumulator(1, 1), kLeftRegister + 1, kRightRegister + 1>();
+      multiply_parts<kParts, kStep + 1>();
+    }
+  }
+
+  template <int kParts>
+  LSTMFAST_NOINLINE void accumulate(Index depth_tiles) {
+    for (Index k = 0; k < depth_tiles; ++k) {
+      multiply_parts<kParts>();
+      for (int i = 0; i < 2; ++i) {
+        left[i] += kParts * kSplitTile;
+        right[i] += kParts * kSplitTile;
+      }
+    }
+  }
+
+  LSTMFAST_INLINE void accumulate(int parts, Index depth_tiles) {
+    if (parts == 1) accumulate<1>(depth_tiles);
+    if (parts == 2) accumulate<2>(depth_tiles);
+    if (parts == 3) accumulate<3>(depth_tiles);
+  }
+};
+
+// Where a result lies and what it begins with: one of these for each form of output.
+struct GateTarget {
+  const SplitToGatesArgs& args;
+
+  LSTMFAST_INLINE float* out(Index row, Index tile) const {
+    return args.panels + tile / kGateCount * args.block_stride + (row * kGateCount + tile % kGateCount) * kSplitColumns;
+  }
+  LSTMFAST_INLINE Index row_stride() const { return kGateCount * kSplitColumns; }  // 0: rows lie anywhere
+  LSTMFAST_INLINE Index lanes(Index) const { return kSplitColumns; }
+  LSTMFAST_INLINE bool starts_from_out() const { return args.init == nullptr; }
+  LSTMFAST_INLINE const float* start(Index row, Index tile) const {  // null: zeros
+    return args.init[row] + tile / kGateCount * args.init_block_stride + tile % kGateCount * kSplitColumns;
+  }
+};
+
+struct RowTarget {
+  const SplitToRowsArgs& args;
+
+  LSTMFAST_INLINE Index column(Index tile) const {
+    return args.gate_hidden_size > 0
+               ? tile % kGateCount * args.gate_hidden_size + tile / kGateCount * kSplitColumns
+               : tile * kSplitColumns;
+  }
+  LSTMFAST_INLINE float* out(Index row, Index tile) const {
+    return (args.rows ? args.rows[row] : args.matrix.row(row)) + column(tile);
+  }
+  LSTMFAST_INLINE Index row_stride() const { return args.rows ? 0 : args.matrix.stride; }
+  LSTMFAST_INLINE Index lanes(Index tile) const {
+    const Index left = args.gate_hidden_size > 0 ? args.gate_hidden_size - tile / kGateCount * kSplitColumns
+                                                 : args.columns - tile * kSplitColumns;
+    return left < kSplitColumns ? left : kSplitColumns;
+  }
+  LSTMFAST_INLINE bool starts_from_out() const { return args.add; }
+  LSTMFAST_INLINE const float* start(Index, Index tile) const { return args.bias ? args.bias + column(tile) : nullptr; }
+};
+
+// Accumulators of the tile at (row, column tile), from memory and back; through a copy where the tile is cut off by the
+// end of the matrix, or its rows do not lie at equal distances.
+template <typename Target>
+struct Accumulator {
+  const Target& target;
+  Index row, count, tile, lanes;
+
+  LSTMFAST_INLINE Accumulator(const Target& where, Index first_row, Index rows, Index column_tile)
+      : target(where),
+        row(first_row),
+        count(rows - first_row < kSplitRows ? rows - first_row : kSplitRows),
+        tile(column_tile),
+        lanes(where.lanes(column_tile)) {}
+
+  LSTMFAST_INLINE bool is_whole() const {
+    return target.row_stride() > 0 && count == kSplitRows && lanes == kSplitColumns;
+  }
+  LSTMFAST_INLINE Index stride_bytes() const { return target.row_stride() * static_cast<Index>(sizeof(float)); }
+
+  template <int kRegister>
+  LSTMFAST_INLINE void begin(TileRegisters& registers, bool is_first) const {
+    const bool from_out = !is_first || target.starts_from_out();
+    if (from_out && is_whole())
+      registers.load<kRegister>(target.out(row, tile), stride_bytes());
+    else if (!from_out && target.start(row, tile) == nullptr)
+      registers.zero<kRegister>();
+    else {
+      alignas(64) float copy[kSplitRows * kSplitColumns];
+      gather(copy, from_out);
+      registers.load<kRegister>(copy, 64);
+    }
+  }
+
+  template <int kRegister>
+  LSTMFAST_INLINE void end(TileRegisters& registers) const {
+    if (is_whole()) {
+      registers.store<kRegister>(target.out(row, tile), stride_bytes());
+    } else {
+      alignas(64) float copy[kSplitRows * kSplitColumns];
+      registers.store<kRegister>(copy, 64);
+      scatter(copy);
+    }
+  }
+
+  LSTMFAST_NOINLINE void gather(float* copy, bool from_out) const {
+    for (Index r = 0; r < kSplitRows; ++r, copy += kSplitColumns)
+      store(copy, r < count ? load_partial(from_out ? target.out(row + r, tile) : target.start(row + r, tile), lanes)
+                            : Vec<float>{});
+  }
+  LSTMFAST_NOINLINE void scatter(const float* copy) const {
+    for (Index r = 0; r < count; ++r, copy += kSplitColumns)
+      store_partial(target.out(row + r, tile), load(copy), lanes);
+  }
+};
+
+// Of the right factor's pair of column tiles, this depth is 32 KB a part: with one part it stays in L1 while all rows pass
+// over it, with three in L2.
+constexpr Index kDepthTilesAtOnce = 16;
+
+template <typename Target>
+struct SplitProduct {
+  const SplitFactors& factors;
+  const Target& target;
+  TileRegisters& registers;
+  Index depth_begin, depth_end;  // tiles
+
+  // Row tiles [row_tile, + R) times column tiles [column_tile, + C).
+  template <int R, int C>
+  LSTMFAST_NOINLINE void run(Index row_tile, Index column_tile) const {
+    const Index depth_tiles = ceil_div(factors.depth, kSplitDepth), part_stride = factors.parts * kSplitTile;
+    const Bfloat16* left = factors.left + (row_tile * depth_tiles + depth_begin) * part_stride;
+    const Bfloat16* right = factors.right + (column_tile * depth_tiles + depth_begin) * part_stride;
+    TileBlock<R, C> block{registers,
+                          {left, left + (R - 1) * depth_tiles * part_stride},
+                          {right, right + (C - 1) * depth_tiles * part_stride}};
+    for_each<R, C>(row_tile, column_tile, [&](auto at, const Accumulator<Target>& accumulator) {
+      accumulator.template begin<decltype(at)::kRegister>(registers, depth_begin == 0);
+    });
+    block.accumulate(factors.parts, depth_end - depth_begin);
+    for_each<R, C>(row_tile, column_tile, [&](auto at, const Accumulator<Target>& accumulator) {
+      accumulator.template end<decltype(at)::kRegister>(registers);
+    });
+  }
+
+  template <int kNumber>
+  struct Register {
+    static constexpr int kRegister = kNumber;
+  };
+
+  template <int R, int C, typename Body>
+  LSTMFAST_INLINE void for_each(Index row_tile, Index column_tile, const Body& body) const {
+    const Index row = row_tile * kSplitRows;
+    body(Register<accumulator(0, 0)>{}, Accumulator<Target>(target, row, factors.rows, column_tile));
+    if constexpr (C == 2)
+      body(Register<accumulator(0, 1)>{}, Accumulator<Target>(target, row, factors.rows, column_tile + 1));
+    if constexpr (R == 2)
+      body(Register<accumulator(1, 0)>{}, Accumulator<Target>(target, row + kSplitRows, factors.rows, column_tile));
+    if constexpr (R == 2 && C == 2)
+      body(Register<accumulator(1, 1)>{}, Accumulator<Target>(target, row + kSplitRows, factors.rows, column_tile + 1));
+  }
+};
+
+template <typename Target>
+LSTMFAST_INLINE void split_multiply(const SplitFactors& factors, Range columns, const Target& target) {
+  TileRegisters registers;
+  registers.configure();
+  const Index row_tiles = ceil_div(factors.rows, kSplitRows), depth_tiles = ceil_div(factors.depth, kSplitDepth);
+  Index depth = 0;
+  do {  // once without depth too: the result is then what it starts from
+    const Index depth_end = depth + kDepthTilesAtOnce < depth_tiles ? depth + kDepthTilesAtOnce : depth_tiles;
+    const SplitProduct<Target> product{factors, target, registers, depth, depth_end};
+    for (Index column = columns.begin; column < columns.end; column += 2)
+      for (Index row = 0; row < row_tiles; row += 2) {
+        const bool two_rows = row + 1 < row_tiles, two_columns = column + 1 < columns.end;
+        if (two_rows && two_columns) product.template run<2, 2>(row, column);
+        if (two_rows && !two_columns) product.template run<2, 1>(row, column);
+        if (!two_rows && two_columns) product.template run<1, 2>(row, column);
+        if (!two_rows && !two_columns) product.template run<1, 1>(row, column);
+      }
+    depth = depth_end;
+  } while (depth < depth_tiles);
+  registers.release();
+}
+
+void split_to_gates(const SplitToGatesArgs& args) {
+  split_multiply(args.factors, {args.block_begin * kGateCount, args.block_end * kGateCount}, GateTarget{args});
+}
+
+void split_to_rows(const SplitToRowsArgs& args) {
+  split_multiply(args.factors, {args.tile_begin, args.tile_end}, RowTarget{args});
+}
+
+constexpr SplitKernels kSplitKernels{split_pack_rows,        split_pack_rows_transposed, split_pack_gates,
+                                     split_pack_gates_transposed, split_pack_gate_panels, split_pack,
+                                     split_pack_transposed,  split_to_gates,             split_to_rows};
+
+}  // namespace
+}  // namespace lstmfast
