@@ -236,49 +236,51 @@ struct PartPairs<3> {
 constexpr int kLeftRegister = 4, kRightRegister = 6;
 constexpr int accumulator(int row, int column) { return 2 * row + column; }
 
+// The packed tiles of a block, at some depth. Passed by value: the compiler must take it that a load of a tile may read any
+// memory, and would read members again after each.
+struct BlockTiles {
+  const Bfloat16 *left, *second_left, *right, *second_right;
+};
+
 template <int R, int C>
 struct TileBlock {
   TileRegisters& registers;
-  const Bfloat16* left[2];
-  const Bfloat16* right[2];
 
   template <int kParts, int kStep = 0>
-  LSTMFAST_INLINE void multiply_parts() const {
+  LSTMFAST_INLINE void multiply_parts(BlockTiles tiles) const {
     constexpr int kSteps = sizeof(PartPairs<kParts>::kList) / sizeof(PartPair);
     if constexpr (kStep < kSteps) {
       constexpr PartPair kNow = PartPairs<kParts>::kList[kStep];
       constexpr PartPair kBefore = PartPairs<kParts>::kList[kStep > 0 ? kStep - 1 : 0];
       if constexpr (kStep == 0 || kNow.left != kBefore.left) {
-        registers.load<kLeftRegister>(left[0] + kNow.left * kSplitTile, 64);
-        if constexpr (R == 2) registers.load<kLeftRegister + 1>(left[1] + kNow.left * kSplitTile, 64);
+        registers.load<kLeftRegister>(tiles.left + kNow.left * kSplitTile, 64);
+        if constexpr (R == 2) registers.load<kLeftRegister + 1>(tiles.second_left + kNow.left * kSplitTile, 64);
       }
       if constexpr (kStep == 0 || kNow.right != kBefore.right) {
-        registers.load<kRightRegister>(right[0] + kNow.right * kSplitTile, 64);
-        if constexpr (C == 2) registers.load<kRightRegister + 1>(right[1] + kNow.right * kSplitTile, 64);
+        registers.load<kRightRegister>(tiles.right + kNow.right * kSplitTile, 64);
+        if constexpr (C == 2) registers.load<kRightRegister + 1>(tiles.second_right + kNow.right * kSplitTile, 64);
       }
       registers.multiply<accumulator(0, 0), kLeftRegister, kRightRegister>();
       if constexpr (C == 2) registers.multiply<accumulator(0, 1), kLeftRegister, kRightRegister + 1>();
       if constexpr (R == 2) registers.multiply<accumulator(1, 0), kLeftRegister + 1, kRightRegister>();
       if constexpr (R == 2 && C == 2) registers.multiply<accumulator(1, 1), kLeftRegister + 1, kRightRegister + 1>();
-      multiply_parts<kParts, kStep + 1>();
+      multiply_parts<kParts, kStep + 1>(tiles);
     }
   }
 
   template <int kParts>
-  LSTMFAST_NOINLINE void accumulate(Index depth_tiles) {
+  LSTMFAST_NOINLINE void accumulate(BlockTiles tiles, Index depth_tiles) const {
+    constexpr Index kStep = kParts * kSplitTile;
     for (Index k = 0; k < depth_tiles; ++k) {
-      multiply_parts<kParts>();
-      for (int i = 0; i < 2; ++i) {
-        left[i] += kParts * kSplitTile;
-        right[i] += kParts * kSplitTile;
-      }
+      multiply_parts<kParts>(tiles);
+      tiles = {tiles.left + kStep, tiles.second_left + kStep, tiles.right + kStep, tiles.second_right + kStep};
     }
   }
 
-  LSTMFAST_INLINE void accumulate(int parts, Index depth_tiles) {
-    if (parts == 1) accumulate<1>(depth_tiles);
-    if (parts == 2) accumulate<2>(depth_tiles);
-    if (parts == 3) accumulate<3>(depth_tiles);
+  LSTMFAST_INLINE void accumulate(int parts, BlockTiles tiles, Index depth_tiles) const {
+    if (parts == 1) accumulate<1>(tiles, depth_tiles);
+    if (parts == 2) accumulate<2>(tiles, depth_tiles);
+    if (parts == 3) accumulate<3>(tiles, depth_tiles);
   }
 };
 
@@ -390,13 +392,12 @@ struct SplitProduct {
     const Index depth_tiles = ceil_div(factors.depth, kSplitDepth), part_stride = factors.parts * kSplitTile;
     const Bfloat16* left = factors.left + (row_tile * depth_tiles + depth_begin) * part_stride;
     const Bfloat16* right = factors.right + (column_tile * depth_tiles + depth_begin) * part_stride;
-    TileBlock<R, C> block{registers,
-                          {left, left + (R - 1) * depth_tiles * part_stride},
-                          {right, right + (C - 1) * depth_tiles * part_stride}};
+    const BlockTiles tiles{left, left + (R - 1) * depth_tiles * part_stride, right,
+                           right + (C - 1) * depth_tiles * part_stride};
     for_each<R, C>(row_tile, column_tile, [&](auto at, const Accumulator<Target>& accumulator) {
       accumulator.template begin<decltype(at)::kRegister>(registers, depth_begin == 0);
     });
-    block.accumulate(factors.parts, depth_end - depth_begin);
+    TileBlock<R, C>{registers}.accumulate(factors.parts, tiles, depth_end - depth_begin);
     for_each<R, C>(row_tile, column_tile, [&](auto at, const Accumulator<Target>& accumulator) {
       accumulator.template end<decltype(at)::kRegister>(registers);
     });
