@@ -187,6 +187,12 @@ def test_numbers_too_small_for_parts_are_off_by_less_than_the_smallest_normal_on
     assert np.abs(product(a, one, parts).astype(float) - a).max() <= tiny + error_of(parts, 1) * np.abs(a).max()
 
 
+@pytest.mark.parametrize("parts", PARTS)
+def test_denormals_count_as_zero_on_either_side(parts):
+    small, large = np.full((1, 1), 1e-40, np.float32), np.full((1, 1), 2.0**48, np.float32)
+    assert (product(small, large, parts), product(large, small, parts)) == (0, 0)
+
+
 # --- forms of input and output ----------------------------------------------------------------------------------------
 
 

@@ -72,11 +72,14 @@ class TileRegisters {
 
   template <int kTo, int kLeft, int kRight>
   LSTMFAST_INLINE void multiply() {
-    static_assert(kTo < 4 && kLeft == 4 + kTo / 2 && kRight == 6 + kTo % 2, "the four products of a block of 2 x 2");
-    if constexpr (kTo == 0) _tile_dpbf16ps(0, 4, 6);
-    if constexpr (kTo == 1) _tile_dpbf16ps(1, 4, 7);
-    if constexpr (kTo == 2) _tile_dpbf16ps(2, 5, 6);
-    if constexpr (kTo == 3) _tile_dpbf16ps(3, 5, 7);
+    constexpr int kAll = 100 * kTo + 10 * kLeft + kRight;
+    if constexpr (kAll == 46) _tile_dpbf16ps(0, 4, 6);
+    if constexpr (kAll == 147) _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kAll == 246) _tile_dpbf16ps(2, 4, 6);
+    if constexpr (kAll == 347) _tile_dpbf16ps(3, 4, 7);
+    if constexpr (kAll == 256) _tile_dpbf16ps(2, 5, 6);
+    if constexpr (kAll == 357) _tile_dpbf16ps(3, 5, 7);
+    static_assert(kAll == 46 || kAll == 147 || kAll == 246 || kAll == 347 || kAll == 256 || kAll == 357, "listed above");
   }
 };
 #undef LSTMFAST_FOR_TILE

@@ -231,19 +231,22 @@ struct PartPairs<3> {
   static constexpr PartPair kList[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {2, 0}, {0, 0}};
 };
 
-// Registers: accumulators 0..3 (row tile, column tile), left 4 and 5, right 6 and 7. Blocks of 2 x 2 load less from L2
-// than 1 x 4: tile loads are what bounds this loop.
+// Registers: accumulators 0..3, left 4 and 5, right 6 and 7. Loads of tiles from L2 are what bounds this loop, and blocks of
+// 2 x 2 tiles need fewest. A row tile that is alone meets four column tiles, which take turns in two registers: an
+// accumulator is ready for its next multiplication only after the time of three others.
 constexpr int kLeftRegister = 4, kRightRegister = 6;
 constexpr int accumulator(int row, int column) { return 2 * row + column; }
 
 // The packed tiles of a block, at some depth. Passed by value: the compiler must take it that a load of a tile may read any
 // memory, and would read members again after each.
 struct BlockTiles {
-  const Bfloat16 *left, *second_left, *right, *second_right;
+  const Bfloat16 *left, *right;
+  Index to_next;  // from one row tile, or column tile, to the next
 };
 
 template <int R, int C>
 struct TileBlock {
+  static_assert((R == 2 && C <= 2) || (R == 1 && C <= 4), "eight registers");
   TileRegisters& registers;
 
   template <int kParts, int kStep = 0>
@@ -252,28 +255,33 @@ struct TileBlock {
     if constexpr (kStep < kSteps) {
       constexpr PartPair kNow = PartPairs<kParts>::kList[kStep];
       constexpr PartPair kBefore = PartPairs<kParts>::kList[kStep > 0 ? kStep - 1 : 0];
+      const Bfloat16* left = tiles.left + kNow.left * kSplitTile;
       if constexpr (kStep == 0 || kNow.left != kBefore.left) {
-        registers.load<kLeftRegister>(tiles.left + kNow.left * kSplitTile, 64);
-        if constexpr (R == 2) registers.load<kLeftRegister + 1>(tiles.second_left + kNow.left * kSplitTile, 64);
+        registers.load<kLeftRegister>(left, 64);
+        if constexpr (R == 2) registers.load<kLeftRegister + 1>(left + tiles.to_next, 64);
       }
-      if constexpr (kStep == 0 || kNow.right != kBefore.right) {
-        registers.load<kRightRegister>(tiles.right + kNow.right * kSplitTile, 64);
-        if constexpr (C == 2) registers.load<kRightRegister + 1>(tiles.second_right + kNow.right * kSplitTile, 64);
-      }
-      registers.multiply<accumulator(0, 0), kLeftRegister, kRightRegister>();
-      if constexpr (C == 2) registers.multiply<accumulator(0, 1), kLeftRegister, kRightRegister + 1>();
-      if constexpr (R == 2) registers.multiply<accumulator(1, 0), kLeftRegister + 1, kRightRegister>();
-      if constexpr (R == 2 && C == 2) registers.multiply<accumulator(1, 1), kLeftRegister + 1, kRightRegister + 1>();
+      multiply_columns<kStep == 0 || kNow.right != kBefore.right>(tiles.right + kNow.right * kSplitTile, tiles.to_next);
       multiply_parts<kParts, kStep + 1>(tiles);
+    }
+  }
+
+  template <bool kLoad, int kColumn = 0>
+  LSTMFAST_INLINE void multiply_columns(const Bfloat16* right, Index to_next) const {
+    if constexpr (kColumn < C) {
+      constexpr int kRight = kRightRegister + kColumn % 2;
+      if constexpr (kLoad || C > 2) registers.load<kRight>(right, 64);
+      registers.multiply<accumulator(0, kColumn), kLeftRegister, kRight>();
+      if constexpr (R == 2) registers.multiply<accumulator(1, kColumn), kLeftRegister + 1, kRight>();
+      multiply_columns<kLoad, kColumn + 1>(right + to_next, to_next);
     }
   }
 
   template <int kParts>
   LSTMFAST_NOINLINE void accumulate(BlockTiles tiles, Index depth_tiles) const {
-    constexpr Index kStep = kParts * kSplitTile;
     for (Index k = 0; k < depth_tiles; ++k) {
       multiply_parts<kParts>(tiles);
-      tiles = {tiles.left + kStep, tiles.second_left + kStep, tiles.right + kStep, tiles.second_right + kStep};
+      tiles.left += kParts * kSplitTile;
+      tiles.right += kParts * kSplitTile;
     }
   }
 
@@ -389,55 +397,65 @@ struct SplitProduct {
   // Row tiles [row_tile, + R) times column tiles [column_tile, + C).
   template <int R, int C>
   LSTMFAST_NOINLINE void run(Index row_tile, Index column_tile) const {
-    const Index depth_tiles = ceil_div(factors.depth, kSplitDepth), part_stride = factors.parts * kSplitTile;
-    const Bfloat16* left = factors.left + (row_tile * depth_tiles + depth_begin) * part_stride;
-    const Bfloat16* right = factors.right + (column_tile * depth_tiles + depth_begin) * part_stride;
-    const BlockTiles tiles{left, left + (R - 1) * depth_tiles * part_stride, right,
-                           right + (C - 1) * depth_tiles * part_stride};
-    for_each<R, C>(row_tile, column_tile, [&](auto at, const Accumulator<Target>& accumulator) {
-      accumulator.template begin<decltype(at)::kRegister>(registers, depth_begin == 0);
-    });
+    const Index depth_tiles = ceil_div(factors.depth, kSplitDepth), depth_stride = factors.parts * kSplitTile;
+    const Index to_next = depth_tiles * depth_stride;
+    const BlockTiles tiles{factors.left + row_tile * to_next + depth_begin * depth_stride,
+                           factors.right + column_tile * to_next + depth_begin * depth_stride, to_next};
+    begin<R, C>(row_tile, column_tile);
     TileBlock<R, C>{registers}.accumulate(factors.parts, tiles, depth_end - depth_begin);
-    for_each<R, C>(row_tile, column_tile, [&](auto at, const Accumulator<Target>& accumulator) {
-      accumulator.template end<decltype(at)::kRegister>(registers);
-    });
+    end<R, C>(row_tile, column_tile);
   }
 
-  template <int kNumber>
-  struct Register {
-    static constexpr int kRegister = kNumber;
-  };
+  template <int R, int C, int kNumber = 0>
+  LSTMFAST_INLINE void begin(Index row_tile, Index column_tile) const {
+    if constexpr (kNumber < R * C) {
+      constexpr int kRow = kNumber / C, kColumn = kNumber % C;
+      at(row_tile + kRow, column_tile + kColumn).template begin<accumulator(kRow, kColumn)>(registers, depth_begin == 0);
+      begin<R, C, kNumber + 1>(row_tile, column_tile);
+    }
+  }
 
-  template <int R, int C, typename Body>
-  LSTMFAST_INLINE void for_each(Index row_tile, Index column_tile, const Body& body) const {
-    const Index row = row_tile * kSplitRows;
-    body(Register<accumulator(0, 0)>{}, Accumulator<Target>(target, row, factors.rows, column_tile));
-    if constexpr (C == 2)
-      body(Register<accumulator(0, 1)>{}, Accumulator<Target>(target, row, factors.rows, column_tile + 1));
-    if constexpr (R == 2)
-      body(Register<accumulator(1, 0)>{}, Accumulator<Target>(target, row + kSplitRows, factors.rows, column_tile));
-    if constexpr (R == 2 && C == 2)
-      body(Register<accumulator(1, 1)>{}, Accumulator<Target>(target, row + kSplitRows, factors.rows, column_tile + 1));
+  template <int R, int C, int kNumber = 0>
+  LSTMFAST_INLINE void end(Index row_tile, Index column_tile) const {
+    if constexpr (kNumber < R * C) {
+      constexpr int kRow = kNumber / C, kColumn = kNumber % C;
+      at(row_tile + kRow, column_tile + kColumn).template end<accumulator(kRow, kColumn)>(registers);
+      end<R, C, kNumber + 1>(row_tile, column_tile);
+    }
+  }
+
+  LSTMFAST_INLINE Accumulator<Target> at(Index row_tile, Index column_tile) const {
+    return Accumulator<Target>(target, row_tile * kSplitRows, factors.rows, column_tile);
+  }
+
+  // All rows times up to four column tiles.
+  LSTMFAST_INLINE void run_columns(Index column, Index column_end) const {
+    const Index row_tiles = ceil_div(factors.rows, kSplitRows);
+    for (Index pair = column; pair < column_end; pair += 2)
+      for (Index row = 0; row + 1 < row_tiles; row += 2) {
+        if (pair + 1 < column_end) run<2, 2>(row, pair);
+        if (pair + 1 == column_end) run<2, 1>(row, pair);
+      }
+    if (row_tiles % 2 == 0) return;
+    if (column_end - column == 4) run<1, 4>(row_tiles - 1, column);
+    if (column_end - column == 3) run<1, 3>(row_tiles - 1, column);
+    if (column_end - column == 2) run<1, 2>(row_tiles - 1, column);
+    if (column_end - column == 1) run<1, 1>(row_tiles - 1, column);
   }
 };
 
 template <typename Target>
 LSTMFAST_INLINE void split_multiply(const SplitFactors& factors, Range columns, const Target& target) {
+  constexpr Index kColumnsAtOnce = 4;
   TileRegisters registers;
   registers.configure();
-  const Index row_tiles = ceil_div(factors.rows, kSplitRows), depth_tiles = ceil_div(factors.depth, kSplitDepth);
+  const Index depth_tiles = ceil_div(factors.depth, kSplitDepth);
   Index depth = 0;
   do {  // once without depth too: the result is then what it starts from
     const Index depth_end = depth + kDepthTilesAtOnce < depth_tiles ? depth + kDepthTilesAtOnce : depth_tiles;
     const SplitProduct<Target> product{factors, target, registers, depth, depth_end};
-    for (Index column = columns.begin; column < columns.end; column += 2)
-      for (Index row = 0; row < row_tiles; row += 2) {
-        const bool two_rows = row + 1 < row_tiles, two_columns = column + 1 < columns.end;
-        if (two_rows && two_columns) product.template run<2, 2>(row, column);
-        if (two_rows && !two_columns) product.template run<2, 1>(row, column);
-        if (!two_rows && two_columns) product.template run<1, 2>(row, column);
-        if (!two_rows && !two_columns) product.template run<1, 1>(row, column);
-      }
+    for (Index column = columns.begin; column < columns.end; column += kColumnsAtOnce)
+      product.run_columns(column, column + kColumnsAtOnce < columns.end ? column + kColumnsAtOnce : columns.end);
     depth = depth_end;
   } while (depth < depth_tiles);
   registers.release();
