@@ -46,7 +46,7 @@ using Bfloat16 = unsigned short;
 constexpr Index kSplitRows = 16, kSplitColumns = 16, kSplitDepth = 32;
 constexpr Index kSplitTile = kSplitRows * kSplitDepth;  // elements of one part of one tile
 constexpr int kSplitMostParts = 3;
-constexpr float kSplitLargest = 0x1p48f;  // 2.8e14. Squared times any depth, still finite
+constexpr float kSplitLargest = 0x1p48f;  // 2.8e14: its square times 2^31 of depth is still finite
 
 // Rows of a left factor. Each lies in `depth_blocks` pieces of `block_length`, `block_stride` apart; where there are
 // several, block_length is a multiple of 16. Plain rows are 1 piece; rows of gate panels are pieces of 64.
