@@ -6,8 +6,6 @@ here with the flags of CMakeLists.txt; nothing is run, so that kernels for other
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import shutil
 import subprocess
@@ -15,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
+from kernel_builds import CSRC, KERNEL_FLAGS, compile_kernels, compiler
+
 SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.rglob("*") if path.suffix in {".cc", ".cpp", ".h"})
 KERNEL_SOURCES = [source for source in SOURCES if source.startswith("cpu/kernels/")]
 # Folder -> what its files may include. Headers of the language and of the standard library are everybody's but the
 # kernels'; the vendor's intrinsics define only always-inline functions.
-KERNELS_MAY_INCLUDE = r"cpu/kernels/.*|cpu/kernel_table\.h|core/(gates|inline|views)\.h|immintrin\.h|arm_neon\.h"
+KERNELS_MAY_INCLUDE = (
+    r"cpu/kernels/.*|cpu/(kernel_table|split_kernels)\.h|core/(gates|inline|views)\.h|immintrin\.h|arm_neon\.h"
+)
 FOLDERS_MAY_INCLUDE = {
     "core": r"core/.*",
     "cpu": r"(core|cpu)/[^/]*",
@@ -29,18 +30,6 @@ FOLDERS_MAY_INCLUDE = {
     "nn": r"(core|cpu|lstm|nn)/[^/]*",
     "bindings": r"(core|cpu|lstm|nn|bindings)/[^/]*",
 }
-
-
-def kernel_flags() -> dict[str, list[str]]:
-    """Every kernel file that this compiler can build -> the flags that CMakeLists.txt gives it."""
-    text = (CSRC.parent / "CMakeLists.txt").read_text()
-    (common,) = re.findall(r"set\(LSTMFAST_KERNEL_FLAGS ([^)]*)\)", text)
-    files = re.findall(r"^\s*lstmfast_add_kernels\((\w+)([^)]*)\)", text, re.MULTILINE)
-    foreign = {"aarch64": {"avx2", "avx512"}, "x86_64": {"neon"}}.get(platform.machine(), set())
-    return {name: [*common.split(), *own.split()] for name, own in files if name not in foreign}
-
-
-KERNEL_FLAGS = kernel_flags()
 
 
 def includes(source: str) -> list[str]:
@@ -63,12 +52,10 @@ def code(source: str) -> str:
 def test_a_kernel_object_exports_its_table_accessor_and_nothing_else(
     name: str, optimized: bool, tmp_path: Path
 ) -> None:
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None or shutil.which("nm") is None:
+    if compiler() is None or shutil.which("nm") is None:
         pytest.skip("needs a C++ compiler and nm")
-    source, target = CSRC / "cpu" / "kernels" / f"{name}.cc", tmp_path / "kernels.o"
-    flags = ["-std=c++17", "-fPIC", "-O3", *KERNEL_FLAGS[name], *([] if optimized else ["-O0"])]
-    subprocess.run([compiler, *flags, "-I", CSRC, "-c", source, "-o", target], check=True)
+    target = tmp_path / "kernels.o"
+    compile_kernels(name, target, optimized=optimized)
     symbols = subprocess.run(["nm", "--defined-only", target], check=True, capture_output=True, text=True).stdout
     # An upper-case letter is a global symbol; weak ones, which a linker may take from any object, are v, w, V, W, u.
     exported = [line.split()[-1] for line in symbols.splitlines() if re.match(r"\S+ ([A-Z]|[vwu]) ", line)]

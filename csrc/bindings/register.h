@@ -9,5 +9,6 @@ void register_runtime(pybind11::module_& module);
 void register_lstm(pybind11::module_& module);
 void register_nn(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
+void register_testing_split(pybind11::module_& testing);
 
 }  // namespace lstmfast::bindings

@@ -25,6 +25,7 @@ void register_testing(py::module_& module) {
   py::module_ testing = module.def_submodule("testing", "Doors for the tests of lstmfast. Not API.");
   testing.def("set_isa", [](const std::string& name) { set_isa(parse_isa(name)); }, py::arg("name"));
   testing.def("activations", activations, py::arg("kind"), py::arg("x"), py::arg("out"));
+  register_testing_split(testing);
 }
 
 }  // namespace lstmfast::bindings

@@ -10,10 +10,19 @@ const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_neon() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_avx2() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_avx512() noexcept;
+const lstmfast::SplitKernels* lstmfast_kernels_amx() noexcept;
 }
 
 namespace lstmfast {
 namespace {
+
+#ifdef LSTMFAST_HAVE_AMX
+const Kernels* amx_kernels() {  // every CPU with AMX has AVX-512
+  const Kernels& avx512 = *lstmfast_kernels_avx512();
+  static const Kernels kernels{avx512.float32, avx512.float64, lstmfast_kernels_amx()};
+  return &kernels;
+}
+#endif
 
 const Kernels* kernels_of(Isa isa) {
   switch (isa) {
@@ -28,6 +37,9 @@ const Kernels* kernels_of(Isa isa) {
 #endif
 #ifdef LSTMFAST_HAVE_AVX512
     case Isa::kAvx512: return lstmfast_kernels_avx512();
+#endif
+#ifdef LSTMFAST_HAVE_AMX
+    case Isa::kAmx: return amx_kernels();
 #endif
     default: return lstmfast_kernels_generic();
   }

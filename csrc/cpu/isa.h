@@ -6,7 +6,7 @@
 
 namespace lstmfast {
 
-enum class Isa { kGeneric, kGeneric512, kNeon, kAvx2, kAvx512 };
+enum class Isa { kGeneric, kGeneric512, kNeon, kAvx2, kAvx512, kAmx };
 
 const char* isa_name(Isa isa);
 const std::vector<Isa>& built_isas();  // narrowest vectors first; the test-only generic512 before real ones

@@ -17,6 +17,7 @@
 
 #include "core/inline.h"
 #include "core/views.h"
+#include "cpu/split_kernels.h"
 
 namespace lstmfast {
 
@@ -165,6 +166,7 @@ struct KernelTable {
 struct Kernels {
   KernelTable<float> float32;
   KernelTable<double> float64;
+  const SplitKernels* split = nullptr;  // null where the ISA multiplies no bfloat16, or not faster than float32
 };
 
 }  // namespace lstmfast

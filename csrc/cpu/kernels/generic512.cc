@@ -1,5 +1,6 @@
-// The shapes of AVX-512 from baseline instructions: slow, and built only for tests (LSTMFAST_TEST_ISAS), so that every
-// line of the 64-byte kernels also runs on CPUs that have no AVX-512.
+// The shapes of AVX-512 and AMX from baseline instructions: slow, and built only for tests (LSTMFAST_TEST_ISAS), so that
+// every line of the 64-byte kernels, and all but the tile instructions of the split products, also runs on CPUs that have
+// neither.
 
 #include "core/inline.h"
 
@@ -18,5 +19,16 @@ LSTMFAST_INLINE V fused_multiply_add(V a, V b, V c) {
 }  // namespace lstmfast
 
 #include "cpu/kernels/kernels-inl.h"
+#include "cpu/kernels/tile_registers-inl.h"
+// split-inl.h asks for the registers above.
+#include "cpu/kernels/split-inl.h"
 
-extern "C" const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept { return &lstmfast::kKernels; }
+namespace lstmfast {
+namespace {
+
+constexpr Kernels kWithSplit{kKernels.float32, kKernels.float64, &kSplitKernels};
+
+}  // namespace
+}  // namespace lstmfast
+
+extern "C" const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept { return &lstmfast::kWithSplit; }

@@ -1,0 +1,74 @@
+// `TileRegisters` without the instructions: what amx.cc has in hardware, in plain vectors, for tests of everything around
+// it. Eight registers of 16 rows of 64 bytes. The bits are those of the hardware, except where a product of parts or a sum
+// is below 1.2e-38 (there one rounding differs): products of two bfloat16 are exact in float32, so that adding them is the
+// one rounding of the hardware's fused operation, in the hardware's order.
+#pragma once
+
+#include "cpu/kernels/vec-inl.h"
+
+namespace lstmfast {
+namespace {
+
+class TileRegisters {
+ public:
+  void configure() {}
+  void release() {}
+
+  template <int kTile>
+  void zero() {
+    for (int row = 0; row < 16; ++row) tiles_[kTile][row] = Vec<float>{};
+  }
+
+  // Rows of 64 bytes, `stride` bytes apart.
+  template <int kTile>
+  void load(const void* from, Index stride) {
+    for (int row = 0; row < 16; ++row)
+      tiles_[kTile][row] = lstmfast::load(reinterpret_cast<const float*>(static_cast<const char*>(from) + row * stride));
+  }
+
+  template <int kTile>
+  void store(void* to, Index stride) const {
+    for (int row = 0; row < 16; ++row)
+      lstmfast::store(reinterpret_cast<float*>(static_cast<char*>(to) + row * stride), tiles_[kTile][row]);
+  }
+
+  // Row m, column n of kTo: += sum over k of the pairs (m, k) of kLeft times the pairs (k, n) of kRight. First members and
+  // second members of pairs have sums of their own, which begin at zero.
+  template <int kTo, int kLeft, int kRight>
+  void multiply() {
+    multiply_tiles(tiles_[kTo], tiles_[kLeft], tiles_[kRight]);
+  }
+
+ private:
+  static LSTMFAST_INLINE Vec<float> flushed(Vec<float> x) {
+    const VecBits<float> is_normal = ((VecBits<float>)x & 0x7f800000) != 0;
+    return (Vec<float>)((VecBits<float>)x & (is_normal | static_cast<int>(0x80000000u)));
+  }
+  static LSTMFAST_INLINE Vec<float> first_of_pair(VecBits<float> pair) { return flushed((Vec<float>)(pair << 16)); }
+  static LSTMFAST_INLINE Vec<float> second_of_pair(VecBits<float> pair) {
+    return flushed((Vec<float>)(pair & static_cast<int>(0xffff0000u)));
+  }
+
+  static LSTMFAST_NOINLINE void multiply_tiles(Vec<float>* to, const Vec<float>* left, const Vec<float>* right) {
+    Vec<float> right_first[16], right_second[16];
+    for (int k = 0; k < 16; ++k) {
+      right_first[k] = first_of_pair((VecBits<float>)right[k]);
+      right_second[k] = second_of_pair((VecBits<float>)right[k]);
+    }
+    for (int m = 0; m < 16; ++m) {
+      const Vec<float> left_first = first_of_pair((VecBits<float>)left[m]);
+      const Vec<float> left_second = second_of_pair((VecBits<float>)left[m]);
+      Vec<float> first{}, second{};
+      for (int k = 0; k < 16; ++k) {
+        first = flushed(left_first[k] * right_first[k] + first);
+        second = flushed(left_second[k] * right_second[k] + second);
+      }
+      to[m] = flushed(flushed(to[m]) + flushed(first + second));
+    }
+  }
+
+  Vec<float> tiles_[8][16];
+};
+
+}  // namespace
+}  // namespace lstmfast

@@ -1,0 +1,36 @@
+// Large split products in chunks: as much of the left factor as stays in L2 is packed, multiplied, and forgotten.
+// Every function returns false where a value may not take this path (split_kernels.h): its output is then undefined, and
+// the caller does the whole product with the kernels of KernelTable. One workspace per thread; it grows and is kept.
+#pragma once
+
+#include "core/aligned_buffer.h"
+#include "cpu/split_kernels.h"
+
+namespace lstmfast {
+
+struct SplitWorkspace {
+  AlignedBuffer<Bfloat16> left, right;
+};
+
+// Rows of `a`, `product.factors.rows` of them, times product.factors.right. factors.left is not read.
+bool split_rows_to_gates(const SplitKernels&, const SplitRows& a, SplitToGatesArgs product, SplitWorkspace&);
+bool split_rows_to_rows(const SplitKernels&, const SplitRows& a, SplitToRowsArgs product, SplitWorkspace&);
+
+// out[m, :] = sum over r of a[r][m] * b[r, :] for m in [m_begin, m_end): weight gradients. Of `b` and `out`, the caller
+// gives the columns he wants: a range of gate blocks, or a plain matrix.
+struct SplitTransposedArgs {
+  int parts;
+  Index m_begin, m_end;
+  const float* const* a;  // [rows] -> at least m_end elements
+  Index rows;
+  const float* panels;      // gate panels of 16 lanes, from block_begin on; or, where null,
+  MatrixView<const float> b;  // [rows, columns]
+  Index block_begin, block_end;
+  Index panel_block_stride;
+  MatrixView<float> out;  // row m_begin of [., columns]
+  Index columns;
+  Index gate_hidden_size;  // > 0 with gate panels: columns is 4 * that
+};
+bool split_transposed_to_rows(const SplitKernels&, const SplitTransposedArgs&, SplitWorkspace&);
+
+}  // namespace lstmfast
