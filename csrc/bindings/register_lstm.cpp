@@ -36,12 +36,20 @@ Index checked_hidden_size(Index kernel_columns) {
   return kernel_columns / kGateCount;
 }
 
+MatmulPrecision precision_of(const std::string& word) {
+  if (word == "highest") return MatmulPrecision::kHighest;
+  if (word == "high") return MatmulPrecision::kHigh;
+  if (word == "medium") return MatmulPrecision::kMedium;
+  throw py::value_error("matmul_precision must be highest, high or medium, got " + word);
+}
+
 class PySequence {
  public:
   void forward(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& h0,
                const py::object& c0, const py::object& lengths, const py::object& resets, bool reverse,
                double forget_bias, const py::object& h, const py::object& h_n, const py::object& c_n,
-               const py::object& cells, const py::object& gates, bool keep_for_backward) {
+               const py::object& cells, const py::object& gates, bool keep_for_backward,
+               const std::string& matmul_precision, bool same_weights) {
     const InUse in_use(running_, "Sequence");
     with_float_type(kernel, "kernel", [&](auto type) {
       using T = decltype(type);
@@ -89,6 +97,8 @@ class PySequence {
       args.cells = ArrayArg<T>(cells, "cells").must_have_shape({steps, batch, hidden}).sequence();
       args.gates = ArrayArg<T>(gates, "gates").must_have_shape({steps, batch, kGateCount, hidden}).sequence(2);
       args.keep_for_backward = keep_for_backward;
+      args.precision = precision_of(matmul_precision);
+      args.same_weights = same_weights;
 
       if (!std::holds_alternative<Sequence<T>>(sequence_)) sequence_.template emplace<Sequence<T>>();
       steps_ = steps;
@@ -102,6 +112,11 @@ class PySequence {
       const py::gil_scoped_release release;
       std::get<Sequence<T>>(sequence_).forward(args);
     });
+  }
+
+  bool used_split_products() const {
+    const auto* sequence = std::get_if<Sequence<float>>(&sequence_);
+    return sequence != nullptr && sequence->used_split_products();
   }
 
   void backward(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
@@ -283,7 +298,9 @@ void register_lstm(py::module_& module) {
       .def("forward", &PySequence::forward, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::kw_only(),
            py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none, py::arg("resets") = none,
            py::arg("reverse") = false, py::arg("forget_bias") = 0.0, py::arg("h"), py::arg("h_n"), py::arg("c_n"),
-           py::arg("cells") = none, py::arg("gates") = none, py::arg("keep_for_backward") = false)
+           py::arg("cells") = none, py::arg("gates") = none, py::arg("keep_for_backward") = false,
+           py::arg("matmul_precision") = "highest", py::arg("same_weights") = false)
+      .def_property_readonly("used_split_products", &PySequence::used_split_products)
       .def("backward", &PySequence::backward, py::kw_only(), py::arg("d_h") = none, py::arg("d_h_n") = none,
            py::arg("d_c_n") = none, py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none,
            py::arg("d_h0") = none, py::arg("d_c0") = none);

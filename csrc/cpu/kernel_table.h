@@ -55,8 +55,8 @@ struct GateProductArgs {
   const T* const* x;        // [rows] -> [input_size]
   Index input_size;
   const T* input_panels;    // gate panels, input_size rows
-  T* z;                     // gate panels, indexed by row
-  Index z_block_stride;
+  T* z;                     // gate panels, from row `z_first_row` on
+  Index z_block_stride, z_first_row;
 };
 
 // The same step backward, for the plain panels [panel_begin, panel_end) of hidden units:
@@ -68,17 +68,18 @@ struct StepBackwardArgs {
   Index hidden_size;
   const T* const* d_gates_next;   // [rows] -> the row's first gate block of the step after this one, or `no_next`
   const T* no_next;               // a row of zeros in the same panels: nothing comes back from a later step
-  const T* recurrent_transposed;  // plain panels: (gate blocks * W) rows, hidden_size columns
+  const T* recurrent_transposed;  // plain panels: (gate blocks * W) rows, hidden_size columns; or null, and then
+  const T* d_h_next;              // [rows, hidden_size] from row_begin on holds that product
   const T* const* d_h;            // [rows] -> [hidden_size]
   const T* const* d_h_extra;      // [rows] -> [hidden_size]
   const T* const* d_c;            // [rows] -> [hidden_size]; may be the same memory as d_c_prev
   T* const* d_c_prev;             // [rows] -> [hidden_size]
   const T* const* c_prev;         // [rows] -> [hidden_size]
   const T* const* c;              // [rows] -> [hidden_size]
-  const T* gates;                 // gate panels, as the forward step left them
+  const T* gates;                 // gate panels, indexed by row, as the forward step left them
   Index gate_block_stride;
-  T* d_gates;  // gate panels: gradient of z
-  Index d_gate_block_stride;
+  T* d_gates;  // gate panels, from row `d_gates_first_row` on: gradient of z
+  Index d_gate_block_stride, d_gates_first_row;
 };
 
 // out[r, :] = bias + a[r, :]·panels for rows [row_begin, row_end) and plain panels [panel_begin, panel_end).
@@ -95,8 +96,8 @@ struct ProductArgs {
   Index columns;
 };
 
-// out[m, :] = sum over r of a[r][m] * b[r, :] for m in [m_begin, m_end): the weight gradients. The sum runs over r in
-// order, for any split of m and of the panels.
+// out[m, :] = sum over r of a[r][m] * b[r, :] for m in [m_begin, m_end), added to what is there if `add`: the weight
+// gradients. The sum runs over r in order, for any split of m and of the panels.
 template <typename T>
 struct TransposedProductArgs {
   Index m_begin, m_end;
@@ -108,7 +109,11 @@ struct TransposedProductArgs {
   MatrixView<T> out;
   Index columns;
   Index gate_hidden_size;
+  bool add;
+  T* workspace;  // kTransposedWorkspace elements, this thread's own
 };
+constexpr Index kTransposedRows = 512, kTransposedColumns = 96;  // of a, as many as are packed at once
+constexpr Index kTransposedWorkspace = kTransposedRows * kTransposedColumns;
 
 // Adam's constants of one step: `step_size` = learning_rate / (1 - beta1^step), `second_scale` = 1 / (1 - beta2^step).
 template <typename T>
@@ -138,7 +143,8 @@ struct KernelTable {
   void (*product)(const ProductArgs<T>&);
   void (*transposed_product)(const TransposedProductArgs<T>&);
 
-  // Sums over rows, in order. Gate blocks [begin, end) of panels into sums [4*hidden]; columns [begin, end) of rows.
+  // Sums over rows, in order. Gate blocks [begin, end) of panels are added to sums [4*hidden]; columns [begin, end) of rows
+  // become sums.
   void (*sum_gate_rows)(const T* panels, Index block_stride, Index rows, Index hidden, Index begin, Index end, T* sums);
   void (*sum_rows)(const T* const* rows, Index count, Index begin, Index end, T* sums);
   // table[ids[r], gate block] += panels[block][r] for gate blocks [begin, end); table [., 4*hidden].

@@ -74,7 +74,7 @@ bool split_transposed_to_rows(const SplitKernels& k, const SplitTransposedArgs& 
       safe &= k.pack(args.b.row(row), args.b.stride, depth, args.columns, args.parts, right);
     if (!safe) return false;
     product.factors = {args.parts, m, depth, left, right};
-    product.add = row > 0;
+    product.add = args.add || row > 0;
     k.to_rows(product);
     row += chunk;
   } while (row < args.rows);

@@ -16,7 +16,7 @@ struct SplitWorkspace {
 bool split_rows_to_gates(const SplitKernels&, const SplitRows& a, SplitToGatesArgs product, SplitWorkspace&);
 bool split_rows_to_rows(const SplitKernels&, const SplitRows& a, SplitToRowsArgs product, SplitWorkspace&);
 
-// out[m, :] = sum over r of a[r][m] * b[r, :] for m in [m_begin, m_end): weight gradients. Of `b` and `out`, the caller
+// out[m, :] = sum over r of a[r][m] * b[r, :] for m in [m_begin, m_end), added to what is there if `add`: weight gradients. Of `b` and `out`, the caller
 // gives the columns he wants: a range of gate blocks, or a plain matrix.
 struct SplitTransposedArgs {
   int parts;
@@ -30,6 +30,7 @@ struct SplitTransposedArgs {
   MatrixView<float> out;  // row m_begin of [., columns]
   Index columns;
   Index gate_hidden_size;  // > 0 with gate panels: columns is 4 * that
+  bool add;
 };
 bool split_transposed_to_rows(const SplitKernels&, const SplitTransposedArgs&, SplitWorkspace&);
 

@@ -10,7 +10,7 @@ namespace {
 
 template <typename T>
 struct Workspace {
-  AlignedBuffer<T> panels;
+  AlignedBuffer<T> panels, transposed;
   std::vector<const T*> a;
   std::vector<T*> out;
 };
@@ -93,8 +93,11 @@ void linear_backward(MatrixView<const T> x, MatrixView<const T> kernel, MatrixVi
     product.b_panel_stride = rows * kPanelVectors * sizes.vector_length;
     product.out = d_kernel;
     product.columns = outputs;
-    run_parallel(threads_for_work(work), [&](int part, int parts) {
+    const int threads = threads_for_work(work);
+    T* workspaces = w.transposed.resize(threads * kTransposedWorkspace);
+    run_parallel(threads, [&](int part, int parts) {
       TransposedProductArgs<T> mine = product;
+      mine.workspace = workspaces + part * kTransposedWorkspace;
       const Range range = split(inputs, part, parts);
       mine.m_begin = range.begin;
       mine.m_end = range.end;

@@ -47,7 +47,11 @@ class Sequence:
         cells: _Floats | None = None,
         gates: _Floats | None = None,
         keep_for_backward: bool = False,
+        matmul_precision: str = "highest",
+        same_weights: bool = False,
     ) -> None: ...
+    @property
+    def used_split_products(self) -> bool: ...
     def backward(
         self,
         *,

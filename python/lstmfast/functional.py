@@ -117,7 +117,7 @@ def lstm(
     Raises ValueError naming the argument whose shape or values are wrong; TypeError for other or mixed dtypes.
     Source: `reference.lstm` is the same in NumPy.
     """
-    runtime.resolve_matmul_precision(matmul_precision)
+    precision = runtime.resolve_matmul_precision(matmul_precision)
     kernel, bias, hidden_size = _weights(kernel, bias, x, h0, axes=2)
     x = _input(x, kernel, hidden_size, ("time_steps", "batch"))
     time_steps, batch = x.shape[:2]
@@ -133,6 +133,7 @@ def lstm(
         resets=check.resets(resets, (time_steps, batch), "(time_steps, batch)"),
         reverse=bool(reverse), forget_bias=check.finite("forget_bias", forget_bias),
         h=h, h_n=h_n, c_n=c_n, cells=cells, gates=gates, keep_for_backward=bool(keep_for_backward),
+        matmul_precision=precision,
     )  # fmt: skip
     x_shape = None if check.is_ids(x) else x.shape
     kept = _Kept(sequence, x_shape, kernel.shape) if keep_for_backward else None

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmfast import _checks as check
-from lstmfast import _core, functional, initializers
+from lstmfast import _core, functional, initializers, runtime
 from lstmfast._checks import Array, State
 from lstmfast.gates import Gates
 from lstmfast.initializers import Initializer, Shape
@@ -327,6 +327,7 @@ class LSTM:
         """
         time_steps, batch = x.shape[:2]
         token_input = x.ndim == 2
+        precision = runtime.get_matmul_precision()
         h0, c0 = state
         h_n, c_n = np.empty((2, *self._state_shape(batch)), self.dtype)
         self._trained = None
@@ -340,6 +341,7 @@ class LSTM:
                     h0=None if h0 is None else h0[k], c0=None if c0 is None else c0[k],
                     lengths=lengths, resets=resets, reverse=direction == 1, forget_bias=self.forget_bias,
                     h=self._half(output, direction), h_n=h_n[k], c_n=c_n[k], keep_for_backward=keep_for_backward,
+                    matmul_precision=precision,
                 )  # fmt: skip
             if not top:
                 x = self._dropouts[layer](output, rng)

@@ -117,7 +117,7 @@ struct GateProductTiles {
   template <int R>
   LSTMFAST_INLINE void finish(const Tile<T, R, kGateCount>& z, Index row) const {
     constexpr Index V = kLanes<T>, W = kGateCount * V;
-    T* out = args.z + block * args.z_block_stride + row * W;
+    T* out = args.z + block * args.z_block_stride + (row - args.z_first_row) * W;
     for (int r = 0; r < R; ++r)
       for (int gate = 0; gate < kGateCount; ++gate) store(out + r * W + gate * V, z.at[r][gate]);
   }
@@ -140,8 +140,12 @@ struct BackwardTiles {
   Index panel;
 
   template <int R>
-  LSTMFAST_INLINE void start(Tile<T, R, N>& d_h, Index) const {
-    d_h.clear();
+  LSTMFAST_INLINE void start(Tile<T, R, N>& d_h, Index row) const {
+    if (args.recurrent_transposed) return d_h.clear();
+    const Index first_unit = PanelLayout<T>::first_column(panel);
+    for (int r = 0; r < R; ++r)
+      load_row(d_h.at[r], args.d_h_next + (row + r - args.row_begin) * args.hidden_size + first_unit,
+               {kLanes<T>, args.hidden_size - first_unit, kLanes<T>});
   }
 
   template <int R>
@@ -173,7 +177,7 @@ struct BackwardTiles {
       const Vec<T> t = tanh_c.at[n];
       const Vec<T> d_h = d_h_next.at[n] + load_partial(d_h_out + at, lanes) + load_partial(d_h_extra + at, lanes);
       const Vec<T> d_c = fused_multiply_add(d_h * o, T(1) - t * t, load_partial(d_c_next + at, lanes));
-      T* d_gates = args.d_gates + (first_block + n) * args.d_gate_block_stride + row * W;
+      T* d_gates = args.d_gates + (first_block + n) * args.d_gate_block_stride + (row - args.d_gates_first_row) * W;
       store(d_gates + kInputGate * V, d_c * g * (i * (T(1) - i)));
       store(d_gates + kForgetGate * V, d_c * load_partial(c_prev + at, lanes) * (f * (T(1) - f)));
       store(d_gates + kCellGate * V, d_c * i * (T(1) - g * g));
@@ -206,6 +210,7 @@ struct BackwardPanel {
   LSTMFAST_INLINE Operand<T> d_gates_next() const {
     constexpr Index W = kGateCount * kLanes<T>;
     const Index blocks = ceil_div(args.hidden_size, kLanes<T>);
+    if (!args.recurrent_transposed) return {args.d_gates_next, 0, 0, 0, nullptr, nullptr};
     return {args.d_gates_next, blocks, W, args.d_gate_block_stride,
             args.recurrent_transposed + PanelLayout<T>::offset(panel, blocks * W), args.no_next};
   }

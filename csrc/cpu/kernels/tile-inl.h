@@ -51,16 +51,15 @@ struct Tile {
     }
   }
 
-  // The same with a transposed: element (r, k) is columns[k][first + r].
-  LSTMFAST_INLINE void accumulate_transposed(const T* const* columns, Index first, Index depth, const T* panel) {
-    for (Index k = 0; k < depth; ++k, panel += N * kLanes<T>) {
+  // The same with a packed: element (r, k) is a[k * R + r].
+  LSTMFAST_INLINE void accumulate_packed(const T* a, Index depth, const T* panel) {
+    for (Index k = 0; k < depth; ++k, a += R, panel += N * kLanes<T>) {
       fetch_ahead<T, R, N>(panel);
-      const T* column = columns[k] + first;
-      Vec<T> a[R];
-      for (int r = 0; r < R; ++r) a[r] = broadcast<T>(column[r]);
-      for (int n = 0; n < N; ++n) {
-        const Vec<T> b = load(panel + n * kLanes<T>);
-        for (int r = 0; r < R; ++r) at[r][n] = fused_multiply_add(a[r], b, at[r][n]);
+      Vec<T> b[N];
+      for (int n = 0; n < N; ++n) b[n] = load(panel + n * kLanes<T>);
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> a_r = broadcast<T>(a[r]);
+        for (int n = 0; n < N; ++n) at[r][n] = fused_multiply_add(a_r, b[n], at[r][n]);
       }
     }
   }

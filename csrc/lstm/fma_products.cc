@@ -1,0 +1,79 @@
+// See products.h: the products by multiply-adds, on the register tiles of the ISA.
+#include "cpu/panel_sizes.h"
+#include "lstm/packed_weights.h"
+#include "lstm/products.h"
+
+namespace lstmfast {
+namespace {
+
+template <typename T>
+class FmaProducts final : public Products<T> {
+ public:
+  explicit FmaProducts(const KernelTable<T>& k) : k_(k) {}
+
+  void prepare(int threads) override { workspaces_.resize(threads * kTransposedWorkspace); }
+  bool keeps_preactivations() const override { return false; }
+
+  bool pack(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
+            Index hidden) override {
+    input_.pack(k_, input_kernel, input_size, hidden);
+    recurrent_.pack(k_, recurrent_kernel, hidden, hidden);
+    return true;
+  }
+
+  bool pack_transposed(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
+                       Index hidden) override {
+    input_transposed_.pack_transposed(k_, input_kernel, input_size, hidden);
+    recurrent_transposed_.pack_transposed(k_, recurrent_kernel, hidden, hidden);
+    return true;
+  }
+
+  bool multiply_inputs(GateProductArgs<T> args, int) override {
+    args.input_panels = input_.data();
+    k_.gate_product(args);
+    return true;
+  }
+
+  bool step_forward(StepForwardArgs<T> args, const Preactivations<T>&, int) override {
+    args.input_panels = input_.data();
+    args.recurrent_panels = recurrent_.data();
+    k_.step_forward(args);
+    return true;
+  }
+
+  bool step_backward(StepBackwardArgs<T> args, int) override {
+    args.recurrent_transposed = recurrent_transposed_.data();
+    k_.step_backward(args);
+    return true;
+  }
+
+  bool multiply_transposed(typename Products<T>::Kernel kernel, ProductArgs<T> args, int) override {
+    args.panel_end = PanelSizes<T>(k_).panels(args.columns);
+    args.panels = (kernel == Products<T>::Kernel::kInput ? input_transposed_ : recurrent_transposed_).data();
+    k_.product(args);
+    return true;
+  }
+
+  bool weight_gradient(TransposedProductArgs<T> args, int part) override {
+    args.workspace = workspaces_.data() + part * kTransposedWorkspace;
+    k_.transposed_product(args);
+    return true;
+  }
+
+ private:
+  const KernelTable<T>& k_;
+  PackedGates<T> input_, recurrent_, input_transposed_, recurrent_transposed_;
+  AlignedBuffer<T> workspaces_;  // one for each thread
+};
+
+}  // namespace
+
+template <typename T>
+std::unique_ptr<Products<T>> make_fma_products(const KernelTable<T>& k) {
+  return std::make_unique<FmaProducts<T>>(k);
+}
+
+template std::unique_ptr<Products<float>> make_fma_products(const KernelTable<float>&);
+template std::unique_ptr<Products<double>> make_fma_products(const KernelTable<double>&);
+
+}  // namespace lstmfast

@@ -1,0 +1,59 @@
+// The matrix products of one sequence and where they are made: by multiply-adds of the kernels for the ISA, or as split
+// products on a unit for bfloat16. Sequence knows time, rows and threads; this knows weights, in the form that the unit
+// wants, and nothing of time.
+//
+// Arguments are those of the kernels, without what only the unit knows: packed weights and workspaces are filled in here.
+// Every function but `prepare` returns whether its values may be multiplied on this unit (split_kernels.h). Where one
+// returns false, outputs are undefined and the whole pass must be made anew with FmaProducts, which take everything.
+// The functions for rows may run in several threads at once, each with its own `part`.
+#pragma once
+
+#include <memory>
+
+#include "core/aligned_buffer.h"
+#include "core/precision.h"
+#include "cpu/kernel_table.h"
+
+namespace lstmfast {
+
+// Gate panels that hold the pre-activations of some rows until the gates are made of them.
+template <typename T>
+struct Preactivations {
+  const T* const* rows = nullptr;  // [all rows] -> the row's first gate block
+  T* panels = nullptr;             // from row `first_row` on
+  Index block_stride = 0, first_row = 0;
+};
+
+template <typename T>
+class Products {
+ public:
+  virtual ~Products() = default;
+
+  virtual void prepare(int threads) = 0;
+  // Whether step_forward needs `z`.
+  virtual bool keeps_preactivations() const = 0;
+
+  // kernel [input_size + hidden, 4*hidden]; input_size is 0 where the input has no product.
+  virtual bool pack(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
+                    Index hidden) = 0;
+  virtual bool pack_transposed(MatrixView<const T> input_kernel, Index input_size,
+                               MatrixView<const T> recurrent_kernel, Index hidden) = 0;
+
+  virtual bool multiply_inputs(GateProductArgs<T> args, int part) = 0;
+  virtual bool step_forward(StepForwardArgs<T> args, const Preactivations<T>& z, int part) = 0;
+  virtual bool step_backward(StepBackwardArgs<T> args, int part) = 0;
+  // Gradients of z times the input's or the state's kernel, transposed.
+  enum class Kernel { kInput, kRecurrent };
+  virtual bool multiply_transposed(Kernel kernel, ProductArgs<T> args, int part) = 0;
+  virtual bool weight_gradient(TransposedProductArgs<T> args, int part) = 0;
+};
+
+template <typename T>
+std::unique_ptr<Products<T>> make_fma_products(const KernelTable<T>& k);
+std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k, const SplitKernels& split,
+                                                     MatmulPrecision precision);
+
+// Whether split products of a layer are faster than multiply-adds, as far as its size tells.
+bool split_products_pay(MatmulPrecision precision, Index batch, Index hidden);
+
+}  // namespace lstmfast

@@ -1,0 +1,169 @@
+// See products.h: the products on a unit for bfloat16, float32 split in one, two or three parts.
+#include <vector>
+
+#include "cpu/panel_sizes.h"
+#include "cpu/split_product.h"
+#include "cpu/split_sizes.h"
+#include "lstm/products.h"
+
+namespace lstmfast {
+namespace {
+
+class SplitProducts final : public Products<float> {
+ public:
+  SplitProducts(const KernelTable<float>& k, const SplitKernels& split, int parts)
+      : k_(k), split_(split), sizes_{parts} {}
+
+  void prepare(int threads) override {
+    if (static_cast<int>(threads_.size()) < threads) threads_.resize(static_cast<std::size_t>(threads));
+  }
+  bool keeps_preactivations() const override { return true; }
+
+  bool pack(MatrixView<const float> input_kernel, Index input_size, MatrixView<const float> recurrent_kernel,
+            Index hidden) override {
+    hidden_ = hidden;
+    return pack_gates(input_kernel, input_size, input_) & pack_gates(recurrent_kernel, hidden, recurrent_);
+  }
+
+  bool pack_transposed(MatrixView<const float> input_kernel, Index input_size,
+                       MatrixView<const float> recurrent_kernel, Index hidden) override {
+    hidden_ = hidden;
+    return pack_gates_transposed(input_kernel, input_size, input_transposed_) &
+           pack_gates_transposed(recurrent_kernel, hidden, recurrent_transposed_);
+  }
+
+  bool multiply_inputs(GateProductArgs<float> args, int part) override {
+    const Index rows = args.row_end - args.row_begin;
+    const std::vector<const float*> init(static_cast<std::size_t>(rows), args.init);
+    SplitToGatesArgs product{};
+    product.factors = {sizes_.parts, rows, args.input_size, nullptr, input_.data()};
+    product.block_begin = args.block_begin;
+    product.block_end = args.block_end;
+    product.init = init.data();
+    product.init_block_stride = kGateWidth;
+    product.panels = args.z + (args.row_begin - args.z_first_row) * kGateWidth;
+    product.block_stride = args.z_block_stride;
+    return split_rows_to_gates(split_, {args.x + args.row_begin, 1, args.input_size, 0}, product, workspace(part));
+  }
+
+  bool step_forward(StepForwardArgs<float> args, const Preactivations<float>& z, int part) override {
+    const bool added_to = args.init == z.rows;  // the input's product is there already
+    SplitToGatesArgs product{};
+    product.block_begin = args.block_begin;
+    product.block_end = args.block_end;
+    product.init = added_to ? nullptr : args.init + args.row_begin;
+    product.init_block_stride = args.init_block_stride;
+    product.panels = z.panels + (args.row_begin - z.first_row) * kGateWidth;
+    product.block_stride = z.block_stride;
+    product.factors = {sizes_.parts, args.row_end - args.row_begin, args.recurrent_size, nullptr, recurrent_.data()};
+    const SplitRows h_prev{args.h_prev + args.row_begin, 1, args.recurrent_size, 0};
+    if (!split_rows_to_gates(split_, h_prev, product, workspace(part))) return false;
+    args.init = z.rows;
+    args.init_block_stride = z.block_stride;
+    args.recurrent_size = 0;
+    k_.step_forward(args);
+    return true;
+  }
+
+  bool step_backward(StepBackwardArgs<float> args, int part) override {
+    const Index rows = args.row_end - args.row_begin, hidden = args.hidden_size;
+    float* d_h = threads_[static_cast<std::size_t>(part)].d_h.resize(rows * hidden);
+    SplitToRowsArgs product{};
+    product.tile_begin = args.panel_begin * kPanelVectors;
+    product.tile_end = std::min(args.panel_end * kPanelVectors, ceil_div(hidden, kSplitColumns));
+    product.matrix = {d_h, hidden};
+    product.columns = hidden;
+    if (!multiply_gates(args.d_gates_next + args.row_begin, args.d_gate_block_stride, rows, recurrent_transposed_,
+                        product, part))
+      return false;
+    args.d_h_next = d_h;
+    k_.step_backward(args);
+    return true;
+  }
+
+  bool multiply_transposed(Kernel kernel, ProductArgs<float> args, int part) override {
+    SplitToRowsArgs product{};
+    product.tile_end = ceil_div(args.columns, kSplitColumns);
+    product.rows = args.out + args.row_begin;
+    product.columns = args.columns;
+    return multiply_gates(args.a + args.row_begin, args.block_stride, args.row_end - args.row_begin,
+                          kernel == Kernel::kInput ? input_transposed_ : recurrent_transposed_, product, part);
+  }
+
+  bool weight_gradient(TransposedProductArgs<float> args, int part) override {
+    SplitTransposedArgs product{};
+    product.parts = sizes_.parts;
+    product.m_begin = args.m_begin;
+    product.m_end = args.m_end;
+    product.a = args.a;
+    product.rows = args.rows;
+    product.panels = args.b + args.panel_begin * args.b_panel_stride;
+    product.block_begin = args.panel_begin;
+    product.block_end = args.panel_end;
+    product.panel_block_stride = args.b_panel_stride;
+    product.out = {args.out.row(args.m_begin), args.out.stride};
+    product.columns = args.columns;
+    product.gate_hidden_size = args.gate_hidden_size;
+    product.add = args.add;
+    return split_transposed_to_rows(split_, product, workspace(part));
+  }
+
+ private:
+  static constexpr Index kGateWidth = kGateCount * kSplitColumns;
+
+  struct PerThread {
+    SplitWorkspace workspace;
+    AlignedBuffer<float> d_h;
+  };
+
+  SplitWorkspace& workspace(int part) { return threads_[static_cast<std::size_t>(part)].workspace; }
+
+  bool pack_gates(MatrixView<const float> kernel, Index depth, AlignedBuffer<Bfloat16>& packed) {
+    Bfloat16* right = packed.resize(sizes_.packed_gates(hidden_, depth));
+    return split_.pack_gates(kernel.data, kernel.stride, depth, hidden_, sizes_.parts, right);
+  }
+
+  bool pack_gates_transposed(MatrixView<const float> kernel, Index columns, AlignedBuffer<Bfloat16>& packed) {
+    Bfloat16* right = packed.resize(sizes_.packed(columns, SplitSizes::gate_depth(hidden_)));
+    return split_.pack_gates_transposed(kernel.data, kernel.stride, columns, hidden_, sizes_.parts, right);
+  }
+
+  // Rows of gate panels times a transposed kernel.
+  bool multiply_gates(const float* const* rows, Index block_stride, Index count, const AlignedBuffer<Bfloat16>& right,
+                      SplitToRowsArgs product, int part) {
+    const Index depth = SplitSizes::gate_depth(hidden_);
+    product.factors = {sizes_.parts, count, depth, nullptr, right.data()};
+    return split_rows_to_rows(split_, {rows, depth / kGateWidth, kGateWidth, block_stride}, product, workspace(part));
+  }
+
+  const KernelTable<float>& k_;
+  const SplitKernels& split_;
+  SplitSizes sizes_;
+  Index hidden_ = 0;
+  AlignedBuffer<Bfloat16> input_, recurrent_, input_transposed_, recurrent_transposed_;
+  std::vector<PerThread> threads_;
+};
+
+int parts_of(MatmulPrecision precision) {
+  switch (precision) {
+    case MatmulPrecision::kMedium: return 1;
+    case MatmulPrecision::kHigh: return 2;
+    case MatmulPrecision::kHighest: return 3;
+  }
+  return kSplitMostParts;
+}
+
+}  // namespace
+
+std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k, const SplitKernels& split,
+                                                     MatmulPrecision precision) {
+  return std::make_unique<SplitProducts>(k, split, parts_of(precision));
+}
+
+// Six products of parts at once take about half the time of a float32 one where tiles are full; fewer parts pay sooner.
+// Below a tile of rows the unit computes zeros.
+bool split_products_pay(MatmulPrecision precision, Index batch, Index hidden) {
+  return batch >= kSplitRows && hidden >= (precision == MatmulPrecision::kHighest ? 128 : 64);
+}
+
+}  // namespace lstmfast
