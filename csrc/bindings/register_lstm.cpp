@@ -63,7 +63,7 @@ class PySequence {
       args.input_size = kernel_arg.size(0) - hidden;
       args.kernel = kernel_arg.matrix();
 
-      const bool takes_ids = py::isinstance<py::array_t<int>>(x);
+      const bool takes_ids = py::isinstance<py::array>(x) && holds<int>(x);
       if (takes_ids) {
         const ArrayArg<const int> ids(x, "x");
         ids.must_have_ndim(2, "[time_steps, batch] of token ids");
@@ -131,12 +131,6 @@ class PySequence {
   }
 
  private:
-  template <typename T>
-  static ArrayArg<T> required(const py::object& object, const char* name) {
-    if (object.is_none()) throw py::type_error(std::string(name) + " must be a NumPy array, got None");
-    return {object, name};
-  }
-
   template <typename T>
   void backward_as(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
                    const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0,
