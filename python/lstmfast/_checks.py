@@ -21,6 +21,7 @@ Size: TypeAlias = int | str  # a string stands for any size and is its name in t
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 MATMUL_PRECISIONS = ("highest", "high", "medium")
+STREAM_WEIGHTS = ("float32", "bfloat16", "int8")
 
 
 def whole_number(name: str, value: Any, minimum: int = 1) -> int:
@@ -66,6 +67,15 @@ def matmul_precision(value: Any) -> str:
     """Return `value` if it is one of MATMUL_PRECISIONS."""
     if value not in MATMUL_PRECISIONS:
         raise ValueError(f"matmul_precision must be one of {', '.join(MATMUL_PRECISIONS)}, got {value!r}")
+    return str(value)
+
+
+def stream_weights(value: Any, dtype: np.dtype[Any]) -> str:
+    """Return `value` if it is one of STREAM_WEIGHTS that a layer of this dtype can have its weights in."""
+    if value not in STREAM_WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(STREAM_WEIGHTS)}, got {value!r}")
+    if value != "float32" and dtype != FLOAT32:
+        raise ValueError(f"weights must be float32, which leaves them as they are, for a {dtype} layer, got {value!r}")
     return str(value)
 
 

@@ -283,13 +283,20 @@ class LSTM:
         self.backward_into(self._time_major(d_x), self._time_major(d_h), d_h_n, d_c_n, d_h0, d_c0)
         return d_x, (d_h0, d_c0)
 
-    def stream(self, batch_size: int = 1, *, token_input: bool = False) -> _core.Stream:
+    def stream(
+        self, batch_size: int = 1, *, token_input: bool = False, weights: str = "float32"
+    ) -> _core.Stream:
         """Return the stack as it is now, packed for one step at a time: stream.step(x) -> h, and a state inside.
 
         step takes x [batch_size, input_size], or with token_input int32 ids [batch_size], and returns the top layer's h
         [batch_size, hidden_size], the same array each time; reset() zeroes the state; `state` reads and sets it.
-        Later changes of the weights do not reach it. Raises ValueError for a bidirectional layer, which needs the
-        whole sequence.
+        Later changes of the weights do not reach it. weights: how they are kept, "float32" as they are; "bfloat16"
+        rounded to half the bytes, or "int8", a quarter, with one scale for each gate of each unit (max |w| / 127, for
+        the input's and the recurrent weights apart, as per-channel quantization has it). A step of few rows waits for
+        its weights, so large layers gain: see csrc/README.md for how much, and for what it does to the loss. Biases and
+        the rows that ids select stay as they are, sums and states are float32.
+        Raises ValueError for a bidirectional layer, which needs the whole sequence, for other words, for a float64
+        layer that is not to stay as it is, and for int8 where a weight is not finite.
         """
         if self.bidirectional:
             raise ValueError("stream needs bidirectional=False: the reverse direction begins at the end of a sequence")
@@ -297,6 +304,7 @@ class LSTM:
             [cell.kernel for cell in self.cells], [cell.bias for cell in self.cells],
             batch_size=check.whole_number("batch_size", batch_size),
             token_input=bool(token_input), forget_bias=self.forget_bias,
+            weights=check.stream_weights(weights, self.dtype),
         )  # fmt: skip
 
     def check_input(self, x: Any) -> Array:
