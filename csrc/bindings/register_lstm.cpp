@@ -53,9 +53,9 @@ WeightFormat weight_format_of(const std::string& word) {
 
 class PySequence {
  public:
-  void forward(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& h0,
-               const py::object& c0, const py::object& lengths, const py::object& resets, bool reverse,
-               double forget_bias, const py::object& h, const py::object& h_n, const py::object& c_n,
+  void forward(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& h,
+               const py::object& h_n, const py::object& c_n, const py::object& h0, const py::object& c0,
+               const py::object& lengths, const py::object& resets, bool reverse, double forget_bias,
                const py::object& cells, const py::object& gates, bool keep_for_backward,
                const std::string& matmul_precision, bool same_weights) {
     const InUse in_use(running_, "Sequence");
@@ -309,13 +309,14 @@ void register_lstm(py::module_& module) {
   const py::none none;
   py::class_<PySequence>(module, "Sequence", "One direction of one LSTM layer; owns and reuses its workspace.")
       .def(py::init<>())
-      .def("forward", &PySequence::forward, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::kw_only(),
-           py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none, py::arg("resets") = none,
-           py::arg("reverse") = false, py::arg("forget_bias") = 0.0, py::arg("h"), py::arg("h_n"), py::arg("c_n"),
+      // No argument must be named: pybind11 looks every name up by a new string, 100 ns each.
+      .def("forward", &PySequence::forward, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::arg("h"),
+           py::arg("h_n"), py::arg("c_n"), py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none,
+           py::arg("resets") = none, py::arg("reverse") = false, py::arg("forget_bias") = 0.0,
            py::arg("cells") = none, py::arg("gates") = none, py::arg("keep_for_backward") = false,
            py::arg("matmul_precision") = "highest", py::arg("same_weights") = false)
       .def_property_readonly("used_split_products", &PySequence::used_split_products)
-      .def("backward", &PySequence::backward, py::kw_only(), py::arg("d_h") = none, py::arg("d_h_n") = none,
+      .def("backward", &PySequence::backward, py::arg("d_h") = none, py::arg("d_h_n") = none,
            py::arg("d_c_n") = none, py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none,
            py::arg("d_h0") = none, py::arg("d_c0") = none);
   py::class_<PyStream>(module, "Stream", "A stack of layers advanced one step at a time; weights packed, state inside.")
