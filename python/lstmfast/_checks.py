@@ -95,6 +95,17 @@ def ndarray(name: str, value: Any, kind: str) -> None:
         raise TypeError(f"{name} must be a NumPy array of {kind}, got {type(value).__name__}")
 
 
+def is_ready(value: Any, axes: int, size: int, dtype: np.dtype[Any]) -> bool:
+    """Tell an array with nothing to check or copy: `axes` axes, the last of this size, this dtype, C-contiguous.
+
+    For calls that are so short that `array` is a part of them. False decides nothing.
+    """
+    if type(value) is not np.ndarray or value.dtype is not dtype or not value.flags.carray:
+        return False
+    shape = value.shape
+    return len(shape) == axes and shape[-1] == size
+
+
 def array(
     name: str,
     value: Any,

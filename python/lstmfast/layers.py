@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -263,7 +263,8 @@ class LSTM:
             x_in_time = np.ascontiguousarray(x_in_time)
         time_steps, batch = x_in_time.shape[:2]
         h_n, c_n = self.forward_into(
-            self._time_major(h), x_in_time, self.check_state("state", state, batch),
+            self._time_major(h), x_in_time,
+            (None, None) if state is None else self.check_state("state", state, batch),
             lengths=check.lengths(lengths, time_steps, batch), resets=resets,
             keep_for_backward=bool(training), rng=self._rng if training else None,
         )  # fmt: skip
@@ -283,9 +284,10 @@ class LSTM:
         if d_h is not None:
             shape = (*axes, self.num_directions * self.hidden_size)
             d_h = check.array("d_h", d_h, shape, "the shape of h", dtype=self.dtype, like="this layer")
-        d_h_n, d_c_n = self.check_state("d_state", d_state, batch)
+        d_h_n, d_c_n = (None, None) if d_state is None else self.check_state("d_state", d_state, batch)
         d_x = None if token_input else np.empty((*axes, self.input_size), self.dtype)
-        d_h0, d_c0 = np.empty((2, *self._state_shape(batch)), self.dtype)
+        state_shape = self._state_shape(batch)
+        d_h0, d_c0 = np.empty(state_shape, self.dtype), np.empty(state_shape, self.dtype)
         self.backward_into(self._time_major(d_x), self._time_major(d_h), d_h_n, d_c_n, d_h0, d_c0)
         return d_x, (d_h0, d_c0)
 
@@ -315,6 +317,8 @@ class LSTM:
 
     def check_input(self, x: Any) -> Array:
         """Return x, checked, with its first two axes as they came: ids as int32, floats with unit stride."""
+        if check.is_ready(x, 3, self.input_size, self.dtype):
+            return cast(Array, x)
         if check.is_ids(x):
             return check.ids("x", x, self.input_size, self._axes)
         return check.array("x", x, self._x_shape, self._x_meaning, dtype=self.dtype, like="this layer")
@@ -342,7 +346,8 @@ class LSTM:
         token_input = x.ndim == 2
         precision = runtime.get_matmul_precision()
         h0, c0 = state
-        h_n, c_n = np.empty((2, *self._state_shape(batch)), self.dtype)
+        state_shape = self._state_shape(batch)
+        h_n, c_n = np.empty(state_shape, self.dtype), np.empty(state_shape, self.dtype)
         self._trained = None
         for layer in range(self.num_layers):
             top = layer == self.num_layers - 1
