@@ -24,9 +24,13 @@ def stack(rng: np.random.Generator, layers: int, dtype: npt.DTypeLike, input_siz
     return kernels, [rng.standard_normal(4 * H).astype(dtype) for _ in sizes]
 
 
-def stream_of(kernels: list[Array], biases: list[Array], batch_size: int, *, tokens: bool = True) -> _core.Stream:
+def stream_of(
+    kernels: list[Array], biases: list[Array], batch_size: int, *, tokens: bool = True, weights: str = "float32"
+) -> _core.Stream:
     """A stream of a stack, in the zero state."""
-    return _core.Stream(kernels, biases, batch_size=batch_size, token_input=tokens, forget_bias=FORGET_BIAS)
+    return _core.Stream(
+        kernels, biases, batch_size=batch_size, token_input=tokens, forget_bias=FORGET_BIAS, weights=weights
+    )
 
 
 def inputs(rng: np.random.Generator, batch: int, dtype: npt.DTypeLike, *, tokens: bool) -> Array:
@@ -105,6 +109,133 @@ def test_token_outside_the_vocabulary_is_an_error(isa, dtype, rng, token):
     stream = stream_of(*stack(rng, 1, dtype, V), 1)
     with pytest.raises(ValueError, match=str(token)):
         stream.step(np.array([token], np.int32))
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+def test_stepping_on_nothing_is_an_error(isa, dtype, rng, tokens):
+    stream = stream_of(*stack(rng, 1, dtype, V if tokens else INPUT), 1, tokens=tokens)
+    with pytest.raises(TypeError, match="x must be a NumPy array, got None"):
+        stream.step(None)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_large_steps_have_the_same_bits_for_any_number_of_threads(isa, rng, threads, batch, weights):
+    hidden = 530  # above the work that is shared, and no multiple of anything
+    kernels = [rng.standard_normal((hidden + n, 4 * hidden)).astype(np.float32) / 30 for n in (INPUT, hidden)]
+    biases, x = [rng.standard_normal(4 * hidden).astype(np.float32)] * 2, inputs(rng, batch, np.float32, tokens=False)
+
+    def run(number: int) -> list[Array]:
+        threads.set_num_threads(number)
+        stream = stream_of(kernels, biases, batch, tokens=False, weights=weights)
+        return [stream.step(x_t).copy() for x_t in x]
+
+    assert_array_equal(run(4), run(1))
+
+
+# --- weights in fewer bits --------------------------------------------------------------------------------------------
+
+
+def to_bfloat16(weights: Array) -> Array:
+    """float32 weights rounded to the upper half of their bits, ties to even."""
+    bits = np.ascontiguousarray(weights).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1) >> 16) << 16).astype(np.uint32).view(np.float32)
+
+
+def to_int8(weights: Array) -> Array:
+    """float32 weights [rows, columns] as multiples of one scale for each column: its largest size / 127."""
+    scale = np.abs(weights).max(axis=0) / np.float32(127)
+    return scale * np.rint(weights / np.where(scale == 0, np.float32(1), scale))
+
+
+COMPRESS = {"bfloat16": to_bfloat16, "int8": to_int8}
+
+
+def compressed(kernel: Array, hidden: int, weights: str, *, tokens: bool) -> Array:
+    """What a stream makes of a kernel: its input and its recurrent rows apart, those that ids select as they are."""
+    above, recurrent = np.split(kernel, [len(kernel) - hidden])
+    compress = COMPRESS[weights]
+    return np.vstack([above if tokens or not len(above) else compress(above), compress(recurrent)])
+
+
+@pytest.mark.parametrize("weights", COMPRESS)
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+@pytest.mark.parametrize(("hidden", "batch"), [(1, 1), (16, 1), (17, 3), (63, 1), (64, 2), (70, 1), (130, 9)])
+def test_compressed_steps_equal_the_sequence_with_the_weights_they_stand_for(
+    isa, rng, hidden, batch, tokens, weights
+):
+    sizes = (V if tokens else INPUT, hidden)
+    kernels = [rng.standard_normal((size + hidden, 4 * hidden)).astype(np.float32) / 4 for size in sizes]
+    biases = [rng.standard_normal(4 * hidden).astype(np.float32) for _ in sizes]
+    x = inputs(rng, batch, np.float32, tokens=tokens)
+    stream = stream_of(kernels, biases, batch, tokens=tokens, weights=weights)
+    steps = [stream.step(x_t).copy() for x_t in x]
+    expected = x
+    for layer, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+        meant = compressed(kernel, hidden, weights, tokens=tokens and layer == 0).astype(float)
+        expected = reference.lstm(expected, meant, bias.astype(float), forget_bias=FORGET_BIAS).h
+    assert_allclose(steps, expected, **states(np.float32, 2 * hidden))
+
+
+# bfloat16 has 8 bits: half of its step, 2**-7, by the value's power of two, is at most 2**-8 of the value.
+@pytest.mark.parametrize(("weights", "part"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
+def test_compressed_weights_differ_by_at_most_half_a_step(rng, weights, part):
+    kernel = rng.standard_normal((40, 12)).astype(np.float32)
+    error = np.abs(COMPRESS[weights](kernel) - kernel)
+    size = np.abs(kernel) if weights == "bfloat16" else np.abs(kernel).max(axis=0)
+    assert (error <= size * part * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("weights", COMPRESS)
+@pytest.mark.parametrize("special", [0.0, 1e-45, 1e-38, 3e38])
+def test_compressed_weights_of_any_size_stand_for_themselves(isa, rng, special, weights):
+    kernel = np.full((1 + H, 4 * H), special, np.float32)
+    kernel[0] = 0.5
+    stream = stream_of([kernel], [np.zeros(4 * H, np.float32)], 1, tokens=False, weights=weights)
+    plain = stream_of([kernel], [np.zeros(4 * H, np.float32)], 1, tokens=False)
+    x = np.ones((3, 1, 1), np.float32)
+    steps, expected = ([s.step(x_t).copy() for x_t in x] for s in (stream, plain))
+    assert_allclose(steps, expected, rtol=2**-8, atol=1e-30)
+
+
+def test_bfloat16_keeps_what_is_not_finite(isa, rng):
+    kernel = np.zeros((1 + H, 4 * H), np.float32)
+    kernel[0, 0], kernel[0, 1] = np.nan, np.inf
+    stream = stream_of([kernel], [np.zeros(4 * H, np.float32)], 1, tokens=False, weights="bfloat16")
+    h = stream.step(np.ones((1, 1), np.float32))[0]
+    assert np.isnan(h[0]) and np.isfinite(h[1:]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_int8_weights_must_be_finite(isa, rng, value):
+    (kernels, biases) = stack(rng, 1, np.float32, INPUT)
+    kernels[0][2, 3] = value
+    with pytest.raises(ValueError, match="kernel must be finite"):
+        stream_of(kernels, biases, 1, tokens=False, weights="int8")
+
+
+@pytest.mark.parametrize("weights", COMPRESS)
+def test_float64_weights_are_not_compressed(isa, rng, weights):
+    with pytest.raises(ValueError, match=f"weights must be float32.*got {weights}"):
+        stream_of(*stack(rng, 1, np.float64, INPUT), 1, tokens=False, weights=weights)
+
+
+def test_unknown_weights_error_lists_the_known_words(isa, rng):
+    with pytest.raises(ValueError, match="weights must be float32, bfloat16 or int8, got int4"):
+        stream_of(*stack(rng, 1, np.float32, INPUT), 1, tokens=False, weights="int4")
+
+
+@pytest.mark.parametrize("weights", COMPRESS)
+def test_generating_with_compressed_weights_chooses_by_the_logits_of_its_steps(isa, rng, weights):
+    kernels, projection = stack(rng, 2, np.float32, V), projection_of(rng, np.float32)
+    uniforms, token = rng.random((30, 2)), rng.integers(0, V, 2).astype(np.int32)
+    stream, current, expected = stream_of(*kernels, 2, weights=weights), token, []
+    for uniform in uniforms:
+        logits = reference.linear(stream.step(current), *projection)
+        current = reference.choose_token(reference.next_token_distribution(logits), uniform)
+        expected.append(current)
+    stream = stream_of(*kernels, 2, weights=weights)
+    assert_array_equal(generate(stream, projection, token, uniforms, OPTIONS[1]), expected)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------

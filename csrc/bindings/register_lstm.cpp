@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <variant>
 
 #include "bindings/array_args.h"
@@ -43,11 +44,18 @@ MatmulPrecision precision_of(const std::string& word) {
   throw py::value_error("matmul_precision must be highest, high or medium, got " + word);
 }
 
+WeightFormat weight_format_of(const std::string& word) {
+  if (word == "float32") return WeightFormat::kFloat32;
+  if (word == "bfloat16") return WeightFormat::kBFloat16;
+  if (word == "int8") return WeightFormat::kInt8;
+  throw py::value_error("weights must be float32, bfloat16 or int8, got " + word);
+}
+
 class PySequence {
  public:
-  void forward(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& h0,
-               const py::object& c0, const py::object& lengths, const py::object& resets, bool reverse,
-               double forget_bias, const py::object& h, const py::object& h_n, const py::object& c_n,
+  void forward(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& h,
+               const py::object& h_n, const py::object& c_n, const py::object& h0, const py::object& c0,
+               const py::object& lengths, const py::object& resets, bool reverse, double forget_bias,
                const py::object& cells, const py::object& gates, bool keep_for_backward,
                const std::string& matmul_precision, bool same_weights) {
     const InUse in_use(running_, "Sequence");
@@ -63,7 +71,7 @@ class PySequence {
       args.input_size = kernel_arg.size(0) - hidden;
       args.kernel = kernel_arg.matrix();
 
-      const bool takes_ids = py::isinstance<py::array_t<int>>(x);
+      const bool takes_ids = py::isinstance<py::array>(x) && holds<int>(x);
       if (takes_ids) {
         const ArrayArg<const int> ids(x, "x");
         ids.must_have_ndim(2, "[time_steps, batch] of token ids");
@@ -132,12 +140,6 @@ class PySequence {
 
  private:
   template <typename T>
-  static ArrayArg<T> required(const py::object& object, const char* name) {
-    if (object.is_none()) throw py::type_error(std::string(name) + " must be a NumPy array, got None");
-    return {object, name};
-  }
-
-  template <typename T>
   void backward_as(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
                    const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0,
                    const py::object& d_c0) {
@@ -168,13 +170,17 @@ class PySequence {
 class PyStream {
  public:
   PyStream(const std::vector<py::object>& kernels, const std::vector<py::object>& biases, Index batch_size,
-           bool token_input, double forget_bias) {
+           bool token_input, double forget_bias, const std::string& weights) {
+    const WeightFormat format = weight_format_of(weights);
     if (kernels.empty() || kernels.size() != biases.size())
       throw py::value_error("kernels and biases must have one entry per layer, got " + std::to_string(kernels.size()) +
                             " and " + std::to_string(biases.size()));
     if (batch_size < 1) throw py::value_error("batch_size must be at least 1, got " + std::to_string(batch_size));
     with_float_type(kernels[0], "kernels[0]", [&](auto type) {
       using T = decltype(type);
+      if (std::is_same_v<T, double> && format != WeightFormat::kFloat32)
+        throw py::value_error("weights must be float32, which leaves them as they are, where kernels are float64, got " +
+                              weights);
       std::vector<StreamLayer<T>> layers;
       Index hidden = 0;
       for (std::size_t i = 0; i < kernels.size(); ++i) {
@@ -189,11 +195,13 @@ class PyStream {
         layers.push_back({inputs, kernel.matrix(), bias.must_have_shape({kGateCount * hidden}).contiguous()});
       }
       stream_.template emplace<Holder<T>>(std::make_unique<Stream<T>>(layers, hidden, batch_size, token_input,
-                                                                      static_cast<T>(forget_bias)));
+                                                                      static_cast<T>(forget_bias), format));
     });
     with_stream([&](auto& stream) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(stream.h())>>;
-      out_ = py::array_t<T>(Shape{stream.batch(), stream.hidden_size()});
+      py::array_t<T> out(Shape{stream.batch(), stream.hidden_size()});
+      out_data_ = out.mutable_data();
+      out_ = std::move(out);
     });
   }
 
@@ -201,16 +209,21 @@ class PyStream {
     const InUse in_use(running_, "Stream");
     with_stream([&](auto& stream) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(stream.h())>>;
-      const T* h;
+      const Index batch = stream.batch(), input_size = stream.input_size();
+      const int* tokens = nullptr;
+      const T* values = nullptr;
       if (stream.takes_tokens()) {
-        const ArrayArg<const int> ids(x, "x");
-        const int* tokens = ids.must_have_shape({stream.batch()}).contiguous();
-        check_ids(ids, stream.input_size());
-        h = stream.step_tokens(tokens);
+        const auto ids = required<const int>(x, "x");
+        tokens = ids.must_have_shape({batch}).contiguous();
+        check_ids(ids, input_size);
       } else {
-        h = stream.step(ArrayArg<const T>(x, "x").must_have_shape({stream.batch(), stream.input_size()}).contiguous());
+        values = required<const T>(x, "x").must_have_shape({batch, input_size}).contiguous();
       }
-      std::copy_n(h, stream.batch() * stream.hidden_size(), static_cast<T*>(out_.mutable_data()));
+      // From about 20 microseconds on, other Python threads may run meanwhile; to let them costs 0.1.
+      std::optional<py::gil_scoped_release> release;
+      if (stream.multiply_adds() > 5e5) release.emplace();
+      const T* h = tokens ? stream.step_tokens(tokens) : stream.step(values);
+      std::copy_n(h, batch * stream.hidden_size(), static_cast<T*>(out_data_));
     });
     return out_;
   }
@@ -287,6 +300,7 @@ class PyStream {
   std::variant<Holder<float>, Holder<double>> stream_;
   std::atomic<bool> running_{false};
   py::array out_;
+  void* out_data_ = nullptr;
 };
 
 }  // namespace
@@ -295,19 +309,21 @@ void register_lstm(py::module_& module) {
   const py::none none;
   py::class_<PySequence>(module, "Sequence", "One direction of one LSTM layer; owns and reuses its workspace.")
       .def(py::init<>())
-      .def("forward", &PySequence::forward, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::kw_only(),
-           py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none, py::arg("resets") = none,
-           py::arg("reverse") = false, py::arg("forget_bias") = 0.0, py::arg("h"), py::arg("h_n"), py::arg("c_n"),
+      // No argument must be named: pybind11 looks every name up by a new string, 100 ns each.
+      .def("forward", &PySequence::forward, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::arg("h"),
+           py::arg("h_n"), py::arg("c_n"), py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none,
+           py::arg("resets") = none, py::arg("reverse") = false, py::arg("forget_bias") = 0.0,
            py::arg("cells") = none, py::arg("gates") = none, py::arg("keep_for_backward") = false,
            py::arg("matmul_precision") = "highest", py::arg("same_weights") = false)
       .def_property_readonly("used_split_products", &PySequence::used_split_products)
-      .def("backward", &PySequence::backward, py::kw_only(), py::arg("d_h") = none, py::arg("d_h_n") = none,
+      .def("backward", &PySequence::backward, py::arg("d_h") = none, py::arg("d_h_n") = none,
            py::arg("d_c_n") = none, py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none,
            py::arg("d_h0") = none, py::arg("d_c0") = none);
   py::class_<PyStream>(module, "Stream", "A stack of layers advanced one step at a time; weights packed, state inside.")
-      .def(py::init<const std::vector<py::object>&, const std::vector<py::object>&, Index, bool, double>(),
+      .def(py::init<const std::vector<py::object>&, const std::vector<py::object>&, Index, bool, double,
+                    const std::string&>(),
            py::arg("kernels"), py::arg("biases"), py::kw_only(), py::arg("batch_size"), py::arg("token_input"),
-           py::arg("forget_bias"))
+           py::arg("forget_bias"), py::arg("weights") = "float32")
       .def("step", &PyStream::step, py::arg("x"))
       .def("reset", &PyStream::reset)
       .def_property("state", &PyStream::state, &PyStream::set_state)

@@ -9,12 +9,6 @@
 namespace lstmfast::bindings {
 namespace {
 
-template <typename T>
-ArrayArg<T> required(const py::object& object, const char* name) {
-  if (object.is_none()) throw py::type_error(std::string(name) + " must be a NumPy array, got None");
-  return {object, name};
-}
-
 void py_linear(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& out) {
   with_float_type(x, "x", [&](auto type) {
     using T = decltype(type);

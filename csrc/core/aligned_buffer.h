@@ -2,6 +2,10 @@
 // call of the same size allocates nothing. The contents are undefined after `resize`.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -15,15 +19,15 @@ template <typename T>
 class AlignedBuffer {
  public:
   static constexpr std::size_t kAlignment = 64;
+  static constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
   T* resize(Index count) {
     const auto wanted = static_cast<std::size_t>(count);
     if (wanted > capacity_ || !data_) {
-      if (wanted > std::numeric_limits<std::size_t>::max() / sizeof(T) - kAlignment) throw std::bad_alloc();
-      const std::size_t bytes = (wanted * sizeof(T) + kAlignment) / kAlignment * kAlignment;
+      if (wanted > std::numeric_limits<std::size_t>::max() / sizeof(T) - kHugePage) throw std::bad_alloc();
       data_.reset();
       capacity_ = 0;
-      data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
+      data_.reset(static_cast<T*>(allocate(wanted * sizeof(T))));
       if (!data_) throw std::bad_alloc();
       capacity_ = wanted;
     }
@@ -33,6 +37,17 @@ class AlignedBuffer {
   T* data() const { return data_.get(); }
 
  private:
+  // Large buffers ask for huge pages: hardware follows a stream of weights to the end of a page, and no further.
+  static void* allocate(std::size_t bytes) {
+    const std::size_t alignment = bytes < kHugePage / 2 ? kAlignment : kHugePage;
+    const std::size_t rounded = (bytes / alignment + 1) * alignment;
+    void* data = std::aligned_alloc(alignment, rounded);
+#if defined(__linux__)
+    if (data != nullptr && alignment == kHugePage) madvise(data, rounded, MADV_HUGEPAGE);  // refused: small pages
+#endif
+    return data;
+  }
+
   struct Free {
     void operator()(T* p) const { std::free(p); }
   };

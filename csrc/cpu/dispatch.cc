@@ -19,7 +19,7 @@ namespace {
 #ifdef LSTMFAST_HAVE_AMX
 const Kernels* amx_kernels() {  // every CPU with AMX has AVX-512
   const Kernels& avx512 = *lstmfast_kernels_avx512();
-  static const Kernels kernels{avx512.float32, avx512.float64, lstmfast_kernels_amx()};
+  static const Kernels kernels{avx512.float32, avx512.float64, avx512.compressed, lstmfast_kernels_amx()};
   return &kernels;
 }
 #endif

@@ -2,6 +2,7 @@
 #include "lstm/stream.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cpu/dispatch.h"
 
@@ -9,26 +10,72 @@ namespace lstmfast {
 
 template <typename T>
 Stream<T>::Stream(const std::vector<StreamLayer<T>>& layers, Index hidden_size, Index batch, bool takes_tokens,
-                  T forget_bias)
-    : k_(&kernels<T>()), hidden_(hidden_size), batch_(batch), takes_tokens_(takes_tokens), layers_(layers.size()) {
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    const StreamLayer<T>& given = layers[i];
-    Layer& layer = layers_[i];
-    layer.input_size = given.input_size;
-    if (i == 0 && takes_tokens) {
-      layer.starting_values.pack_rows(*k_, given.kernel, given.input_size, nullptr, given.input_size, hidden_,
-                                      given.bias, forget_bias);
-    } else {
-      layer.input_weights.pack(*k_, given.kernel, given.input_size, hidden_);
-      layer.starting_values.pack_bias(*k_, given.bias, forget_bias, hidden_);
-    }
-    layer.recurrent_weights.pack(*k_, {given.kernel.row(given.input_size), given.kernel.stride}, hidden_, hidden_);
-  }
+                  T forget_bias, WeightFormat format)
+    : k_(&kernels<T>()),
+      hidden_(hidden_size),
+      batch_(batch),
+      input_size_(layers.front().input_size),
+      takes_tokens_(takes_tokens),
+      layers_(layers.size()) {
   for (auto& h : h_) h.resize(this->layers() * batch_ * hidden_);
   c_.resize(this->layers() * batch_ * hidden_);
-  for (auto* pointers : {&init_, &x_, &h_prev_, &c_prev_}) pointers->resize(static_cast<std::size_t>(batch_));
-  for (auto* pointers : {&h_out_, &c_out_}) pointers->resize(static_cast<std::size_t>(batch_));
+  for (Index i = 0; i < this->layers(); ++i) {
+    pack(layers_[i], layers[i], i == 0 && takes_tokens, forget_bias, format);
+    point_to_state(i);
+  }
   reset();
+}
+
+template <typename T>
+void Stream<T>::pack(Layer& layer, const StreamLayer<T>& given, bool by_id, T forget_bias, WeightFormat format) {
+  const MatrixView<const T> recurrent{given.kernel.row(given.input_size), given.kernel.stride};
+  const Index input_size = by_id ? 0 : given.input_size;
+  StepForwardArgs<T>& step = layer.step = {};
+  if (by_id)
+    layer.starting_values.pack_rows(*k_, given.kernel, given.input_size, nullptr, given.input_size, hidden_, given.bias,
+                                    forget_bias);
+  else
+    layer.starting_values.pack_bias(*k_, given.bias, forget_bias, hidden_);
+  if (format == WeightFormat::kFloat32) {
+    Packed& weights = layer.weights.template emplace<Packed>();
+    if (!by_id) weights.input.pack(*k_, given.kernel, input_size, hidden_);
+    weights.recurrent.pack(*k_, recurrent, hidden_, hidden_);
+    step.input_panels = weights.input.data();
+    step.recurrent_panels = weights.recurrent.data();
+  } else if constexpr (std::is_same_v<T, float>) {
+    Compressed& weights = layer.weights.template emplace<Compressed>();
+    if (!by_id) weights.input.pack(*k_, given.kernel, input_size, hidden_, format);
+    weights.recurrent.pack(*k_, recurrent, hidden_, hidden_, format);
+    const CompressedKernels& kernels = current_kernels().compressed;
+    weights.kernel = format == WeightFormat::kInt8 ? kernels.step_int8 : kernels.step_bfloat16;
+  }
+  step.row_end = batch_;
+  step.hidden_size = hidden_;
+  step.init_block_stride = layer.starting_values.block_stride();
+  step.input_size = input_size;
+  step.recurrent_size = hidden_;
+  multiply_adds_ += static_cast<double>(batch_ * (input_size + hidden_) * kGateCount * hidden_);
+}
+
+// All pointers of a layer's steps but those to the first layer's input, which comes with the step.
+template <typename T>
+void Stream<T>::point_to_state(Index index) {
+  Layer& layer = layers_[index];
+  const Index first = index * batch_;
+  for (Index row = first; row < first + batch_; ++row) {
+    layer.init.push_back(layer.starting_values.of_all());
+    layer.x.push_back(nullptr);
+    for (int current = 0; current < 2; ++current) {
+      layer.h_prev[current].push_back(h_[current].data() + row * hidden_);
+      layer.h[current].push_back(h_[1 - current].data() + row * hidden_);
+    }
+    layer.c.push_back(c_.data() + row * hidden_);
+  }
+  layer.c_prev.assign(layer.c.begin(), layer.c.end());
+  layer.step.init = layer.init.data();
+  layer.step.x = layer.x.data();
+  layer.step.c_prev = layer.c_prev.data();
+  layer.step.c = layer.c.data();
 }
 
 template <typename T>
@@ -47,54 +94,53 @@ void Stream<T>::set_state(const T* h, const T* c) {
 
 template <typename T>
 const T* Stream<T>::step(const T* x) {
-  return advance(x, nullptr);
+  for (Index b = 0; b < batch_; ++b) layers_.front().x[b] = x + b * input_size_;
+  return advance();
 }
 
 template <typename T>
 const T* Stream<T>::step_tokens(const int* ids) {
-  return advance(nullptr, ids);
+  Layer& first = layers_.front();
+  for (Index b = 0; b < batch_; ++b) first.init[b] = first.starting_values.of_id(b, ids[b]);
+  return advance();
+}
+
+// A thread takes the same gate blocks in every step, and passes over them in alternating direction: of weights that do not
+// fit in its L2, what it read last is still there.
+template <typename T>
+const T* Stream<T>::advance() {
+  const Index blocks = PanelSizes<T>(*k_).gate_blocks(hidden_);
+  for (Index i = 0; i < layers(); ++i) {
+    StepForwardArgs<T>& step = layers_[i].step;
+    if (i > 0) step.x = const_cast<const T* const*>(layers_[i - 1].h[current_].data());
+    step.h_prev = layers_[i].h_prev[current_].data();
+    step.h = layers_[i].h[current_].data();
+    step.descending = current_ == 1;
+  }
+  // Fewer threads than a step inside a sequence would get: others may let the pool fall asleep between two steps, and
+  // waking it takes some 50 microseconds.
+  const Index threads = std::min<Index>(threads_for_work(multiply_adds_ / 4), blocks);
+  run_parallel(static_cast<int>(threads), [&](int part, int parts) {
+    for (const Layer& layer : layers_) {
+      run(layer, split(blocks, part, parts));
+      if (&layer != &layers_.back()) between_layers_.wait(parts);
+    }
+  });
+  current_ = 1 - current_;
+  return h() + (layers() - 1) * batch_ * hidden_;
 }
 
 template <typename T>
-const T* Stream<T>::advance(const T* x, const int* ids) {
-  const PanelSizes<T> sizes(*k_);
-  const T* h_old = h_[current_].data();
-  T* h_new = h_[1 - current_].data();
-  T* c = c_.data();
-  Index x_stride = layers_.front().input_size;
-  for (Layer& layer : layers_) {
-    for (Index b = 0; b < batch_; ++b) {
-      init_[b] = ids ? layer.starting_values.of_id(b, ids[b]) : layer.starting_values.of_all();
-      x_[b] = ids ? nullptr : x + b * x_stride;
-      h_prev_[b] = h_old + b * hidden_;
-      h_out_[b] = h_new + b * hidden_;
-      c_prev_[b] = c_out_[b] = c + b * hidden_;
-    }
-    StepForwardArgs<T> step{};
-    step.row_end = batch_;
-    step.block_end = sizes.gate_blocks(hidden_);
-    step.hidden_size = hidden_;
-    step.init = init_.data();
-    step.init_block_stride = layer.starting_values.block_stride();
-    step.x = x_.data();
-    step.input_size = ids ? 0 : layer.input_size;
-    step.input_panels = layer.input_weights.data();
-    step.h_prev = h_prev_.data();
-    step.recurrent_size = hidden_;
-    step.recurrent_panels = layer.recurrent_weights.data();
-    step.c_prev = c_prev_.data();
-    step.h = h_out_.data();
-    step.c = c_out_.data();
+void Stream<T>::run(const Layer& layer, Range blocks) const {
+  StepForwardArgs<T> step = layer.step;
+  step.block_begin = blocks.begin;
+  step.block_end = blocks.end;
+  if (std::holds_alternative<Packed>(layer.weights)) {
     k_->step_forward(step);
-    x = h_new;
-    x_stride = hidden_;
-    ids = nullptr;
-    h_old += batch_ * hidden_;
-    h_new += batch_ * hidden_;
-    c += batch_ * hidden_;
+  } else if constexpr (std::is_same_v<T, float>) {
+    const Compressed& weights = std::get<Compressed>(layer.weights);
+    weights.kernel({step, weights.input.panels(), weights.recurrent.panels()});
   }
-  current_ = 1 - current_;
-  return x;
 }
 
 template class Stream<float>;

@@ -1,10 +1,13 @@
 // A stack of LSTM layers advanced one step at a time: weights packed once, state inside, no allocation in `step`.
 #pragma once
 
+#include <variant>
 #include <vector>
 
 #include "core/aligned_buffer.h"
 #include "cpu/kernel_table.h"
+#include "cpu/parallel.h"
+#include "lstm/compressed_weights.h"
 #include "lstm/packed_weights.h"
 
 namespace lstmfast {
@@ -19,8 +22,12 @@ struct StreamLayer {
 template <typename T>
 class Stream {
  public:
-  // All layers have hidden_size units. Copies the weights; `takes_tokens`: the first layer's input is a token id.
-  Stream(const std::vector<StreamLayer<T>>& layers, Index hidden_size, Index batch, bool takes_tokens, T forget_bias);
+  // All layers have hidden_size units. Copies the weights, in another format if float32; biases and the kernel rows that
+  // token ids select stay as they are, because nothing waits for them. `takes_tokens`: the first layer's input is an id.
+  Stream(const std::vector<StreamLayer<T>>& layers, Index hidden_size, Index batch, bool takes_tokens, T forget_bias,
+         WeightFormat format = WeightFormat::kFloat32);
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
 
   const T* step(const T* x);           // x [batch, input_size]; returns h [batch, hidden_size] of the top layer
   const T* step_tokens(const int* ids);  // ids [batch]
@@ -34,26 +41,40 @@ class Stream {
   Index layers() const { return static_cast<Index>(layers_.size()); }
   Index batch() const { return batch_; }
   Index hidden_size() const { return hidden_; }
-  Index input_size() const { return layers_.front().input_size; }
+  Index input_size() const { return input_size_; }
   bool takes_tokens() const { return takes_tokens_; }
+  double multiply_adds() const { return multiply_adds_; }  // of one step
   const KernelTable<T>& kernel_table() const { return *k_; }
 
  private:
-  struct Layer {
-    Index input_size;
-    PackedGates<T> input_weights, recurrent_weights;
-    StartingValues<T> starting_values;
+  struct Packed {
+    PackedGates<T> input, recurrent;
   };
-  const T* advance(const T* x, const int* ids);
+  struct Compressed {
+    CompressedGates input, recurrent;
+    decltype(CompressedKernels::step_int8) kernel;
+  };
+  struct Layer {
+    std::variant<Packed, Compressed> weights;
+    StartingValues<T> starting_values;
+    std::vector<const T*> init, x, c_prev;  // [batch]
+    std::vector<const T*> h_prev[2];        // by the copy of h that is current
+    std::vector<T*> h[2], c;
+    StepForwardArgs<T> step;
+  };
+  void pack(Layer& layer, const StreamLayer<T>& given, bool by_id, T forget_bias, WeightFormat format);
+  void point_to_state(Index layer);
+  const T* advance();
+  void run(const Layer& layer, Range blocks) const;
 
   const KernelTable<T>* k_;
-  Index hidden_, batch_;
+  Index hidden_, batch_, input_size_;
   bool takes_tokens_;
+  double multiply_adds_ = 0;
   std::vector<Layer> layers_;
   AlignedBuffer<T> h_[2], c_;  // h in two copies: a step reads all units of the old one while it writes the new one
   int current_ = 0;
-  std::vector<const T*> init_, x_, h_prev_, c_prev_;  // [batch]
-  std::vector<T*> h_out_, c_out_;
+  Barrier between_layers_;
 };
 
 }  // namespace lstmfast

@@ -6,42 +6,76 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "cpu/dispatch.h"
+#include "cpu/panel_sizes.h"
 #include "nn/linear.h"
 
 namespace lstmfast {
 
+// Differences of logits below this have no weight: what is left of e^-708, 1e-308, is no probability.
+constexpr double kLowest = -708;
+
+// The largest value, NaN aside. Eight candidates in step: one after the other they would wait for each
+// other's comparison.
 template <typename T>
-TokenChooser<T>::TokenChooser(const SamplingOptions& options, Index vocabulary)
-    : options_(options), weights_(static_cast<std::size_t>(vocabulary)), ids_(static_cast<std::size_t>(vocabulary)) {}
+T largest(const T* values, Index count) {
+  constexpr Index kLanes = 8;
+  T best[kLanes];
+  std::fill_n(best, kLanes, values[0]);
+  Index i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (Index lane = 0; lane < kLanes; ++lane) best[lane] = best[lane] < values[i + lane] ? values[i + lane] : best[lane];
+  for (; i < count; ++i) best[0] = best[0] < values[i] ? values[i] : best[0];
+  return *std::max_element(best, best + kLanes);
+}
+
+template <typename T>
+TokenChooser<T>::TokenChooser(const KernelTable<double>& k, const SamplingOptions& options, Index vocabulary)
+    : k_(k),
+      options_(options),
+      vocabulary_(vocabulary),
+      weights_(static_cast<std::size_t>(PanelSizes<double>(k).padded(vocabulary))),
+      cumulative_(weights_.size()),
+      ids_(static_cast<std::size_t>(vocabulary)) {}
 
 template <typename T>
 int TokenChooser<T>::choose(const T* logits, double uniform) {
-  const auto vocabulary = static_cast<Index>(weights_.size());
-  const T* best = std::max_element(logits, logits + vocabulary);
-  if (options_.temperature == 0) return static_cast<int>(best - logits);
-  double total = 0;
-  for (Index id = 0; id < vocabulary; ++id) {
-    // Subtract first: the largest exponent is 0 at any temperature, and nothing overflows.
-    weights_[id] = std::exp((static_cast<double>(logits[id]) - static_cast<double>(*best)) / options_.temperature);
-    total += weights_[id];
-  }
-  if (!std::isfinite(total)) throw std::domain_error("the model's logits are not finite: its weights have diverged");
-  const bool limited_k = options_.top_k > 0 && options_.top_k < vocabulary;
+  if (options_.temperature == 0) return static_cast<int>(std::max_element(logits, logits + vocabulary_) - logits);
+  weigh(logits);
+  if (!std::isfinite(accumulate()))
+    throw std::domain_error("the model's logits are not finite: its weights have diverged");
+  const bool limited_k = options_.top_k > 0 && options_.top_k < vocabulary_;
   if (limited_k || options_.top_p < 1) {
     sort_ids();
     if (limited_k) keep_top_k(options_.top_k);
     if (options_.top_p < 1) keep_top_p(options_.top_p);
-    total = std::accumulate(weights_.begin(), weights_.end(), 0.0);
+    accumulate();
   }
-  const double threshold = uniform * total;
-  double cumulative = 0;
-  int last_possible = 0;
-  for (Index id = 0; id < vocabulary; ++id) {
-    cumulative += weights_[id];
-    if (weights_[id] > 0) last_possible = static_cast<int>(id);
-    if (cumulative > threshold) return static_cast<int>(id);
-  }
-  return last_possible;  // rounding left the threshold at the very end
+  const double threshold = uniform * cumulative_[vocabulary_ - 1];
+  for (Index id = 0; id < vocabulary_; ++id)
+    if (cumulative_[id] > threshold) return static_cast<int>(id);
+  Index last = vocabulary_ - 1;  // rounding left the threshold at the very end
+  while (last > 0 && !(weights_[last] > 0)) --last;
+  return static_cast<int>(last);
+}
+
+// e^(logit / temperature), less the largest. NaN where a logit is NaN or the largest is infinite.
+template <typename T>
+void TokenChooser<T>::weigh(const T* logits) {
+  const double best = largest(logits, vocabulary_);
+  double* exponents = cumulative_.data();
+  // Subtract first: the largest exponent is 0 at any temperature, and nothing overflows.
+  for (Index id = 0; id < vocabulary_; ++id)
+    exponents[id] = (static_cast<double>(logits[id]) - best) / options_.temperature;
+  k_.exp(exponents, weights_.data(), static_cast<Index>(weights_.size()));  // the padding too: whole vectors are faster
+  for (Index id = 0; id < vocabulary_; ++id) weights_[id] = exponents[id] < kLowest ? 0 : weights_[id];
+}
+
+// Fills cumulative_ in order; returns the sum of all weights.
+template <typename T>
+double TokenChooser<T>::accumulate() {
+  std::partial_sum(weights_.begin(), weights_.begin() + vocabulary_, cumulative_.begin());
+  return cumulative_[vocabulary_ - 1];
 }
 
 template <typename T>
@@ -60,7 +94,7 @@ void TokenChooser<T>::keep_top_k(Index count) {
 
 template <typename T>
 void TokenChooser<T>::keep_top_p(double probability) {
-  const double total = std::accumulate(weights_.begin(), weights_.end(), 0.0);
+  const double total = accumulate();
   double kept = 0;
   for (const int id : ids_) {
     if (kept >= probability * total) {
@@ -77,7 +111,7 @@ void generate(Stream<T>& stream, MatrixView<const T> projection_kernel, const T*
   const Index batch = stream.batch();
   PackedLinear<T> projection(stream.kernel_table(), projection_kernel, projection_bias, stream.hidden_size(),
                              vocabulary);
-  TokenChooser<T> chooser(options, vocabulary);
+  TokenChooser<T> chooser(kernels<double>(), options, vocabulary);
   std::vector<T> logits(static_cast<std::size_t>(batch * vocabulary));
   for (Index n = 0; n < steps; ++n) {
     projection.apply(stream.step_tokens(tokens), batch, logits.data());

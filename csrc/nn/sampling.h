@@ -19,16 +19,21 @@ struct SamplingOptions {
 template <typename T>
 class TokenChooser {
  public:
-  TokenChooser(const SamplingOptions& options, Index vocabulary);
+  TokenChooser(const KernelTable<double>& k, const SamplingOptions& options, Index vocabulary);
   int choose(const T* logits, double uniform);  // throws std::domain_error where the logits are not finite
 
  private:
+  void weigh(const T* logits);
+  double accumulate();
   void keep_top_k(Index count);
   void keep_top_p(double probability);
   void sort_ids();
 
+  const KernelTable<double>& k_;
   SamplingOptions options_;
-  std::vector<double> weights_;
+  Index vocabulary_;
+  std::vector<double> weights_;     // of each id, the largest 1
+  std::vector<double> cumulative_;  // and of all up to it
   std::vector<int> ids_;
 };
 

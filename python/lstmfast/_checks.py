@@ -20,7 +20,9 @@ State: TypeAlias = tuple[Array, Array]
 Size: TypeAlias = int | str  # a string stands for any size and is its name in the error
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_BYTE, _ULONGLONG = np.dtype(np.byte).num, np.dtype(np.ulonglong).num  # between them all integer types, and no others
 MATMUL_PRECISIONS = ("highest", "high", "medium")
+STREAM_WEIGHTS = ("float32", "bfloat16", "int8")
 
 
 def whole_number(name: str, value: Any, minimum: int = 1) -> int:
@@ -69,6 +71,15 @@ def matmul_precision(value: Any) -> str:
     return str(value)
 
 
+def stream_weights(value: Any, dtype: np.dtype[Any]) -> str:
+    """Return `value` if it is one of STREAM_WEIGHTS that a layer of this dtype can have its weights in."""
+    if value not in STREAM_WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(STREAM_WEIGHTS)}, got {value!r}")
+    if value != "float32" and dtype != FLOAT32:
+        raise ValueError(f"weights must be float32, which leaves them as they are, for a {dtype} layer, got {value!r}")
+    return str(value)
+
+
 def generator(name: str, value: Any) -> np.random.Generator:
     """Return `value` if it is a numpy.random.Generator."""
     if not isinstance(value, np.random.Generator):
@@ -84,6 +95,17 @@ def ndarray(name: str, value: Any, kind: str) -> None:
         raise TypeError(f"{name} must be a NumPy array of {kind}, got {type(value).__name__}")
 
 
+def is_ready(value: Any, axes: int, size: int, dtype: np.dtype[Any]) -> bool:
+    """Tell an array with nothing to check or copy: `axes` axes, the last of this size, this dtype, C-contiguous.
+
+    For calls that are so short that `array` is a part of them. False decides nothing.
+    """
+    if type(value) is not np.ndarray or value.dtype is not dtype or not value.flags.carray:
+        return False
+    shape = value.shape
+    return len(shape) == axes and shape[-1] == size
+
+
 def array(
     name: str,
     value: Any,
@@ -95,24 +117,31 @@ def array(
 ) -> Array:
     """Return a float array of this shape and dtype whose last axis has unit stride. `like` names who set the dtype."""
     ndarray(name, value, "float32 or float64")
-    if value.dtype != FLOAT32 and value.dtype != FLOAT64:
-        raise TypeError(f"{name} must be a float32 or float64 array, got {value.dtype}")
-    if dtype is not None and value.dtype != dtype:
-        raise TypeError(
-            f"{name} must be {dtype} like {like}, got {value.dtype}; nothing is converted silently, use .astype"
-        )
+    given = value.dtype
+    if given is not dtype:  # nearly always it is: NumPy has one object for each of these dtypes
+        if given != FLOAT32 and given != FLOAT64:
+            raise TypeError(f"{name} must be a float32 or float64 array, got {given}")
+        if dtype is not None and given != dtype:
+            raise TypeError(
+                f"{name} must be {dtype} like {like}, got {given}; nothing is converted silently, use .astype"
+            )
     has_shape(name, value, shape, meaning)
     return _unit_stride(value)
 
 
 def has_shape(name: str, value: Array, shape: tuple[Size, ...], meaning: str = "") -> None:
     """Raise ValueError unless `value` has this shape; `meaning` says in words where the sizes come from."""
-    if value.shape == shape:
+    given = value.shape
+    if given == shape:
         return
-    if value.ndim == len(shape) and all(isinstance(w, str) or w == s for w, s in zip(shape, value.shape, strict=True)):
-        return
+    if len(given) == len(shape):
+        for size, wanted_size in zip(given, shape, strict=True):
+            if size != wanted_size and not isinstance(wanted_size, str):
+                break
+        else:
+            return
     wanted = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-    raise ValueError(f"{name} must have shape {wanted}{f' = {meaning}' if meaning else ''}, got {value.shape}")
+    raise ValueError(f"{name} must have shape {wanted}{f' = {meaning}' if meaning else ''}, got {given}")
 
 
 def ids(name: str, value: Any, vocabulary_size: int, shape: tuple[Size, ...], meaning: str = "") -> Array:
@@ -135,7 +164,7 @@ def ids(name: str, value: Any, vocabulary_size: int, shape: tuple[Size, ...], me
 
 def is_ids(value: Any) -> bool:
     """Tell token ids from dense input: an array of any integer dtype."""
-    return isinstance(value, np.ndarray) and value.dtype.kind in "iu"
+    return isinstance(value, np.ndarray) and _BYTE <= value.dtype.num <= _ULONGLONG
 
 
 def lengths(value: Any, time_steps: int, batch: int) -> Array | None:
@@ -187,7 +216,10 @@ def buffer(name: str, value: Any, size: int | None = None, dtype: np.dtype[Any] 
 
 
 def _unit_stride(value: Array) -> Array:
-    return value if value.strides[-1] == value.itemsize and value.flags.aligned else value.copy()
+    flags = value.flags
+    if flags.carray or (value.strides[-1] == value.itemsize and flags.aligned):
+        return value
+    return value.copy()
 
 
 def _first(value: Array, marked: Array) -> tuple[Any, list[int]]:

@@ -34,16 +34,15 @@ class Sequence:
         x: _Floats | _Ids,
         kernel: _Floats,
         bias: _Floats,
-        *,
+        h: _Floats,
+        h_n: _Floats,
+        c_n: _Floats,
         h0: _Floats | None = None,
         c0: _Floats | None = None,
         lengths: NDArray[np.int64] | None = None,
         resets: NDArray[np.bool_] | None = None,
         reverse: bool = False,
         forget_bias: float = 0.0,
-        h: _Floats,
-        h_n: _Floats,
-        c_n: _Floats,
         cells: _Floats | None = None,
         gates: _Floats | None = None,
         keep_for_backward: bool = False,
@@ -54,7 +53,6 @@ class Sequence:
     def used_split_products(self) -> bool: ...
     def backward(
         self,
-        *,
         d_h: _Floats | None = None,
         d_h_n: _Floats | None = None,
         d_c_n: _Floats | None = None,
@@ -76,6 +74,7 @@ class Stream:
         batch_size: int,
         token_input: bool,
         forget_bias: float,
+        weights: str = "float32",
     ) -> None: ...
     def step(self, x: _Floats | _Ids) -> NDArray[Any]: ...
     def reset(self) -> None: ...

@@ -81,9 +81,10 @@ def lstm_step(
     batch = len(x)
     h, c = _states(("h", h), ("c", c), shape=(batch, hidden_size), dtype=kernel.dtype)
     h_next, c_next, output = np.empty((3, batch, hidden_size), kernel.dtype)
+    # By position, as in `LSTM.forward_into`.
     _step_workspace.sequence.forward(
-        x[None], kernel, bias, h0=h, c0=c, forget_bias=check.finite("forget_bias", forget_bias),
-        h=output[None], h_n=h_next, c_n=c_next,
+        x[None], kernel, bias, output[None], h_next, c_next, h, c, None, None, False,
+        check.finite("forget_bias", forget_bias),
     )  # fmt: skip
     return h_next, c_next
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -192,6 +192,8 @@ class LSTM:
         self.num_directions = 2 if bidirectional else 1
         self.bidirectional, self.batch_first = bool(bidirectional), bool(batch_first)
         self._axes = ("batch", "time_steps") if self.batch_first else ("time_steps", "batch")
+        self._x_shape = (*self._axes, self.input_size)
+        self._x_meaning = f"({', '.join(self._axes)}, input_size)"
         self.dropout = check.fraction("dropout", dropout)
         self.forget_bias = check.finite("forget_bias", forget_bias)
         self.dtype = check.float_dtype(dtype)
@@ -251,14 +253,19 @@ class LSTM:
         Raises ValueError naming the argument whose shape or values are wrong; TypeError for a dtype not the layer's.
         """
         x = self.check_input(x)
-        flags = self._time_major(check.resets(resets, (x.shape[0], x.shape[1]), f"({', '.join(self._axes)})"))
-        h = np.empty((*x.shape[:2], self.num_directions * self.hidden_size), self.dtype)
-        x_in_time = np.ascontiguousarray(self._time_major(x)) if check.is_ids(x) else self._time_major(x)
+        axes = x.shape[:2]
+        if resets is not None:
+            flags = check.resets(resets, axes, f"({', '.join(self._axes)})")
+            resets = np.ascontiguousarray(self._time_major(flags))
+        h = np.empty((*axes, self.num_directions * self.hidden_size), self.dtype)
+        x_in_time = self._time_major(x)
+        if x.ndim == 2:
+            x_in_time = np.ascontiguousarray(x_in_time)
         time_steps, batch = x_in_time.shape[:2]
         h_n, c_n = self.forward_into(
-            self._time_major(h), x_in_time, self.check_state("state", state, batch),
-            lengths=check.lengths(lengths, time_steps, batch),
-            resets=None if flags is None else np.ascontiguousarray(flags),
+            self._time_major(h), x_in_time,
+            (None, None) if state is None else self.check_state("state", state, batch),
+            lengths=check.lengths(lengths, time_steps, batch), resets=resets,
             keep_for_backward=bool(training), rng=self._rng if training else None,
         )  # fmt: skip
         return h, (h_n, c_n)
@@ -277,19 +284,27 @@ class LSTM:
         if d_h is not None:
             shape = (*axes, self.num_directions * self.hidden_size)
             d_h = check.array("d_h", d_h, shape, "the shape of h", dtype=self.dtype, like="this layer")
-        d_h_n, d_c_n = self.check_state("d_state", d_state, batch)
+        d_h_n, d_c_n = (None, None) if d_state is None else self.check_state("d_state", d_state, batch)
         d_x = None if token_input else np.empty((*axes, self.input_size), self.dtype)
-        d_h0, d_c0 = np.empty((2, *self._state_shape(batch)), self.dtype)
+        state_shape = self._state_shape(batch)
+        d_h0, d_c0 = np.empty(state_shape, self.dtype), np.empty(state_shape, self.dtype)
         self.backward_into(self._time_major(d_x), self._time_major(d_h), d_h_n, d_c_n, d_h0, d_c0)
         return d_x, (d_h0, d_c0)
 
-    def stream(self, batch_size: int = 1, *, token_input: bool = False) -> _core.Stream:
+    def stream(
+        self, batch_size: int = 1, *, token_input: bool = False, weights: str = "float32"
+    ) -> _core.Stream:
         """Return the stack as it is now, packed for one step at a time: stream.step(x) -> h, and a state inside.
 
         step takes x [batch_size, input_size], or with token_input int32 ids [batch_size], and returns the top layer's h
         [batch_size, hidden_size], the same array each time; reset() zeroes the state; `state` reads and sets it.
-        Later changes of the weights do not reach it. Raises ValueError for a bidirectional layer, which needs the
-        whole sequence.
+        Later changes of the weights do not reach it. weights: how they are kept, "float32" as they are; "bfloat16"
+        rounded to half the bytes, or "int8", a quarter, with one scale for each gate of each unit (max |w| / 127, for
+        the input's and the recurrent weights apart, as per-channel quantization has it). A step of few rows waits for
+        its weights, so large layers gain: see csrc/README.md for how much, and for what it does to the loss. Biases and
+        the rows that ids select stay as they are, sums and states are float32.
+        Raises ValueError for a bidirectional layer, which needs the whole sequence, for other words, for a float64
+        layer that is not to stay as it is, and for int8 where a weight is not finite.
         """
         if self.bidirectional:
             raise ValueError("stream needs bidirectional=False: the reverse direction begins at the end of a sequence")
@@ -297,14 +312,16 @@ class LSTM:
             [cell.kernel for cell in self.cells], [cell.bias for cell in self.cells],
             batch_size=check.whole_number("batch_size", batch_size),
             token_input=bool(token_input), forget_bias=self.forget_bias,
+            weights=check.stream_weights(weights, self.dtype),
         )  # fmt: skip
 
     def check_input(self, x: Any) -> Array:
         """Return x, checked, with its first two axes as they came: ids as int32, floats with unit stride."""
+        if check.is_ready(x, 3, self.input_size, self.dtype):
+            return cast(Array, x)
         if check.is_ids(x):
             return check.ids("x", x, self.input_size, self._axes)
-        shape, meaning = (*self._axes, self.input_size), f"({', '.join(self._axes)}, input_size)"
-        return check.array("x", x, shape, meaning, dtype=self.dtype, like="this layer")
+        return check.array("x", x, self._x_shape, self._x_meaning, dtype=self.dtype, like="this layer")
 
     def check_state(self, name: str, state: Any, batch: int) -> tuple[Array | None, Array | None]:
         """Return the two arrays of a state for this batch, checked, or (None, None) for None."""
@@ -329,19 +346,22 @@ class LSTM:
         token_input = x.ndim == 2
         precision = runtime.get_matmul_precision()
         h0, c0 = state
-        h_n, c_n = np.empty((2, *self._state_shape(batch)), self.dtype)
+        state_shape = self._state_shape(batch)
+        h_n, c_n = np.empty(state_shape, self.dtype), np.empty(state_shape, self.dtype)
         self._trained = None
         for layer in range(self.num_layers):
             top = layer == self.num_layers - 1
             output = h if top else self._scratch(f"h{layer}", h.shape)
             for direction in range(self.num_directions):
                 k = layer * self.num_directions + direction
+                cell = self.cells[k]
+                # By position: names would take longer than a small layer's step.
                 self._sequences[k].forward(
-                    x, self.cells[k].kernel, self.cells[k].bias,
-                    h0=None if h0 is None else h0[k], c0=None if c0 is None else c0[k],
-                    lengths=lengths, resets=resets, reverse=direction == 1, forget_bias=self.forget_bias,
-                    h=self._half(output, direction), h_n=h_n[k], c_n=c_n[k], keep_for_backward=keep_for_backward,
-                    matmul_precision=precision,
+                    x, cell.kernel, cell.bias,
+                    self._half(output, direction), h_n[k], c_n[k],
+                    None if h0 is None else h0[k], None if c0 is None else c0[k],
+                    lengths, resets, direction == 1, self.forget_bias,
+                    None, None, keep_for_backward, precision,
                 )  # fmt: skip
             if not top:
                 x = self._dropouts[layer](output, rng)
@@ -360,18 +380,20 @@ class LSTM:
     ) -> None:
         """As `backward`, for models: time-major, arguments already checked; d_x, d_h0, d_c0 are written if given."""
         assert self._trained is not None
-        below_shape = (*self._trained[:2], self.num_directions * self.hidden_size)
         for layer in reversed(range(self.num_layers)):
-            below = self._scratch(f"d_h{layer - 1}", below_shape) if layer else d_x
+            below = d_x
+            if layer:
+                below_shape = (*self._trained[:2], self.num_directions * self.hidden_size)
+                below = self._scratch(f"d_h{layer - 1}", below_shape)
             for direction in range(self.num_directions):
                 k = layer * self.num_directions + direction
                 gradients = self.cells[k].gradients
                 into = below if direction == 0 or below is None else self._scratch("d_x_reverse", below.shape)
                 self._sequences[k].backward(
-                    d_h=None if d_h is None else self._half(d_h, direction),
-                    d_h_n=None if d_h_n is None else d_h_n[k], d_c_n=None if d_c_n is None else d_c_n[k],
-                    d_x=into, d_kernel=gradients["kernel"], d_bias=gradients["bias"],
-                    d_h0=None if d_h0 is None else d_h0[k], d_c0=None if d_c0 is None else d_c0[k],
+                    None if d_h is None else self._half(d_h, direction),
+                    None if d_h_n is None else d_h_n[k], None if d_c_n is None else d_c_n[k],
+                    into, gradients["kernel"], gradients["bias"],
+                    None if d_h0 is None else d_h0[k], None if d_c0 is None else d_c0[k],
                 )  # fmt: skip
                 if into is not None and into is not below:
                     below += into

@@ -176,9 +176,12 @@ class CharLM(_Model):
             _core.embedding_scatter(d_rows, inputs.reshape(-1), self.gradients["embedding"])
         return loss, state
 
-    def stream(self, batch_size: int = 1) -> CharStream:
-        """Return the model as it is now, packed for one token at a time in `batch_size` streams side by side."""
-        return CharStream(self, batch_size)
+    def stream(self, batch_size: int = 1, *, weights: str = "float32") -> CharStream:
+        """Return the model as it is now, packed for one token at a time in `batch_size` streams side by side.
+
+        weights: how the LSTM's are kept, "float32", "bfloat16" or "int8", as in `LSTM.stream`.
+        """
+        return CharStream(self, batch_size, weights=weights)
 
     def _pair(self, inputs: Any, targets: Any) -> tuple[Array, Array]:
         inputs = check.ids("inputs", inputs, self.vocab_size, ("time_steps", "batch"))
@@ -212,10 +215,11 @@ class CharStream:
     """A `CharLM` that reads and writes one token at a time, with packed weights and the state inside.
 
     It is the model as it was when the stream was made. An embedding is folded into the first kernel: a token is then
-    one row of embedding @ input_kernel, which costs no more than one-hot.
+    one row of embedding @ input_kernel, which costs no more than one-hot. Those rows, and the projection, keep their
+    dtype whatever `weights` says.
     """
 
-    def __init__(self, model: CharLM, batch_size: int = 1) -> None:
+    def __init__(self, model: CharLM, batch_size: int = 1, *, weights: str = "float32") -> None:
         self.batch_size = check.whole_number("batch_size", batch_size)
         self.vocab_size, self.dtype = model.vocab_size, model.dtype
         kernels = [cell.kernel for cell in model.lstm.cells]
@@ -225,6 +229,7 @@ class CharStream:
         self._stream = _core.Stream(
             kernels, [cell.bias for cell in model.lstm.cells],
             batch_size=self.batch_size, token_input=True, forget_bias=model.forget_bias,
+            weights=check.stream_weights(weights, model.dtype),
         )  # fmt: skip
         self._kernel = model.parameters["projection.kernel"].copy()
         self._bias = model.parameters["projection.bias"].copy()

@@ -26,7 +26,7 @@ LSTMFAST_INLINE V fused_multiply_add(V a, V b, V c) {
 namespace lstmfast {
 namespace {
 
-constexpr Kernels kWithSplit{kKernels.float32, kKernels.float64, &kSplitKernels};
+constexpr Kernels kWithSplit{kKernels.float32, kKernels.float64, kKernels.compressed, &kSplitKernels};
 
 }  // namespace
 }  // namespace lstmfast

@@ -2,6 +2,7 @@
 // anonymous namespace of lstmfast: kVectorBytes, kTileRows and fused_multiply_add(a, b, c) for both vector types.
 #pragma once
 
+#include "cpu/kernels/compressed-inl.h"
 #include "cpu/kernels/pack-inl.h"
 #include "cpu/kernels/product-inl.h"
 #include "cpu/kernels/step-inl.h"
@@ -40,7 +41,7 @@ constexpr KernelTable<T> make_table() {
   return t;
 }
 
-constexpr Kernels kKernels{make_table<float>(), make_table<double>()};
+constexpr Kernels kKernels{make_table<float>(), make_table<double>(), {step_compressed<BFloat16Rows>, step_compressed<Int8Rows>}};
 
 }  // namespace
 }  // namespace lstmfast

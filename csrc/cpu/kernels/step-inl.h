@@ -80,26 +80,43 @@ struct ForwardTiles {
   }
 };
 
+// Calls several(block) for groups of kPanelsOfOneRow gate blocks if there is one row, and one(block) for the others. Blocks
+// outside, rows inside: a block's weights stay in L1 or L2 while all rows pass over them.
+template <typename T, typename Several, typename One>
+LSTMFAST_INLINE void for_each_block(const StepForwardArgs<T>& args, const Several& several, const One& one) {
+  const Index blocks = args.block_end - args.block_begin;
+  const Index groups = args.row_end - args.row_begin == 1 ? blocks / kPanelsOfOneRow : 0;
+  const Index first_single = args.block_begin + groups * kPanelsOfOneRow;
+  const Index calls = groups + args.block_end - first_single;
+  for (Index n = 0; n < calls; ++n) {
+    const Index at = args.descending ? calls - 1 - n : n;
+    if (at < groups)
+      several(args.block_begin + at * kPanelsOfOneRow);
+    else
+      one(first_single + at - groups);
+  }
+}
+
 template <typename T>
 void step_forward(const StepForwardArgs<T>& args) {
-  // Gate blocks outside, rows inside: a block's weights stay in L1 or L2 while all rows pass over them.
   constexpr Index W = kGateCount * kLanes<T>;
   const Index x_stride = args.input_size * W, h_stride = args.recurrent_size * W;
-  const bool one_row = args.row_end - args.row_begin == 1;
-  Index block = args.block_begin;
-  while (block < args.block_end) {
-    const Operand<T> operands[] = {{args.x, 1, args.input_size, 0, args.input_panels + block * x_stride, nullptr},
-                                   {args.h_prev, 1, args.recurrent_size, 0, args.recurrent_panels + block * h_stride,
-                                    nullptr}};
-    const auto tiles = [&](int p) { return ForwardTiles<T>{args, block + p}; };
-    if (one_row && block + kPanelsOfOneRow <= args.block_end) {
-      multiply_one_row<T, kGateCount, kPanelsOfOneRow>(args.row_begin, operands, {x_stride, h_stride}, tiles);
-      block += kPanelsOfOneRow;
-    } else {
-      multiply_rows<T, kGateCount>(args.row_begin, args.row_end, operands, tiles(0));
-      ++block;
-    }
-  }
+  const auto x = [&](Index block) {
+    return Operand<T>{args.x, 1, args.input_size, 0, args.input_panels + block * x_stride, nullptr};
+  };
+  const auto h = [&](Index block) {
+    return Operand<T>{args.h_prev, 1, args.recurrent_size, 0, args.recurrent_panels + block * h_stride, nullptr};
+  };
+  const auto several = [&](Index block) {
+    const Operand<T> operands[] = {x(block), h(block)};
+    multiply_one_row<T, kGateCount, kPanelsOfOneRow>(args.row_begin, operands, {x_stride, h_stride},
+                                                     [&](int p) { return ForwardTiles<T>{args, block + p}; });
+  };
+  const auto one = [&](Index block) {
+    const Operand<T> operands[] = {x(block), h(block)};
+    multiply_rows<T, kGateCount>(args.row_begin, args.row_end, operands, ForwardTiles<T>{args, block});
+  };
+  for_each_block(args, several, one);
 }
 
 template <typename T>
