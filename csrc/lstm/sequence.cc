@@ -25,7 +25,9 @@ typename Sequence<T>::Division Sequence<T>::division(double multiply_adds_per_st
 template <typename T>
 void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
   const bool same_weights = args.same_weights && k_ == &kernels<T>() && args.kernel.data == args_.kernel.data &&
-                            args.input_size == args_.input_size && args.hidden_size == args_.hidden_size && !args.ids;
+                            args.bias == args_.bias && args.forget_bias == args_.forget_bias &&
+                            args.input_size == args_.input_size && args.hidden_size == args_.hidden_size &&
+                            static_cast<bool>(args.ids) == static_cast<bool>(args_.ids);
   const Products<T>* products_before = products_;
   args_ = args;
   k_ = &kernels<T>();

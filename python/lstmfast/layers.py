@@ -22,12 +22,14 @@ from lstmfast import _core, functional, initializers, runtime
 from lstmfast._checks import Array, State
 from lstmfast.gates import Gates
 from lstmfast.initializers import Initializer, Shape
+from lstmfast.variables import Variable, Writes, wrote
 
 
 @dataclass(frozen=True, eq=False)
 class ParameterBuffer:
     """Parameters and their gradients: two contiguous 1-D arrays, and views of them by name.
 
+    Parameters are `Variable`s: all views of them share one count of writes.
     `values`, `gradient_values` [count]; `parameters`, `gradients`: dicts name -> array of that variable's shape.
     """
 
@@ -40,7 +42,7 @@ class ParameterBuffer:
     def allocate(cls, shapes: Mapping[str, Shape], dtype: npt.DTypeLike) -> ParameterBuffer:
         """Return a buffer of zeros that holds variables of these shapes, in this order."""
         count = sum(math.prod(shape) for shape in shapes.values())
-        return cls._bind(np.zeros(count, dtype), np.zeros(count, dtype), shapes)
+        return cls._bind(Variable.watch(np.zeros(count, dtype)), np.zeros(count, dtype), shapes)
 
     def part(self, prefix: str) -> ParameterBuffer:
         """Return the variables whose names begin with `prefix`, without it: views of this buffer, contiguous too.
@@ -214,6 +216,8 @@ class LSTM:
             for layer, name in _directions(self.num_layers, self.bidirectional)
         )  # fmt: skip
         self._sequences = [_core.Sequence() for _ in self.cells]
+        self._writes = getattr(storage.values, "writes", None) or Writes()
+        self._packed_at: list[int | None] = [None] * len(self.cells)  # writes when each sequence packed its weights
         self._dropouts = [Dropout(self.dropout, self.dtype) for _ in range(self.num_layers - 1)]
         self._scratch = Scratch(self.dtype)
         self._trained: tuple[int, int, bool] | None = None  # time_steps, batch, ids of the call `backward` belongs to
@@ -229,6 +233,13 @@ class LSTM:
             for layer, name in _directions(num_layers, bidirectional)
             for variable, shape in LSTMCell.shapes(above if layer else input_size, hidden_size).items()
         }
+
+    def weights_changed(self) -> None:
+        """Say that weights were written around NumPy: through a memoryview, np.asarray or a library sharing memory.
+
+        The layer keeps its weights packed for the kernels from call to call; other writes it notices by itself.
+        """
+        wrote(self.parameter_buffer)
 
     def zero_state(self, batch_size: int) -> State:
         """Return (h, c) of zeros, each [num_layers*num_directions, batch_size, hidden_size]."""
@@ -344,7 +355,7 @@ class LSTM:
         """
         time_steps, batch = x.shape[:2]
         token_input = x.ndim == 2
-        precision = runtime.get_matmul_precision()
+        precision, writes = runtime.get_matmul_precision(), self._writes.count
         h0, c0 = state
         state_shape = self._state_shape(batch)
         h_n, c_n = np.empty(state_shape, self.dtype), np.empty(state_shape, self.dtype)
@@ -355,14 +366,16 @@ class LSTM:
             for direction in range(self.num_directions):
                 k = layer * self.num_directions + direction
                 cell = self.cells[k]
+                packed_at, self._packed_at[k] = self._packed_at[k], None
                 # By position: names would take longer than a small layer's step.
                 self._sequences[k].forward(
                     x, cell.kernel, cell.bias,
                     self._half(output, direction), h_n[k], c_n[k],
                     None if h0 is None else h0[k], None if c0 is None else c0[k],
                     lengths, resets, direction == 1, self.forget_bias,
-                    None, None, keep_for_backward, precision,
+                    None, None, keep_for_backward, precision, packed_at == writes,
                 )  # fmt: skip
+                self._packed_at[k] = writes
             if not top:
                 x = self._dropouts[layer](output, rng)
         if keep_for_backward:
