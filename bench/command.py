@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -36,9 +37,9 @@ class BenchOptions:
     """Threads of every contender."""
     shapes: str = ""
     """Shapes in place of a section's own, separated by commas: names, or numbers BxTxIxH."""
-    rounds: int = 7
+    rounds: int = 5
     """Rounds in which contenders take turns."""
-    seconds: float = 0.7
+    seconds: float = 1.0
     """Time for each contender in each comparison, over all rounds; a round does at least one piece of work."""
     core: int = -1
     """First core to pin to; -1: the last one."""
@@ -61,64 +62,66 @@ class BenchOptions:
     traceback: FlagCreatePairsOff[bool] = False
     """Show where an error comes from."""
 
-    def __post_init__(self) -> None:
-        for name, least in (("threads", 1), ("rounds", 1), ("core", -1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if not self.seconds >= 0:
-            raise ValueError(f"seconds must be 0 or more, got {self.seconds:g}")
-
 
 def run(options: BenchOptions) -> int:
     """Measure or read, show, and write what was asked for. Raises ValueError for options that make no sense."""
-    files = {name: Path(name) for name in _names(options.write)}
-    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
     sections = _sections(options.sections)
+    documents = {Path(name): Path(name).read_text(encoding="utf-8") for name in _names(options.write)}
+    for path, text in documents.items():
+        report.check_markers(str(path), text, SECTIONS)
+    for target in filter(None, (options.json, options.plot)):
+        if not Path(target).absolute().parent.is_dir():
+            raise ValueError(f"{target} lies in a folder that does not exist")
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install matplotlib")
+
     if options.from_:
         found = report.Report.from_json(Path(options.from_).read_text(encoding="utf-8"))
-        sections = [name for name in sections if found.of(name)]
         print(report.header(found))
-        for name in sections:
+        for name in filter(found.of, sections):
             _show(found, name)
     else:
         found = _measure(options, sections)
-    if options.json:
-        Path(options.json).write_text(found.to_json(), encoding="utf-8")
     if options.plot:
         from . import plot
 
         plot.draw(found, Path(options.plot))
-    for name, text in texts.items():
-        files[name].write_text(report.write_between_markers(text, found, SECTIONS), encoding="utf-8")
+    for path, text in documents.items():
+        path.write_text(report.write_between_markers(text, found, SECTIONS), encoding="utf-8")
     return 0
 
 
 def _measure(options: BenchOptions, sections: Sequence[str]) -> report.Report:
+    """Measure section by section, and print; the JSON file is written after each, so that a long run leaves one."""
+    for name, least in (("threads", 1), ("rounds", 1), ("core", -1), ("seconds", 0)):
+        if not getattr(options, name) >= least:
+            raise ValueError(f"{name} must be {least} or more, got {getattr(options, name)}")
     contenders = _contenders(options)
     chosen = shapes.chosen(_names(options.shapes))
     cores = _pinned(options)
-    for target in filter(None, (options.json, options.plot)):
-        if not Path(target).absolute().parent.is_dir():
-            raise ValueError(f"{target} lies in a folder that does not exist")
+    facts = machine.describe()
     with Crew(cores, options.rounds, options.seconds) as crew:
         bench = Bench(crew, contenders, chosen, options.threads, len(cores) or os.cpu_count() or 1)
-        facts = machine.describe()
         lstmfast = crew.worker(contenders[0], 1)
         if lstmfast.absent:
             raise BenchError(f"lstmfast cannot run: {lstmfast.absent}")
-        found = report.Report(
-            facts,
-            machine.measure_peaks(lambda *call: lstmfast.ask("call", function=call[0], arguments=call[1:])["result"]),
-            {
-                "lstmfast": lstmfast.version,
-                "threads": f"{options.threads} each, " + (f"pinned from core {cores[0]} on" if cores else "not pinned"),
-                "method": f"{options.rounds} interleaved rounds, {options.seconds:g} s for each contender and case",
-            },
-        )
+        peaks = lstmfast.ask("call", function="peaks", arguments=[machine.read_sizes()])["result"]
+        found = report.Report(facts, peaks, _method(options, cores, lstmfast.version))
         print(report.header(found), flush=True)
         for name in sections:
             _show(found, name, bench)
+            if options.json:
+                Path(options.json).write_text(found.to_json(), encoding="utf-8")
     return found
+
+
+def _method(options: BenchOptions, cores: Sequence[int], version: str) -> dict[str, str]:
+    where = f"pinned to core {cores[0]}" if cores else "not pinned"
+    return {
+        "lstmfast": version,
+        "threads": f"{options.threads} each, {where}{' and the next' if cores and options.threads > 1 else ''}",
+        "method": f"{options.rounds} rounds in turns, {options.seconds:g} s for each contender in each case",
+    }
 
 
 def _show(found: report.Report, name: str, bench: Bench | None = None) -> None:
@@ -157,7 +160,7 @@ def _contenders(options: BenchOptions) -> list[Contender]:
     for name in names:
         python = getattr(options, f"python_{name}") or sys.executable
         if shutil.which(python) is None:
-            raise ValueError(f"python-{name} must be a Python interpreter, got {python!r}, which is no program")
+            raise ValueError(f"--python-{name} must be a Python interpreter, got {python!r}, which is no program")
         contenders.append(Contender.of(name, python))
     return contenders
 

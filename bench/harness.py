@@ -36,8 +36,8 @@ _ENVIRONMENT = {
 }  # fmt: skip
 
 
-class BenchError(RuntimeError):
-    """Something that makes the figures worthless: contenders that disagree, a worker that died."""
+class BenchError(ValueError):
+    """What makes figures worthless: contenders that disagree, a worker that died."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,11 @@
-"""The machine a bench runs on: what it is, in words, and what it can do at most, measured.
-
-Enough to judge a figure and to repeat it. Peaks are of one core, with the kernels of the ISA in use; what a CPU has no
-instructions for, or this build no probe, is not among them.
-"""
+"""The machine a bench runs on, in words: enough to judge a figure and to repeat it. Measures nothing itself."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 _MIB = 1 << 20
 
@@ -43,23 +37,16 @@ def cache_sizes() -> dict[str, int]:
     return sizes
 
 
-def measure_peaks(call: Callable[..., Any]) -> dict[str, Any]:
-    """Measure one core: {"flops": {kind: per second}, "reads": [{"from", "bytes", "bytes_per_second"}, ...]}.
+def read_sizes() -> dict[str, int]:
+    """How many bytes to read again and again to see how fast each cache and the memory is: {"L1": ..., "memory": ...}.
 
-    call: a function of lstmfast's worker, by name. "bytes" is how much data is read again and again: half of a cache,
-    of L3 at most 8 times L2 because other cores fill it too; for memory more than all caches hold.
+    Half of a cache, but of L3 at most 8 times L2, because other cores fill it too; of memory more than all caches hold.
     """
-    flops = {dtype: call("probe_flops", dtype) for dtype in ("float32", "float64")}
     caches = cache_sizes()
     sizes = {level: size // 2 for level, size in caches.items()}
     if "L3" in sizes and "L2" in sizes:
         sizes["L3"] = min(sizes["L3"], 8 * caches["L2"])
-    sizes["memory"] = min(max(2 * sum(caches.values()), 64 * _MIB), _quarter_of_memory())
-    reads = [
-        {"from": place, "bytes": size, "bytes_per_second": call("probe_read_bandwidth", size)}
-        for place, size in sizes.items()
-    ]
-    return {"flops": flops, "reads": reads}
+    return sizes | {"memory": min(max(2 * sum(caches.values()), 64 * _MIB), _quarter_of_memory())}
 
 
 def _quarter_of_memory() -> int:

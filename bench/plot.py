@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from .harness import Comparison
 from .report import Report, peers
 
@@ -18,12 +20,8 @@ _AXES = {"batch": "batch B", "time_steps": "time steps T", "hidden_size": "units
 def draw(report: Report, path: Path) -> None:
     """Draw the picture into a file of any kind that matplotlib writes.
 
-    Raises ValueError if matplotlib is not installed or nothing was measured that has a panel.
+    Raises ValueError if nothing was measured that has a panel.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("--plot needs matplotlib: pip install matplotlib") from None
     panels = _panels(report)
     if not panels:
         raise ValueError("--plot has nothing to draw: it shows step, sequence, threads and scaling")
@@ -32,7 +30,7 @@ def draw(report: Report, path: Path) -> None:
     figure = Figure(figsize=(5.6 * columns, 4.4 * rows + 0.5), layout="constrained")
     for number, panel in enumerate(panels):
         panel(figure.add_subplot(rows, columns, number + 1))
-    figure.suptitle(f"{report.machine.get('cpu', '')}, {report.settings.get('threads', '')}", fontsize=10)
+    figure.suptitle(f"{report.machine.get('cpu', '')}; threads: {report.settings.get('threads', '')}", fontsize=10)
     figure.savefig(path, dpi=120)
 
 
@@ -65,9 +63,11 @@ def _ratios(axes: Any, found: Sequence[Comparison]) -> None:
                 high.append(max(ratio.p90, ratio.median) - ratio.median)
         axes.barh(places, widths, height, xerr=[low, high], color=_COLORS.get(label), label=label, error_kw={"lw": 0.8})
     axes.set_xscale("log")
-    axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["1/2", "1", "2", "5", "10", "20", "50", "100"])
+    least, most = axes.get_xlim()
+    ticks = {f"1/{n}": 1 / n for n in (20, 10, 5, 2)} | {f"{n}": n for n in (1, 2, 5, 10, 20, 50, 100, 200)}
+    axes.set_xticks(list(ticks.values()), list(ticks))
     axes.minorticks_off()
-    axes.set_xlim(left=min(0.5, axes.get_xlim()[0]))
+    axes.set_xlim(min(least, 0.5), max(most, 2))
     axes.axvline(1, color="black", lw=1)
     names = [f"{c.case}\n{', '.join(map(str, c.shape or ()))}" for c in found]
     axes.set_yticks(range(len(found)), names, fontsize=7)
@@ -102,13 +102,16 @@ def _along(axes: Any, report: Report, axis: str, found: Sequence[Comparison]) ->
         comparisons = [comparison for comparison in found if comparison.kind == kind]
         for label in dict.fromkeys(label for comparison in comparisons for label in comparison.measured):
             measured = [comparison for comparison in comparisons if label in comparison.measured]
-            places = [getattr(comparison.shape, axis) for comparison in measured]
+            at = [getattr(comparison.shape, axis) for comparison in measured]
             rates = [comparison.rate(label) for comparison in measured]
-            axes.plot(places, rates, style, marker=".", color=_COLORS.get(label), label=f"{label}, {kind}")
+            axes.plot(at, rates, style, marker=".", color=_COLORS.get(label), label=f"{label}, {kind}")
     if peak := report.peaks.get("flops", {}).get("float32"):
-        axes.axhline(peak * found[0].threads / 1e9, color="grey", lw=1)
+        axes.axhline(peak * found[0].threads / 1e9, color="grey", lw=1, label="multiply-adds at most")
     others = {name: getattr(found[0].shape, name) for name in _AXES if name != axis}
-    axes.set_xscale("log", base=2)
+    places = sorted({getattr(comparison.shape, axis) for comparison in found})
+    axes.set_xscale("log")
+    axes.set_xticks(places, [str(place) for place in places], fontsize=8)
+    axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_title(f"scaling ({', '.join(f'{_AXES[name]} {value}' for name, value in others.items())})", fontsize=9)
     axes.set_xlabel(_AXES[axis])

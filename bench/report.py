@@ -107,7 +107,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 # --- in the terminal --------------------------------------------------------------------------------------------------
 
-_COLUMNS = "{:<15} {:<16}{:>9}{:>9}{:>9}{:>15}{:>8}{:>8}  {:<18}"
+_COLUMNS = "{:<16} {:<16}{:>9}{:>9}{:>9}{:>14}{:>8}{:>8}  {:<19}"
 WIDTH = 110
 
 
@@ -153,7 +153,7 @@ def table_rows(report: Report, comparison: Comparison) -> str:
         ]  # fmt: skip
         lines.append(_COLUMNS.format(names.pop(0) if names else "", *cells))
     for label, reason in comparison.absent.items():
-        lines.append(f"{names.pop(0) if names else '':<15} {label:<16}absent: {reason}")
+        lines.append(f"{names.pop(0) if names else '':<16} {label:<16}absent: {reason}")
     lines += [name for name in names if name]
     return "\n".join(line[:WIDTH].rstrip() for line in lines)
 
@@ -163,6 +163,8 @@ def section_summary(report: Report, section: str, kind: str) -> list[str]:
     found = report.of(section, kind)
     if section == "sequence" and (mean := _mean_ratio(found, _RIVALS[kind])):
         return [f"{kind}, {mean}."]
+    if section == "precision":
+        return _precision_summary(found)
     if section == "ragged":
         return _ragged_summary(found)
     if section == "threads":
@@ -211,6 +213,18 @@ def _ragged_summary(found: Sequence[Comparison]) -> list[str]:
             lines.append(
                 f"{ragged.case}: lstmfast does {_short(gain)} times the work of {peer} running all steps, padding too."
             )
+    return lines
+
+
+def _precision_summary(found: Sequence[Comparison]) -> list[str]:
+    """Like beside like: bf16 with the faster of PyTorch's two ways to it, float64 with float64."""
+    pairs = {"lstmfast medium": ("torch autocast", "torch fp32=bf16"), "lstmfast float64": ("torch float64",)}
+    lines = []
+    for comparison in found:
+        for ours, theirs in pairs.items():
+            if (peer := fastest_peer(comparison, theirs)) and ours in comparison.measured:
+                ratio = _short(comparison.ratio(peer, ours).median)
+                lines.append(f"{comparison.case}: {ours} does {ratio} times the work of {peer}.")
     return lines
 
 
@@ -274,19 +288,23 @@ _BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- bench:end -->)", re.DOTAL
 _ROW_PER_CONTENDER = ("training", "sampling", "precision", "memory")
 
 
+def check_markers(name: str, text: str, sections: Iterable[str]) -> None:
+    """Raise ValueError if a Markdown text has no block to write into, or one whose name is unknown."""
+    known = ("machine", "summary", *sections)
+    found = [block[2] for block in _BLOCK.finditer(text)]
+    if not found:
+        raise ValueError(f"{name} has no block from <!-- bench:NAME --> to <!-- bench:end --> to write into")
+    if unknown := [block for block in found if block not in known]:
+        raise ValueError(f"a block in {name} must be named one of {', '.join(known)}, got {unknown[0]!r}")
+
+
 def write_between_markers(text: str, report: Report, sections: Iterable[str]) -> str:
     """A Markdown text whose blocks `<!-- bench:NAME -->` to `<!-- bench:end -->` hold this report's tables.
 
-    NAME is machine, summary or a section; a block of a section that was not measured stays as it is. Raises ValueError
-    if there is no block or if one has another name.
+    NAME is machine, summary or a section; a block of a section that was not measured stays as it is.
     """
     makers: dict[str, Callable[[], str]] = {name: partial(_section_tables, report, name) for name in sections}
     makers |= {"machine": partial(_machine_list, report), "summary": partial(_summary, report)}
-    names = [found[2] for found in _BLOCK.finditer(text)]
-    if not names:
-        raise ValueError("there is no block from <!-- bench:NAME --> to <!-- bench:end --> to write into")
-    if unknown := [name for name in names if name not in makers]:
-        raise ValueError(f"a block must be named one of {', '.join(makers)}, got {unknown[0]!r}")
 
     def fill(block: re.Match[str]) -> str:
         made = makers[block[2]]()
@@ -318,7 +336,7 @@ def _section_tables(report: Report, section: str) -> str:
         if not found:
             continue
         make = _contender_rows if section in _ROW_PER_CONTENDER else _case_rows
-        summary = " ".join(section_summary(report, section, kind))
+        summary = "\n".join(f"- {sentence}" for sentence in section_summary(report, section, kind))
         parts += [f"{kind.capitalize()}:", "\n".join(make(report, found)), summary]
     return "\n\n".join(part for part in parts if part)
 
@@ -347,56 +365,64 @@ def _case_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:
 
 def _contender_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:
     """A row for each contender in each case."""
-    memory = found[0].quantity == "MiB"
-    yield _markdown_row(
-        "case", "B, T, I, H", "contender", "peak" if memory else "median", "p10 to p90", "rate", "differs by",
-        "lstmfast needs" if memory else "lstmfast does",
-    )  # fmt: skip
-    yield _markdown_row("---", "---", "---", "---:", "---:", "---:", "---:", "---")
+    if found[0].quantity == "MiB":
+        heads = ["peak", "lstmfast needs"]
+    else:
+        heads = ["median", "p10 to p90", "rate", "of peak", "differs by", "lstmfast does"]
+    yield _markdown_row("case", "B, T, I, H", "contender", *heads)
+    yield _markdown_row("---", "---", "---", *["---:"] * (len(heads) - 1), "---")
     for comparison in found:
         for label, measured in comparison.measured.items():
-            spread = measured.spread
-            yield _markdown_row(
-                comparison.case, ", ".join(map(str, comparison.shape or ())), label, amount(comparison, spread.median),
-                "" if memory else f"{amount(comparison, spread.p10)} to {amount(comparison, spread.p90)}",
-                "" if memory else _rate(comparison, label),
+            share = report.share_of_peak(comparison, label)
+            details = (
+                f"{amount(comparison, measured.spread.p10)} to {amount(comparison, measured.spread.p90)}",
+                _rate(comparison, label),
+                "" if share is None else f"{share:.0%}",
                 f"{measured.difference:.0e}" if measured.difference else "",
+            )
+            yield _markdown_row(
+                comparison.case,
+                ", ".join(map(str, comparison.shape or ())),
+                label,
+                amount(comparison, measured.spread.median),
+                *(details if len(heads) > 2 else ()),
                 ratio_in_words(comparison, label, " ({} to {})") if label in peers(comparison) else "",
-            )  # fmt: skip
+            )
+
+
+_SUMMARY_ROWS = {
+    "step": "one step of one stream, {shape.hidden_size} units, from Python",
+    "training": "training step of the preset `{case}` ({shape.hidden_size} units, batch {shape.batch})",
+    "sampling": "characters from one stream, {shape.hidden_size} units",
+    "ragged": "batch of rows of T/2 to T steps, {kind}, {shape}",
+    "memory": "memory of a training step, {shape}",
+}
 
 
 def _summary(report: Report) -> str:
-    """The figures of the front page: one row for each thing a user does."""
-    rows = [_markdown_row("what", "lstmfast", "fastest other", "lstmfast does", "command"), "|---|---:|---:|---|---|"]
-    for kind in ("inference", "training"):
-        found = [(comparison, fastest_peer(comparison, _RIVALS[kind])) for comparison in report.of("sequence", kind)]
-        ratios = [comparison.ratio(peer).median for comparison, peer in found if peer]
-        if ratios:
-            rows.append(
-                _markdown_row(
-                    f"one layer, {kind}, {len(ratios)} shapes", "", f"fastest of {' and '.join(_RIVALS[kind])}",
-                    f"**{geometric_mean(ratios):.2f}x** on the geometric mean ({min(ratios):.2f} to {max(ratios):.2f})",
-                    "`lstmfast bench sequence`",
-                )
-            )  # fmt: skip
-    words = {
-        "step": "one step of one stream, {shape.hidden_size} units, from Python",
-        "training": "training step of the preset `{case}` ({shape.hidden_size} units, batch {shape.batch})",
-        "sampling": "characters from one stream, {shape.hidden_size} units",
-        "memory": "memory of a training step, {shape}",
-    }
-    for section, what in words.items():
+    """The figures of the front page: one row for each thing a user does, against the fastest other."""
+    rows = []
+    for kind, rivals in _RIVALS.items():
+        named = [(comparison, fastest_peer(comparison, rivals)) for comparison in report.of("sequence", kind)]
+        if ratios := [comparison.ratio(peer).median for comparison, peer in named if peer]:
+            mean = f"**{geometric_mean(ratios):.2f}x**, geometric mean ({min(ratios):.2f} to {max(ratios):.2f})"
+            what = f"one layer, {kind}, {len(ratios)} shapes"
+            rows.append(_markdown_row(what, "", f"of {' and '.join(rivals)}", mean, "`lstmfast bench sequence`"))
+    for section, words in _SUMMARY_ROWS.items():
         for comparison in report.of(section):
-            if peer := fastest_peer(comparison):
-                shown = [_shown(comparison, label) for label in (_OURS, peer)]
-                ratio = ratio_in_words(comparison, peer, "** ({} to {})")
-                rows.append(
-                    _markdown_row(
-                        what.format(shape=comparison.shape, case=comparison.case), shown[0], f"{shown[1]} ({peer})",
-                        f"**{ratio}" if "**" in ratio else f"{ratio} of it", f"`lstmfast bench {section}`",
-                    )
-                )  # fmt: skip
-    return "\n".join(rows) if len(rows) > 2 else ""
+            peer = fastest_peer(comparison)
+            if peer is None or comparison.case.endswith(" dense"):
+                continue
+            what = words.format(shape=comparison.shape, case=comparison.case, kind=comparison.kind)
+            ours, theirs = _shown(comparison, _OURS), f"{_shown(comparison, peer)} ({peer})"
+            ratio = ratio_in_words(comparison, peer, " ({} to {})")
+            ratio = f"needs {ratio}" if comparison.quantity == "MiB" else ratio
+            rows.append(_markdown_row(what, ours, theirs, ratio, f"`lstmfast bench {section}`"))
+    if not rows:
+        return ""
+    where = f"Measured on {report.machine['cpu']}; threads: {report.settings['threads']}; {_versions(report)}."
+    head = _markdown_row("what", "lstmfast", "fastest other", "lstmfast does", "command")
+    return "\n".join([where, "", head, "|---|---:|---:|---|---|", *rows])
 
 
 def _shown(comparison: Comparison, label: str) -> str:

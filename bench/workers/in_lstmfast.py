@@ -21,6 +21,20 @@ def version(threads: int) -> str:
     return f"{lf.__version__} ({_core.current_isa()})"
 
 
+def peaks(read_sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What one core can do at most, measured now; see machine.py for what the sizes are.
+
+    {"flops": {kind of arithmetic: operations per second}, "reads": [{"from", "bytes", "bytes_per_second"}, ...]}.
+    A kind that this CPU or this build does not have is not there.
+    """
+    flops = {dtype: _core.probe_flops(dtype) for dtype in ("float32", "float64")}
+    reads = [
+        {"from": place, "bytes": size, "bytes_per_second": _core.probe_read_bandwidth(size)}
+        for place, size in read_sizes.items()
+    ]
+    return {"flops": flops, "reads": reads}
+
+
 class Step:
     """One step of one layer, state and packed weights inside a stream."""
 
@@ -132,6 +146,4 @@ WORKS: dict[str, Any] = {
     "sequence": Sequence,
     "training": Training,
     "sampling": Sampling,
-    "probe_flops": _core.probe_flops,
-    "probe_read_bandwidth": _core.probe_read_bandwidth,
 }

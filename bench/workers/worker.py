@@ -20,39 +20,44 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 _SHORTEST_SAMPLE = 50e-6  # seconds; shorter steps are timed several at once, since reading the clock takes 0.1 us
+_SHORT = 0.1  # seconds; what takes longer than this is warm after once and needs no second trial
 
 
 class Worker:
     """The library, and the work that was made last."""
 
-    def __init__(self, works: dict[str, Any]) -> None:
-        self._works = works
+    def __init__(self, library: ModuleType) -> None:
+        self._library = library
         self._work: Any = None
-        self._steps_per_sample = 0
+        self._steps_per_sample = 1
 
     def make(self, work: str, problem: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Make a work from the .npz file `problem`."""
-        self._work, self._steps_per_sample = None, 0
-        if work not in self._works:
+        self._work, self._steps_per_sample = None, 1
+        if work not in self._library.WORKS:
             return {"unable": f"this bench has no {work} for it"}
-        self._work = self._works[work](dict(np.load(problem)), settings)
+        self._work = self._library.WORKS[work](dict(np.load(problem)), settings)
         return {}
 
     def values(self, path: str) -> dict[str, Any]:
         """Do the work and write what came out to an .npz file. Doubles as the warm-up."""
-        np.savez(path, **self._work.values())
+        begin = time.perf_counter()
+        values = self._work.values()
+        if time.perf_counter() - begin < _SHORT:
+            _seconds_of(self._work.step, 1)
+            self._steps_per_sample = math.ceil(_SHORTEST_SAMPLE / _seconds_of(self._work.step, 1))
+        np.savez(path, **values)
         return {}
 
     def time(self, seconds: float) -> dict[str, Any]:
         """Do the work again and again for about so long, at least once: the milliseconds of each step."""
         step = self._work.step
-        if not self._steps_per_sample:
-            self._steps_per_sample = max(math.ceil(_SHORTEST_SAMPLE / max(_seconds_of(step, 1), 1e-9)), 1)
         samples: list[float] = []
         gc.collect()
         gc.disable()
@@ -70,8 +75,8 @@ class Worker:
         return {"bytes": _status_bytes("VmHWM") - before}
 
     def call(self, function: str, arguments: list[Any]) -> dict[str, Any]:
-        """The result of any other function that the library's module offers."""
-        return {"result": self._works[function](*arguments)}
+        """The result of any other function in the library's file."""
+        return {"result": getattr(self._library, function)(*arguments)}
 
 
 def _seconds_of(step: Callable[[], Any], count: int) -> float:
@@ -114,7 +119,7 @@ def main() -> None:
         answer({"absent": str(error)})
         return
     answer({"version": module.version(threads)})
-    worker = Worker(module.WORKS)
+    worker = Worker(module)
     for line in sys.stdin:
         message = json.loads(line)
         try:
