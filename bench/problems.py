@@ -76,9 +76,9 @@ def text(config: Config) -> str:
     Code and grammar are left out there, because a learning rate of 10 makes training chaotic and repetitive text more
     so: on source code PyTorch in float32 and in float64 drift apart by 0.1 nats within 200 steps.
     """
-    everything = "\n".join(topics.topics.values()).encode("ascii", "ignore").decode()
+    everything = "\n".join(topics.topics.values())
     if config.data.vocabulary != "udacity":
-        return everything
+        return everything.encode("ascii", "ignore").decode()
     prose = re.compile(r"^ {0,3}[A-Za-z(][^=\n]*$", re.MULTILINE)
     return fold_to_udacity("\n".join(prose.findall(everything)))
 

@@ -188,7 +188,7 @@ def _mean_ratio(found: Sequence[Comparison], among: Sequence[str]) -> str:
     """How lstmfast stands over several shapes, without a full stop; empty where nobody of those was measured."""
     named = [(comparison, fastest_peer(comparison, among)) for comparison in found]
     ratios = {comparison.case: comparison.ratio(peer).median for comparison, peer in named if peer}
-    if not ratios:
+    if len(ratios) < 2:
         return ""
     least, most = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
     return (

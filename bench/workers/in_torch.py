@@ -33,12 +33,12 @@ class Step:
         self._x = self._steps[0].clone()
         self._state: Any = None
 
-    @torch.inference_mode()
+    context = torch.inference_mode
+
     def step(self) -> None:
         """Go on by one step."""
         self._state = self._cell(self._x, self._state)
 
-    @torch.inference_mode()
     def values(self) -> dict[str, Any]:
         """Outputs of a few steps from a state of zeros."""
         state, outputs = None, []
@@ -54,9 +54,9 @@ class Sequence:
 
     def __init__(self, problem: Problem, settings: Mapping[str, Any]) -> None:
         dtype = getattr(torch, settings.get("dtype", "float32"))
-        self._context: Callable[[], Any] = contextlib.nullcontext
+        self._casting: Callable[[], Any] = contextlib.nullcontext
         if settings.get("precision") == "autocast":
-            self._context = lambda: torch.autocast("cpu", torch.bfloat16)
+            self._casting = lambda: torch.autocast("cpu", torch.bfloat16)
         if settings.get("precision") == "fp32_precision":
             if not hasattr(torch.backends.mkldnn, "rnn"):
                 raise NotImplementedError("torch.backends.mkldnn.rnn.fp32_precision came with PyTorch 2.9")
@@ -76,14 +76,14 @@ class Sequence:
             data = self._x.data if self._packed else self._x
             self._wanted = [data.requires_grad_(), *self._parameters]
         self.step = self._train if settings["training"] else self._infer
+        self.context = contextlib.nullcontext if settings["training"] else torch.inference_mode
 
-    @torch.inference_mode()
     def _infer(self) -> Any:
-        with self._context():
+        with self._casting():
             return self._lstm(self._x)[0], ()
 
     def _train(self) -> Any:
-        with self._context():
+        with self._casting():
             h, _ = self._lstm(self._x)
         out, d_out = (h.data, self._d_h.data) if self._packed else (h, self._d_h)
         return h, torch.autograd.grad(out, self._wanted, d_out.to(out.dtype))
@@ -155,7 +155,8 @@ class Sampling:
         self._token = 0
         self._pieces = itertools.cycle(problem["uniforms"].tolist())
 
-    @torch.inference_mode()
+    context = torch.inference_mode
+
     def step(self) -> list[int]:
         """Return the ids of one piece."""
         ids = []

@@ -3,13 +3,14 @@
 `worker.py IN_LIBRARY.py THREADS` reads one JSON object per line from standard input and answers each with one. It runs
 under the interpreter of the library it measures, which needs NumPy and no lstmfast, so it imports nothing of the bench.
 IN_LIBRARY.py defines `version(threads)`, called once, and `WORKS`: name -> class. A work is made from a problem (arrays
-in lstmfast's names and layouts) and settings; `step()` does it once, `values()` does it and returns arrays to compare.
-NotImplementedError says that a library cannot do a work. Whatever goes wrong is an answer too: {"unable": reason}.
-harness.py, at the other end, judges and compares.
+in lstmfast's names and layouts) and settings; `step()` does it once, `values()` does it and returns arrays to compare,
+both inside `context()` where a work has one, entered once for many steps. NotImplementedError says that a library cannot
+do a work; whatever else goes wrong is an answer too, {"unable": reason}. harness.py, at the other end, judges.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import json
@@ -35,6 +36,7 @@ class Worker:
     def __init__(self, library: ModuleType) -> None:
         self._library = library
         self._work: Any = None
+        self._context: Callable[[], Any] = contextlib.nullcontext
         self._steps_per_sample = 1
 
     def make(self, work: str, problem: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -43,15 +45,17 @@ class Worker:
         if work not in self._library.WORKS:
             return {"unable": f"this bench has no {work} for it"}
         self._work = self._library.WORKS[work](dict(np.load(problem)), settings)
+        self._context = getattr(self._work, "context", contextlib.nullcontext)
         return {}
 
     def values(self, path: str) -> dict[str, Any]:
         """Do the work and write what came out to an .npz file. Doubles as the warm-up."""
-        begin = time.perf_counter()
-        values = self._work.values()
-        if time.perf_counter() - begin < _SHORT:
-            _seconds_of(self._work.step, 1)
-            self._steps_per_sample = math.ceil(_SHORTEST_SAMPLE / _seconds_of(self._work.step, 1))
+        with self._context():
+            begin = time.perf_counter()
+            values = self._work.values()
+            if time.perf_counter() - begin < _SHORT:
+                _seconds_of(self._work.step, 1)
+                self._steps_per_sample = math.ceil(_SHORTEST_SAMPLE / _seconds_of(self._work.step, 1))
         np.savez(path, **values)
         return {}
 
@@ -61,9 +65,10 @@ class Worker:
         samples: list[float] = []
         gc.collect()
         gc.disable()
-        end = time.perf_counter() + seconds
-        while not samples or time.perf_counter() < end:
-            samples.append(1e3 * _seconds_of(step, self._steps_per_sample))
+        with self._context():
+            end = time.perf_counter() + seconds
+            while not samples or time.perf_counter() < end:
+                samples.append(1e3 * _seconds_of(step, self._steps_per_sample))
         gc.enable()
         return {"milliseconds": samples}
 
