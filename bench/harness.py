@@ -25,6 +25,7 @@ from .problems import Problem
 from .shapes import Shape
 
 WORKERS = Path(__file__).with_name("workers")
+_PAGE_BYTES = 4096  # memory is seen to grow in steps of this
 
 # What would change a library's speed behind the bench's back: cleared. Then what keeps libraries to the CPU and quiet.
 _TUNING_PREFIXES = (
@@ -254,7 +255,7 @@ class Crew:
                 if reason:
                     absent[contender.label] = reason
                     continue
-                mebibytes = max(answer["bytes"] - task.amount, 0) / (1 << 20)
+                mebibytes = max(answer["bytes"] - task.amount, _PAGE_BYTES) / (1 << 20)
                 measured[contender.label] = Measured(
                     worker.version, _dtype(contender), Spread.of([mebibytes]), [mebibytes], 0.0
                 )
@@ -287,7 +288,7 @@ class Crew:
                 continue
             values = dict(np.load(path))
             reference, wanted = (reference, wanted) if reference else (label, values)
-            differences[label] = max(_difference(values[name], wanted[name]) for name in wanted)
+            differences[label] = max(_difference(values.get(name), wanted[name]) for name in wanted)
             tolerance = workers[label].contender.tolerance or task.tolerance
             if not differences[label] <= tolerance:
                 raise BenchError(
@@ -314,9 +315,9 @@ def _dtype(contender: Contender) -> str:
     return str(contender.settings.get("dtype", "float32"))
 
 
-def _difference(values: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    """The largest difference, relative to the largest value wanted; infinite if shapes differ."""
-    if values.shape != wanted.shape:
+def _difference(values: npt.NDArray[Any] | None, wanted: npt.NDArray[Any]) -> float:
+    """The largest difference, relative to the largest value wanted; infinite if there are none or of another shape."""
+    if values is None or values.shape != wanted.shape:
         return float("inf")
     if not values.size:
         return 0.0

@@ -71,7 +71,7 @@ def vocabulary(config: Config) -> Vocabulary:
 
 
 def text(config: Config) -> str:
-    """What `help()` knows, in ASCII: half a million characters. For 27 symbols only its prose.
+    """What `help()` knows, half a million characters, reduced to ASCII; for 27 symbols only its prose.
 
     Code and grammar are left out there, because a learning rate of 10 makes training chaotic and repetitive text more
     so: on source code PyTorch in float32 and in float64 drift apart by 0.1 nats within 200 steps.

@@ -109,6 +109,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 _COLUMNS = "{:<16} {:<16}{:>9}{:>9}{:>9}{:>14}{:>8}{:>8}  {:<19}"
 WIDTH = 110
+_SHORT_UNITS = {"characters/s": "char/s", "row steps/s": "steps/s"}
 
 
 def header(report: Report) -> str:
@@ -261,13 +262,12 @@ def amount(comparison: Comparison, value: float) -> str:
 
 
 def _rate(comparison: Comparison, label: str, *, thousands: bool = False) -> str:
-    rate = comparison.rate(label)
-    unit = {"characters/s": "char/s", "row steps/s": "steps/s"}.get(comparison.unit, comparison.unit)
-    return (
-        f"{_short(rate / 1000)} k{unit}"
-        if thousands and rate >= 1000 and unit != comparison.unit
-        else f"{_short(rate)} {unit}"
-    )
+    rate, unit = comparison.rate(label), comparison.unit
+    if unit in _SHORT_UNITS:  # of things, which may be thousands of things
+        unit = _SHORT_UNITS[unit]
+        if thousands and rate >= 1000:
+            rate, unit = rate / 1000, f"k{unit}"
+    return f"{_short(rate)} {unit}"
 
 
 def _short(value: float) -> str:

@@ -4,8 +4,8 @@
 under the interpreter of the library it measures, which needs NumPy and no lstmfast, so it imports nothing of the bench.
 IN_LIBRARY.py defines `version(threads)`, called once, and `WORKS`: name -> class. A work is made from a problem (arrays
 in lstmfast's names and layouts) and settings; `step()` does it once, `values()` does it and returns arrays to compare,
-both inside `context()` where a work has one, entered once for many steps. NotImplementedError says that a library cannot
-do a work; whatever else goes wrong is an answer too, {"unable": reason}. harness.py, at the other end, judges.
+both inside `context()` where a work has one, entered once for many steps. NotImplementedError says that a library
+cannot do a work; whatever else goes wrong is an answer too, {"unable": reason}. harness.py, at the other end, judges.
 """
 
 from __future__ import annotations
