@@ -1,59 +1,182 @@
-"""What the bench scripts share: options, running, printing. The scripts say what is measured, this says how often."""
+"""`lstmfast bench`: its options, and what they lead to. What is measured lies in sections.py, how in harness.py."""
 
 from __future__ import annotations
 
-import argparse
+import importlib.util
+import os
+import shutil
 import sys
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import machine
-from contenders import CONTENDERS, Problem
-from harness import compare
-from report import print_result, write_json
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional
 
+from . import machine, report, shapes
+from .harness import BenchError, Contender, Crew
+from .sections import SECTIONS, Bench
 
-@dataclass(frozen=True)
-class Bench:
-    """One comparison: what it is called, what a step of it is worth, and how exactly contenders must agree."""
-
-    title: str
-    work: str
-    unit: str
-    per_step: float
-    agreement_steps: int
-    tolerance: float
-    rounds: int
-    steps_per_round: int
+PEERS = ("torch", "onnxruntime", "jax", "keras")
 
 
-def run(bench: Bench, problem: Problem) -> None:
-    """Read the command line, compare, print. Exits with status 1 if lstmfast misses what --at-least asks for."""
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Measure lstmfast beside what one would use instead.
+
+    Sections: step, sequence, training, sampling, ragged, threads, precision, memory, scaling; without any, all of them.
+    """
+
+    sections: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="SECTION")] = ()
+    """What to measure, in this order."""
+    against: str = "torch,onnxruntime,jax"
+    """Contenders, separated by commas: torch, onnxruntime, jax, keras. Empty: lstmfast alone."""
+    threads: int = 1
+    """Threads of every contender."""
+    shapes: str = ""
+    """Shapes in place of a section's own, separated by commas: names, or numbers BxTxIxH."""
+    rounds: int = 5
+    """Rounds in which contenders take turns."""
+    seconds: float = 1.0
+    """Time for each contender in each comparison, over all rounds; a round does at least one piece of work."""
+    core: int = -1
+    """First core to pin to; -1: the last one."""
+    json: str = ""
+    """Also write the result to this file."""
+    plot: str = ""
+    """Also draw it into this file (.png, .svg, .pdf); needs matplotlib."""
+    from_: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """Measure nothing: show the result that --json wrote to this file."""
+    write: str = ""
+    """Also write tables into these Markdown files, separated by commas, between their marker comments."""
+    python_torch: str = ""
+    """Interpreter of an environment that has PyTorch."""
+    python_onnxruntime: str = ""
+    """Interpreter of an environment that has onnxruntime and onnx."""
+    python_jax: str = ""
+    """Interpreter of an environment that has JAX."""
+    python_keras: str = ""
+    """Interpreter of an environment that has Keras and TensorFlow."""
+    traceback: FlagCreatePairsOff[bool] = False
+    """Show where an error comes from."""
+
+
+def run(options: BenchOptions) -> int:
+    """Measure or read, show, and write what was asked for. Raises ValueError for options that make no sense."""
+    sections = _sections(options.sections)
+    documents = {Path(name): Path(name).read_text(encoding="utf-8") for name in _names(options.write)}
+    for path, text in documents.items():
+        report.check_markers(str(path), text, SECTIONS)
+    for target in filter(None, (options.json, options.plot)):
+        if not Path(target).absolute().parent.is_dir():
+            raise ValueError(f"{target} lies in a folder that does not exist")
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install matplotlib")
+
+    if options.from_:
+        found = report.Report.from_json(Path(options.from_).read_text(encoding="utf-8"))
+        print(report.header(found))
+        for name in filter(found.of, sections):
+            _show(found, name)
+    else:
+        found = _measure(options, sections)
+    if options.plot:
+        from . import plot
+
+        plot.draw(found, Path(options.plot))
+    for path, text in documents.items():
+        path.write_text(report.write_between_markers(text, found, SECTIONS), encoding="utf-8")
+    return 0
+
+
+def _measure(options: BenchOptions, sections: Sequence[str]) -> report.Report:
+    """Measure section by section, and print; the JSON file is written after each, so that a long run leaves one."""
+    for name, least in (("threads", 1), ("rounds", 1), ("core", -1), ("seconds", 0)):
+        if not getattr(options, name) >= least:
+            raise ValueError(f"{name} must be {least} or more, got {getattr(options, name)}")
+    contenders = _contenders(options)
+    chosen = shapes.chosen(_names(options.shapes))
+    cores = _pinned(options)
+    facts = machine.describe()
+    with Crew(cores, options.rounds, options.seconds) as crew:
+        bench = Bench(crew, contenders, chosen, options.threads, len(cores) or os.cpu_count() or 1)
+        lstmfast = crew.worker(contenders[0], 1)
+        if lstmfast.absent:
+            raise BenchError(f"lstmfast cannot run: {lstmfast.absent}")
+        peaks = lstmfast.ask("call", function="peaks", arguments=[machine.read_sizes()])["result"]
+        found = report.Report(facts, peaks, _method(options, cores, lstmfast.version))
+        print(report.header(found), flush=True)
+        for name in sections:
+            _show(found, name, bench)
+            if options.json:
+                Path(options.json).write_text(found.to_json(), encoding="utf-8")
+    return found
+
+
+def _method(options: BenchOptions, cores: Sequence[int], version: str) -> dict[str, str]:
+    where = f"pinned to core {cores[0]}" if cores else "not pinned"
+    return {
+        "lstmfast": version,
+        "threads": f"{options.threads} each, {where}{' and the next' if cores and options.threads > 1 else ''}",
+        "method": f"{options.rounds} rounds in turns, {options.seconds:g} s for each contender in each case",
+    }
+
+
+def _show(found: report.Report, name: str, bench: Bench | None = None) -> None:
+    """Print a section as it is measured (with a bench) or as it was."""
+    kind = ""
+    about = (SECTIONS[name].__doc__ or "").strip()
+    for comparison in SECTIONS[name](bench) if bench else found.of(name):
+        if bench:
+            found.comparisons.append(comparison)
+        if comparison.kind != kind:
+            _print_summary(found, name, kind)
+            kind = comparison.kind
+            print(f"\n{report.section_heading(comparison, about)}")
+        print(report.table_rows(found, comparison), flush=True)
+    _print_summary(found, name, kind)
+
+
+def _print_summary(found: report.Report, name: str, kind: str) -> None:
+    lines = report.section_summary(found, name, kind) if kind else []
+    if lines:
+        print("", *(textwrap.fill(line, report.WIDTH) for line in lines), sep="\n")
+
+
+def _sections(names: Sequence[str]) -> list[str]:
+    if unknown := [name for name in names if name not in SECTIONS]:
+        raise ValueError(f"a section must be one of {', '.join(SECTIONS)}, got {unknown[0]!r}")
+    return list(names or SECTIONS)
+
+
+def _contenders(options: BenchOptions) -> list[Contender]:
+    """lstmfast under this interpreter, and each peer under its own or this one."""
+    names = _names(options.against)
+    if unknown := [name for name in names if name not in PEERS]:
+        raise ValueError(f"against must name contenders out of {', '.join(PEERS)}, got {unknown[0]!r}")
+    contenders = [Contender.of("lstmfast")]
+    for name in names:
+        python = getattr(options, f"python_{name}") or sys.executable
+        if shutil.which(python) is None:
+            raise ValueError(f"--python-{name} must be a Python interpreter, got {python!r}, which is no program")
+        contenders.append(Contender.of(name, python))
+    return contenders
+
+
+def _pinned(options: BenchOptions) -> list[int]:
+    """All cores this process may use, the first one to pin to at the head. Empty where the system does not pin."""
     cores = machine.usable_cores()
-    parser = argparse.ArgumentParser(description=bench.title)
-    parser.add_argument("--rounds", type=int, default=bench.rounds, help="rounds of all contenders (%(default)s)")
-    parser.add_argument("--steps", type=int, default=bench.steps_per_round, help="steps per round (%(default)s)")
-    parser.add_argument("--core", type=int, default=cores[-1] if cores else None, help="core for all (%(default)s)")
-    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="a contender's interpreter")
-    parser.add_argument("--at-least", type=float, default=0.0, metavar="RATIO", help="fail below this ratio")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
-    options = parser.parse_args()
-    pythons = dict(pair.split("=", 1) for pair in options.python if "=" in pair)
-    if len(pythons) != len(options.python) or not pythons.keys() <= CONTENDERS[bench.work].keys():
-        parser.error(f"--python must be NAME=PATH with NAME one of {', '.join(CONTENDERS[bench.work])}")
-    if options.rounds < 1 or options.steps < 1:
-        parser.error("--rounds and --steps must be 1 or more")
+    if options.threads > (len(cores) or os.cpu_count() or 1):
+        raise ValueError(f"threads must be at most the {len(cores)} cores this process may use, got {options.threads}")
+    if not cores:
+        return []
+    first = cores[-1] if options.core == -1 else options.core
+    if first not in cores:
+        raise ValueError(f"core must be one of {', '.join(map(str, cores))}, got {first}")
+    return cores[cores.index(first) :] + cores[: cores.index(first)]
 
-    before = machine.describe()
-    try:
-        result = compare(
-            bench.work, problem, pythons=pythons, rounds=options.rounds, steps_per_round=options.steps,
-            agreement_steps=bench.agreement_steps, tolerance=bench.tolerance, core=options.core,
-        )  # fmt: skip
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
-    print_result(bench.title, before, result, unit=bench.unit, per_step=bench.per_step)
-    if options.json:
-        write_json(options.json, before, result)
-    if options.at_least and not all(ratio.median >= options.at_least for ratio in result.ratios.values()):
-        sys.exit(f"error: below the ratio of {options.at_least:g} that --at-least asks for")
+
+def _names(commas: str) -> list[str]:
+    return [name.strip() for name in commas.split(",") if name.strip()]

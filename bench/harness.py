@@ -1,56 +1,80 @@
-"""Timing side by side: every contender in a process of its own, one thread, one core, in turns within one run.
+"""Timing side by side: every contender in a process of its own, on the same cores, in turns within one run.
 
-Agreement comes first: contenders whose values differ are not timed. Then rounds: each contender in turn does a few
-steps, and the order turns from round to round, so that what else the machine does falls on all alike. The parent waits
-on a pipe meanwhile. Knows nothing of what the work is (contenders.py) and prints nothing (report.py).
+Agreement comes first: contenders whose values differ are not timed. Then rounds: each contender in turn works for a
+while, and the order turns from round to round, so that what else the machine does falls on all alike. The parent waits
+on a pipe meanwhile. Knows nothing of what the work is (sections.py, workers/) and prints nothing (report.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from contenders import CONTENDERS, Problem
+from .problems import Problem
+from .shapes import Shape
 
-# What would change a library's speed behind the bench's back: cleared, then one thread for everybody.
-_TUNING_PREFIXES = ("ATEN_", "DNNL_", "GOTO_", "KMP_", "MKL_", "NVPL_", "OMP_", "ONEDNN_", "OPENBLAS_")
-_ONE_THREAD = {"LSTMFAST_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+WORKERS = Path(__file__).with_name("workers")
+_PAGE_BYTES = 4096  # memory is seen to grow in steps of this
+
+# What would change a library's speed behind the bench's back: cleared. Then what keeps libraries to the CPU and quiet.
+_TUNING_PREFIXES = (
+    "ATEN_", "DNNL_", "GOTO_", "JAX_", "KERAS_", "KMP_", "LSTMFAST_NUM_", "MKL_", "NVPL_", "OMP_", "ONEDNN_",
+    "OPENBLAS_", "ORT_", "TF_", "XLA_",
+)  # fmt: skip
+_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"
+}  # fmt: skip
 
 
-@dataclass
+class BenchError(ValueError):
+    """What makes figures worthless: contenders that disagree, a worker that died."""
+
+
+@dataclass(frozen=True)
 class Contender:
-    """One worker process and what it has shown: the milliseconds of each step, in one list per round."""
+    """A library, or one way of using it. settings: what its works are told; tolerance: of its values, 0: the task's."""
 
-    name: str
-    process: subprocess.Popen[str]
-    version: str = ""
-    absent: str = ""
-    rounds: list[list[float]] = field(default_factory=list)
+    label: str
+    module: Path
+    python: str = sys.executable
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = 0.0
 
-    def run(self, steps: int) -> tuple[list[Any], list[float]]:
-        """Do some steps: (their values, their milliseconds). Raises RuntimeError if the worker died."""
-        assert self.process.stdin is not None
-        print(steps, file=self.process.stdin, flush=True)
-        answer = self.receive()
-        return answer["values"], answer["milliseconds"]
+    @classmethod
+    def of(cls, library: str, python: str = sys.executable, **settings: Any) -> Contender:
+        """The contender of a library that lies in workers/."""
+        return cls(library, WORKERS / f"in_{library}.py", python, settings)
 
-    def receive(self) -> dict[str, Any]:
-        """The worker's next answer."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the worker of {self.name} ended with status {self.process.wait()}; its error is above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work that contenders do, and what it is worth: `amount` of `unit` each time, for a rate per second.
+
+    reference: the contender whose values the others must have; the first by default.
+    """
+
+    section: str
+    case: str
+    kind: str
+    work: str
+    problem: Problem
+    amount: float
+    unit: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    shape: Shape | None = None
+    tolerance: float = 1e-4
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,103 +86,240 @@ class Spread:
     p90: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float] | npt.NDArray[Any]) -> Spread:
         """The spread of some values."""
         p10, median, p90 = np.percentile(values, [10, 50, 90])
         return cls(float(median), float(p10), float(p90))
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one comparison has shown. `largest_difference` is between the values of contenders before timing."""
+class Measured:
+    """One contender's share of a comparison, in milliseconds (or MiB): all samples, and the median of each round."""
 
-    work: str
-    core: int | None
-    rounds: int
-    steps_per_round: int
-    agreement_steps: int
-    largest_difference: float
-    versions: dict[str, str]
+    version: str
+    dtype: str
+    spread: Spread
+    rounds: list[float]
+    difference: float
+    """Largest difference of its values from the reference's, relative to the largest of those."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one task has shown. Contenders stand in their order; lstmfast is the first."""
+
+    section: str
+    case: str
+    kind: str
+    shape: Shape | None
+    threads: int
+    amount: float
+    unit: str
+    measured: dict[str, Measured]
     absent: dict[str, str]
-    milliseconds: dict[str, Spread]
-    ratios: dict[str, Spread]
-    """Per absent-free peer: its time divided by lstmfast's, round by round. Above 1 lstmfast is the faster one."""
+    quantity: str = "ms"
+
+    def ratio(self, peer: str, ours: str = "lstmfast") -> Spread:
+        """The peer's time (or memory) divided by ours, round by round. Above 1 we are the better one."""
+        pairs = zip(self.measured[peer].rounds, self.measured[ours].rounds, strict=True)
+        return Spread.of([theirs / ours for theirs, ours in pairs])
+
+    def rate(self, label: str) -> float:
+        """Units of work per second."""
+        return 1e3 * self.amount / self.measured[label].spread.median
 
 
-def compare(
-    work: str,
-    problem: Problem,
-    *,
-    pythons: dict[str, str],
-    rounds: int,
-    steps_per_round: int,
-    agreement_steps: int,
-    tolerance: float,
-    core: int | None,
-) -> Result:
-    """Run all contenders of a work on one problem.
+class Worker:
+    """One process of one contender. What it and its libraries write to standard error is kept for the error message."""
 
-    pythons: contender -> interpreter, for those that live in an environment of their own. Raises RuntimeError if a
-    contender's values differ from lstmfast's by more than `tolerance` in any of the first `agreement_steps`.
+    def __init__(self, contender: Contender, cores: Sequence[int], threads: int) -> None:
+        self.contender = contender
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(_TUNING_PREFIXES)}
+        counts = dict.fromkeys(("LSTMFAST_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        self._process = subprocess.Popen(
+            [contender.python, str(WORKERS / "worker.py"), str(contender.module), str(threads)],
+            env=environment | _ENVIRONMENT | counts, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+        )  # fmt: skip
+        greeting = self._receive()
+        self.version: str = greeting.get("version", "")
+        self.absent: str = greeting.get("absent", "")
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Have the worker do something and return its answer. Raises BenchError if it died."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+        return self._receive()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()  # its input ends, and so does it
+        self._errors.close()
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines()
+            reason = f": {said[-1].strip()}" if said else ""
+            raise BenchError(f"the worker of {self.contender.label} ended with status {status}{reason}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+class Crew:
+    """The workers of a run, started when first needed and kept, since loading a library takes seconds.
+
+    cores: those to pin to, in order; with n threads a worker may use the first n. Empty: nobody is pinned.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "problem.npz"
-        np.savez(path, **problem)
-        everyone = [_start(work, name, pythons.get(name, sys.executable), path, core) for name in CONTENDERS[work]]
-        try:
-            present = [contender for contender in everyone if not contender.absent]
-            difference = _agree(present, agreement_steps, tolerance)
-            for turn in range(rounds):
-                first = turn % len(present)
-                for contender in present[first:] + present[:first]:
-                    contender.rounds.append(contender.run(steps_per_round)[1])
-        finally:
-            for contender in everyone:
-                _stop(contender)
-    ours = next(contender for contender in present if contender.name == "lstmfast")
-    return Result(
-        work, core, rounds, steps_per_round, agreement_steps, difference,
-        versions={contender.name: contender.version for contender in present},
-        absent={contender.name: contender.absent for contender in everyone if contender.absent},
-        milliseconds={contender.name: Spread.of(np.concatenate(contender.rounds)) for contender in present},
-        ratios={peer.name: Spread.of(_ratios(peer, ours)) for peer in present if peer is not ours},
-    )  # fmt: skip
 
+    def __init__(self, cores: Sequence[int], rounds: int, seconds: float) -> None:
+        self._cores = list(cores)
+        self._rounds, self._seconds = rounds, seconds
+        self._workers: dict[tuple[str, int], Worker] = {}
+        self._folder = tempfile.TemporaryDirectory()
 
-def _start(work: str, name: str, python: str, problem: Path, core: int | None) -> Contender:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(_TUNING_PREFIXES)}
-    process = subprocess.Popen(
-        [python, str(Path(__file__).with_name("contenders.py")), work, name, str(problem)],
-        env=environment | _ONE_THREAD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
-    )  # fmt: skip
-    contender = Contender(name, process)
-    greeting = contender.receive()
-    contender.version, contender.absent = greeting.get("version", ""), greeting.get("absent", "")
-    if name == "lstmfast" and contender.absent:
-        _stop(contender)
-        raise RuntimeError(f"lstmfast is not installed for {python}: {contender.absent}")
-    return contender
+    def __enter__(self) -> Crew:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        self._folder.cleanup()
 
-def _stop(contender: Contender) -> None:
-    contender.process.communicate()  # its input ends, and so does it
+    def worker(self, contender: Contender, threads: int) -> Worker:
+        """The contender's process for so many threads."""
+        key = contender.label, threads
+        if key not in self._workers:
+            self._workers[key] = Worker(contender, self._cores[:threads], threads)
+        return self._workers[key]
 
+    def compare(self, task: Task, contenders: Sequence[Contender], threads: int) -> Comparison:
+        """Have all contenders do a task, if they agree.
 
-def _agree(contenders: list[Contender], steps: int, tolerance: float) -> float:
-    """The largest difference between anyone's values and lstmfast's. Doubles as the warm-up."""
-    ours, *others = [(contender.name, np.asarray(contender.run(steps)[0])) for contender in contenders]
-    largest = 0.0
-    for name, values in others:
-        difference = float(np.abs(values - ours[1]).max())
-        if not difference <= tolerance:
-            raise RuntimeError(
-                f"{name} and lstmfast must agree to {tolerance:g} over the first {steps} steps, but differ by "
-                f"{difference:g}: not the same work, nothing was timed"
+        Raises BenchError, before anything is timed, if a contender's values differ from the reference's by more than
+        its tolerance, or if lstmfast itself is missing.
+        """
+        present: dict[str, Worker] = {}
+        absent: dict[str, str] = {}
+        problem = self._save("problem", task.problem)
+        for contender in contenders:
+            worker = self.worker(contender, threads)
+            if reason := worker.absent or self._make(worker, task, problem):
+                absent[contender.label] = reason
+            else:
+                present[contender.label] = worker
+        differences = self._agree(task, present, absent)
+        present = {label: present[label] for label in present if label in differences}
+        if contenders[0].label in absent:
+            raise BenchError(f"{contenders[0].label} cannot run: {absent[contenders[0].label]}")
+        samples: dict[str, list[list[float]]] = {label: [] for label in present}
+        for label in self._turns(list(present)):
+            answer = present[label].ask("time", seconds=self._seconds / self._rounds)
+            if "unable" in answer:
+                raise BenchError(f"{label} failed while it was timed: {answer['unable']}")
+            samples[label].append(answer["milliseconds"])
+        measured = {
+            label: Measured(
+                present[label].version, _dtype(present[label].contender), Spread.of(np.concatenate(rounds)),
+                [float(np.median(part)) for part in rounds], differences[label],
             )
-        largest = max(largest, difference)
-    return largest
+            for label, rounds in samples.items()
+        }  # fmt: skip
+        return Comparison(
+            task.section, task.case, task.kind, task.shape, threads, task.amount, task.unit, measured, absent
+        )
+
+    def compare_memory(self, task: Task, contenders: Sequence[Contender], warm_up: Problem) -> Comparison:
+        """As `compare`, in fresh processes: MiB by which each grows at most in its first step, without `amount` bytes.
+
+        Libraries are warmed up with a small problem, so that what they load is not counted.
+        """
+        measured: dict[str, Measured] = {}
+        absent: dict[str, str] = {}
+        problem, small = self._save("problem", task.problem), self._save("small", warm_up)
+        for contender in contenders:
+            worker = Worker(contender, self._cores[:1], 1)
+            try:
+                reason = worker.absent or self._make(worker, task, small)
+                if not reason:
+                    worker.ask("time", seconds=0)
+                    self._make(worker, task, problem)
+                    answer = worker.ask("memory")
+                    reason = answer.get("unable", "")
+                if reason:
+                    absent[contender.label] = reason
+                    continue
+                mebibytes = max(answer["bytes"] - task.amount, _PAGE_BYTES) / (1 << 20)
+                measured[contender.label] = Measured(
+                    worker.version, _dtype(contender), Spread.of([mebibytes]), [mebibytes], 0.0
+                )
+            finally:
+                worker.close()
+        return Comparison(
+            task.section, task.case, task.kind, task.shape, 1, task.amount, task.unit, measured, absent, "MiB"
+        )
+
+    @staticmethod
+    def _make(worker: Worker, task: Task, problem: str) -> str:
+        """Have a worker make the task's work; return why it cannot."""
+        settings = {**task.settings, **worker.contender.settings}
+        reason: str = worker.ask("make", work=task.work, problem=problem, settings=settings).get("unable", "")
+        return reason
+
+    def _agree(self, task: Task, workers: Mapping[str, Worker], absent: dict[str, str]) -> dict[str, float]:
+        """Everyone's difference from the reference; whoever fails joins the absent. Doubles as the warm-up.
+
+        Raises BenchError if a difference is too large.
+        """
+        path = self._path("values")
+        others = [label for label in workers if label != task.reference]
+        order = [task.reference, *others] if task.reference in workers else others
+        differences: dict[str, float] = {}
+        reference, wanted = "", dict[str, Any]()
+        for label in order:
+            if reason := workers[label].ask("values", path=path).get("unable"):
+                absent[label] = reason
+                continue
+            values = dict(np.load(path))
+            reference, wanted = (reference, wanted) if reference else (label, values)
+            differences[label] = max(_difference(values.get(name), wanted[name]) for name in wanted)
+            tolerance = workers[label].contender.tolerance or task.tolerance
+            if not differences[label] <= tolerance:
+                raise BenchError(
+                    f"{label} and {reference} must agree to {tolerance:g} in {task.section} {task.case} {task.kind}, "
+                    f"but differ by {differences[label]:.2g}: not the same work, so it was not timed"
+                )
+        return differences
+
+    def _turns(self, labels: list[str]) -> Iterator[str]:
+        """Whose turn it is: everyone once in a round, each round begun by the next."""
+        for turn in range(self._rounds):
+            first = turn % len(labels)
+            yield from labels[first:] + labels[:first]
+
+    def _save(self, name: str, arrays: Mapping[str, Any]) -> str:
+        np.savez(self._path(name), **arrays)
+        return self._path(name)
+
+    def _path(self, name: str) -> str:
+        return str(Path(self._folder.name, f"{name}.npz"))
 
 
-def _ratios(peer: Contender, ours: Contender) -> list[float]:
-    return [float(np.median(a) / np.median(b)) for a, b in zip(peer.rounds, ours.rounds, strict=True)]
+def _dtype(contender: Contender) -> str:
+    return str(contender.settings.get("dtype", "float32"))
+
+
+def _difference(values: npt.NDArray[Any] | None, wanted: npt.NDArray[Any]) -> float:
+    """The largest difference, relative to the largest value wanted; infinite if there are none or of another shape."""
+    if values is None or values.shape != wanted.shape:
+        return float("inf")
+    if not values.size:
+        return 0.0
+    largest = np.abs(values.astype(np.float64) - wanted).max()
+    return float(largest / max(float(np.abs(wanted).max()), 1e-30))

@@ -1,18 +1,22 @@
-"""The machine a bench ran on, in words: enough to judge a figure and to repeat it. Measures nothing."""
+"""The machine a bench runs on, in words: enough to judge a figure and to repeat it. Measures nothing itself."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
+
+_MIB = 1 << 20
 
 
 def describe() -> dict[str, str]:
-    """CPU, cores this process may use, system, Python and how busy the machine was before the bench."""
+    """CPU, caches, cores this process may use, system, Python and how busy the machine is."""
     return {
         "cpu": _cpu_name(),
+        "caches": ", ".join(f"{level} {size / 1024:,.0f} KiB" for level, size in cache_sizes().items()) or "unknown",
         "cores": f"{len(usable_cores()) or os.cpu_count()} usable",
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "python": platform.python_version(),
         "load before": f"{os.getloadavg()[0]:.2f}",
     }
@@ -21,6 +25,32 @@ def describe() -> dict[str, str]:
 def usable_cores() -> list[int]:
     """The cores this process may be pinned to; empty where the system does not say."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def cache_sizes() -> dict[str, int]:
+    """Bytes of the caches that hold data: L1, L2, L3. Empty where the system does not say."""
+    sizes = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = ((index / name).read_text().strip() for name in ("type", "level", "size"))
+        if kind != "Instruction" and (found := re.fullmatch(r"(\d+)([KM]?)", size)):
+            sizes[f"L{level}"] = int(found[1]) * {"": 1, "K": 1024, "M": _MIB}[found[2]]
+    return sizes
+
+
+def read_sizes() -> dict[str, int]:
+    """How many bytes to read again and again to see how fast each cache and the memory is: {"L1": ..., "memory": ...}.
+
+    Half of a cache, but of L3 at most 8 times L2, because other cores fill it too; of memory more than all caches hold.
+    """
+    caches = cache_sizes()
+    sizes = {level: size // 2 for level, size in caches.items()}
+    if "L3" in sizes and "L2" in sizes:
+        sizes["L3"] = min(sizes["L3"], 8 * caches["L2"])
+    return sizes | {"memory": min(max(2 * sum(caches.values()), 64 * _MIB), _quarter_of_memory())}
+
+
+def _quarter_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 def _cpu_name() -> str:

@@ -344,7 +344,7 @@ def test_version_is_that_of_the_package(lstmfast: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("tarin", "the command must be one of train, sample, eval, inspect, info, got 'tarin'"),
+        ("tarin", "the command must be one of train, sample, eval, inspect, bench, info, got 'tarin'"),
         ("train text.txt --hiden-size 3", "--hiden-size"),
         ("train text.txt --hidden-size", "--hidden-size"),
         ("train text.txt --hidden-size many", "--hidden-size"),

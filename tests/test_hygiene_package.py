@@ -91,9 +91,9 @@ def test_the_typed_user_program_runs() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_library_passes_mypy_strict(tmp_path: Path) -> None:
+def test_the_library_and_its_bench_pass_mypy_strict(tmp_path: Path) -> None:
     need("mypy")
-    result = run("-m", "mypy", "--strict", "--cache-dir", tmp_path, "python/lstmfast")
+    result = run("-m", "mypy", "--strict", "--cache-dir", tmp_path, "python/lstmfast", "bench")
     assert result.returncode == 0, result.stdout + result.stderr
 
 

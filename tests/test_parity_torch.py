@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from lstmfast.bench import problems
 
 import lstmfast as lf
-import problems
 import tolerances
-from contenders import TorchTraining
 from lstmfast.config import PRESETS
 from lstmfast.data import Batches, Corpus
 from lstmfast.trainer import Callback, Trainer, make_trainer
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
+in_torch = pytest.importorskip("lstmfast.bench.workers.in_torch")
 
 Array = npt.NDArray[Any]
 OutputsAndGradients = tuple[dict[str, Array], dict[str, Array]]
@@ -147,12 +147,20 @@ def test_the_udacity_preset_trains_as_the_same_model_in_torch_does(isa: str, dty
     steps, preset = 200, PRESETS["udacity"]
     settings = replace(preset.training, steps=steps, seed=seed, validate_every=0, sample_every=0)
     config = replace(preset, training=settings, model=replace(preset.model, dtype=dtype))
-    corpus = Corpus(problems.VOCABULARY.encode(problems.text()), problems.VOCABULARY, "what help() knows", "", ())
+    vocabulary = problems.vocabulary(config)
+    corpus = Corpus(vocabulary.encode(problems.text(config)), vocabulary, "what help() knows", "", ())
     trainer = make_trainer(config, corpus, [losses := Losses()])
     weights = {name: values.copy() for name, values in trainer.model.parameters.items()}
 
     batches = Batches(corpus.ids[preset.data.valid_first :], settings.batch_size, settings.unroll)
     inputs, targets = zip(*(batches.next() for _ in range(steps)), strict=True)
-    peer = TorchTraining({**weights, "inputs": np.stack(inputs), "targets": np.stack(targets)})
+    optimizer = preset.optimizer
+    peer = in_torch.Training(
+        {**weights, "inputs": np.stack(inputs), "targets": np.stack(targets)},
+        {
+            "optimizer": optimizer.optimizer, "learning_rate": optimizer.learning_rate, "agreement_steps": steps,
+            "clip_norm": optimizer.clip_norm, "forget_bias": preset.model.forget_bias,
+        },
+    )  # fmt: skip
     trainer.run()
     np.testing.assert_allclose(losses.values, [peer.step() for _ in range(steps)], rtol=0, atol=1e-4)

@@ -180,6 +180,11 @@ struct KernelTable {
   void (*sigmoid)(const T* x, T* out, Index count);
   void (*tanh)(const T* x, T* out, Index count);
   void (*exp)(const T* x, T* out, Index count);
+
+  // For benches: the limits of a core, see probes.h. Multiply-adds on registers: how many operations it did, and a sum to
+  // depend on. Reads of whole vectors: a sum.
+  Index (*fma_probe)(Index rounds, T* sum);
+  T (*read_probe)(const T* data, Index count);
 };
 
 struct CompressedKernels {

@@ -1,4 +1,4 @@
-"""The command line: `lstmfast train | sample | eval | inspect | info`.
+"""The command line: `lstmfast train | sample | eval | inspect | bench | info`.
 
 Flags, defaults and help are generated from the dataclasses of `config` and those below. What goes wrong is said in one
 line on standard error with exit status 2; results alone go to standard output. No training and no sampling happens
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -437,6 +438,16 @@ def info(argv: Sequence[str]) -> int:
     return 0
 
 
+# --- bench ------------------------------------------------------------------------------------------------------------
+
+
+def bench(argv: Sequence[str]) -> int:
+    """Measure lstmfast beside what one would use instead."""
+    command = importlib.import_module("lstmfast.bench.command")  # lies in bench/ in the sources, hence no import above
+    status: int = command.run(_parse(command.BenchOptions, "bench", argv))
+    return status
+
+
 # --- the program ------------------------------------------------------------------------------------------------------
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -444,6 +455,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sample": sample,
     "eval": evaluate_text,
     "inspect": inspect,
+    "bench": bench,
     "info": info,
 }
 

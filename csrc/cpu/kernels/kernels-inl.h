@@ -4,6 +4,7 @@
 
 #include "cpu/kernels/compressed-inl.h"
 #include "cpu/kernels/pack-inl.h"
+#include "cpu/kernels/probe-inl.h"
 #include "cpu/kernels/product-inl.h"
 #include "cpu/kernels/step-inl.h"
 #include "cpu/kernels/training-inl.h"
@@ -38,6 +39,8 @@ constexpr KernelTable<T> make_table() {
   t.sigmoid = map<T, vector_sigmoid<T>>;
   t.tanh = map<T, vector_tanh<T>>;
   t.exp = map<T, vector_exp<T>>;
+  t.fma_probe = fma_probe<T>;
+  t.read_probe = read_probe<T>;
   return t;
 }
 

@@ -1,0 +1,7 @@
+"""`python -m lstmfast.bench` is `lstmfast bench`."""
+
+import sys
+
+from lstmfast.cli import main
+
+sys.exit(main(["bench", *sys.argv[1:]]))

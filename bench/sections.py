@@ -1,0 +1,189 @@
+"""What is measured: one function for each section, which makes tasks and has them done. Prints nothing.
+
+A section yields its comparisons one by one, so that they can be shown as they come. SECTIONS is the table of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lstmfast.config import PRESETS
+
+from . import problems
+from .harness import Comparison, Contender, Crew, Task
+from .shapes import SHAPES, Shape
+
+_SEQUENCE_SHAPES = (
+    "udacity", "small", "step64", "step256", "stream64", "stream256", "medium", "large", "huge", "long"
+)  # fmt: skip
+_KINDS = ("inference", "training")
+_PIECE_LENGTH = 1000
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a section may use. contenders: lstmfast first; shapes: those asked for, none: the section's own."""
+
+    crew: Crew
+    contenders: Sequence[Contender]
+    shapes: Mapping[str, Shape]
+    threads: int
+    cores: int
+
+    def shapes_or(self, *names: str) -> Mapping[str, Shape]:
+        """The shapes asked for, or these."""
+        return self.shapes or {name: SHAPES[name] for name in names}
+
+    def only(self, *libraries: str) -> list[Contender]:
+        """lstmfast, and those of these peers that were asked for."""
+        return [contender for contender in self.contenders if contender.label in ("lstmfast", *libraries)]
+
+    def compare(self, task: Task, contenders: Sequence[Contender], threads: int = 0) -> Comparison:
+        """Have a task done with so many threads, by default the bench's."""
+        return self.crew.compare(task, contenders, threads or self.threads)
+
+
+def step(bench: Bench) -> Iterator[Comparison]:
+    """One step of one stream (B = 1, T = 1), called from Python: latency."""
+    for name, shape in bench.shapes_or("step64", "step256", "step1024").items():
+        single = Shape(1, 1, shape.input_size, shape.hidden_size)
+        task = Task(
+            "step", name, "inference", "step", problems.steps(single), 4 * single.weights / 1e9, "GB/s", shape=single
+        )
+        yield bench.compare(task, bench.only("torch", "onnxruntime", "jax", "keras"))
+
+
+def sequence(bench: Bench) -> Iterator[Comparison]:
+    """One layer over whole sequences: inference, and training (forward, backward; gradients of x, kernel, bias)."""
+    for kind in _KINDS:
+        for name, shape in bench.shapes_or(*_SEQUENCE_SHAPES).items():
+            yield bench.compare(_layer_task("sequence", name, kind, shape), bench.contenders)
+
+
+def training(bench: Bench) -> Iterator[Comparison]:
+    """The whole training step of the presets: forward, loss, backward, clipping, optimizer. Characters per second."""
+    for name, agreement_steps, tolerance in (("udacity", 20, 1e-4), ("stdlib", 3, 1e-3)):
+        config = PRESETS[name]
+        model, optimizer, portion = config.model, config.optimizer, config.training
+        shape = Shape(portion.batch_size, portion.unroll, problems.vocabulary(config).size, model.hidden_size)
+        settings = {
+            "optimizer": optimizer.optimizer,
+            "learning_rate": optimizer.learning_rate,
+            "clip_norm": optimizer.clip_norm,
+            "forget_bias": model.forget_bias,
+            "agreement_steps": agreement_steps,
+        }
+        task = Task(
+            "training", name, "training", "training", problems.training(config, batch_count=60),
+            portion.batch_size * portion.unroll, "characters/s", settings, shape, tolerance,
+        )  # fmt: skip
+        yield bench.compare(task, bench.only("torch"))
+
+
+def sampling(bench: Bench) -> Iterator[Comparison]:
+    """Characters drawn one after the other from one stream of 64 units; both must draw the same ones."""
+    config = PRESETS["udacity"]
+    task = Task(
+        "sampling", "udacity", "inference", "sampling", problems.sampling(config, 2, _PIECE_LENGTH),
+        _PIECE_LENGTH, "characters/s", {"forget_bias": config.model.forget_bias},
+        Shape(1, 1, problems.vocabulary(config).size, config.model.hidden_size), tolerance=1e-9,
+    )  # fmt: skip
+    yield bench.compare(task, bench.only("torch"))
+
+
+def ragged(bench: Bench) -> Iterator[Comparison]:
+    """Rows of T/2 to T steps beside the same batch with all its steps. Rates count useful steps alone."""
+    for kind in _KINDS:
+        for name, shape in bench.shapes_or("medium").items():
+            for case, lengths in ((f"{name} dense", False), (f"{name} ragged", True)):
+                task = _layer_task("ragged", case, kind, shape, ragged=lengths)
+                useful = task.problem["lengths"].sum() if lengths else shape.batch * shape.time_steps
+                task = dataclasses.replace(task, amount=float(useful), unit="row steps/s")
+                yield bench.compare(task, bench.only("torch", "onnxruntime"))
+
+
+def threads(bench: Bench) -> Iterator[Comparison]:
+    """How the time falls with more threads: large batches, and one stream of 1,024 units."""
+    counts = sorted({1, *(2**power for power in range(1, 10) if 2**power < bench.cores), bench.cores})
+    for kind, names in (("inference", ("medium", "large", "stream1024")), ("training", ("medium", "large"))):
+        for name, shape in bench.shapes_or(*names).items():
+            task = _layer_task("threads", name, kind, shape)
+            for count in counts:
+                yield bench.compare(task, bench.only("torch", "onnxruntime", "jax"), count)
+
+
+def precision(bench: Bench) -> Iterator[Comparison]:
+    """What less exact products gain, what float64 costs, and the error of each against float64."""
+    variants = {
+        "lstmfast": [
+            ("lstmfast", {}, 1e-4),
+            ("lstmfast high", {"precision": "high"}, 1e-3),
+            ("lstmfast medium", {"precision": "medium"}, 0.1),
+            ("lstmfast float64", {"dtype": "float64"}, 1e-9),
+        ],
+        "torch": [
+            ("torch", {}, 1e-4),
+            ("torch autocast", {"precision": "autocast"}, 0.1),
+            ("torch fp32=bf16", {"precision": "fp32_precision"}, 0.1),
+            ("torch float64", {"dtype": "float64"}, 1e-9),
+        ],
+    }
+    contenders = [
+        dataclasses.replace(contender, label=label, settings={**contender.settings, **settings}, tolerance=tolerance)
+        for contender in bench.only("torch")
+        for label, settings, tolerance in variants[contender.label]
+    ]
+    for kind in _KINDS:
+        for name, shape in bench.shapes_or("small", "large").items():
+            task = _layer_task("precision", name, kind, shape)
+            yield bench.compare(dataclasses.replace(task, reference="lstmfast float64"), contenders)
+
+
+def memory(bench: Bench) -> Iterator[Comparison]:
+    """By how much a process grows at most in its first training step, without what it is given and returns."""
+    for name, shape in bench.shapes_or("small", "medium", "large").items():
+        task = _layer_task("memory", name, "training", shape)
+        rows = shape.batch * shape.time_steps
+        returned = 4 * (rows * (shape.input_size + shape.hidden_size) + shape.weights + 4 * shape.hidden_size)
+        task = dataclasses.replace(task, amount=float(returned), unit="bytes returned")
+        yield bench.crew.compare_memory(task, bench.only("torch"), problems.layer(SHAPES["tiny"]))
+
+
+def scaling(bench: Bench) -> Iterator[Comparison]:
+    """Time against batch, time steps and units, one of them at a time."""
+    if bench.shapes:
+        grid = {
+            axis: [shape._replace(**{axis: factor * getattr(shape, axis)}) for factor in (1, 2)]
+            for shape in bench.shapes.values()
+            for axis in ("batch", "time_steps", "hidden_size")
+        }
+    else:
+        base = Shape(32, 50, 256, 256)
+        grid = {
+            "batch": [base._replace(batch=2**power) for power in range(9)],
+            "time_steps": [base._replace(time_steps=steps) for steps in (1, 5, 20, 50, 200, 500)],
+            "hidden_size": [base._replace(input_size=size, hidden_size=size) for size in (16, 32, 64, 128, 256, 512)],
+        }
+    for kind in _KINDS:
+        for axis, shapes in grid.items():
+            for shape in shapes:
+                task = _layer_task("scaling", f"{axis} {getattr(shape, axis)}", kind, shape)
+                yield bench.compare(task, bench.only("torch"))
+
+
+def _layer_task(section: str, case: str, kind: str, shape: Shape, *, ragged: bool = False) -> Task:
+    """One layer over whole sequences; its worth is counted in operations."""
+    training = kind == "training"
+    operations = shape.forward_flops * (3 if training else 1)
+    return Task(
+        section, case, kind, "sequence", problems.layer(shape, ragged=ragged), operations / 1e9, "GFLOP/s",
+        {"training": training}, shape,
+    )  # fmt: skip
+
+
+SECTIONS: dict[str, Callable[[Bench], Iterator[Comparison]]] = {
+    section.__name__: section
+    for section in (step, sequence, training, sampling, ragged, threads, precision, memory, scaling)
+}
