@@ -37,13 +37,14 @@ class AlignedBuffer {
   T* data() const { return data_.get(); }
 
  private:
-  // Large buffers ask for huge pages: hardware follows a stream of weights to the end of a page, and no further.
+  // Large buffers ask for huge pages: hardware follows a stream of weights to the end of a page, and no further. What is
+  // left over at the end has small pages.
   static void* allocate(std::size_t bytes) {
     const std::size_t alignment = bytes < kHugePage / 2 ? kAlignment : kHugePage;
-    const std::size_t rounded = (bytes / alignment + 1) * alignment;
-    void* data = std::aligned_alloc(alignment, rounded);
+    void* data = nullptr;
+    if (posix_memalign(&data, alignment, bytes + kAlignment) != 0) return nullptr;
 #if defined(__linux__)
-    if (data != nullptr && alignment == kHugePage) madvise(data, rounded, MADV_HUGEPAGE);  // refused: small pages
+    if (alignment == kHugePage) madvise(data, bytes, MADV_HUGEPAGE);  // refused: small pages
 #endif
     return data;
   }

@@ -34,7 +34,9 @@ bool Sequence<T>::run_backward(const SequenceBackwardArgs<T>& args) {
       for (Index t = args_.lengths[b]; t < args_.time_steps; ++t) std::fill_n(args.d_x.row(t, b), input_size, T(0));
   point_gradients(args);
 
-  const Index steps_at_once = std::max<Index>(kRowsOfGroup / std::max<Index>(plan_.batch, 1), 1);
+  // Groups of equal size, none much smaller than the others.
+  const Index groups = std::max<Index>((plan_.rows() + kRowsOfGroup / 2) / kRowsOfGroup, 1);
+  const Index steps_at_once = std::max<Index>(ceil_div(steps, groups), 1);
   GateGradients group{};
   group.rows = std::min((steps_at_once + 1) * plan_.batch, plan_.rows());
   group.block_stride = (group.rows + 1) * gate_width();

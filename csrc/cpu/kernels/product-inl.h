@@ -111,9 +111,10 @@ template <typename T>
 void transposed_product(const TransposedProductArgs<T>& args) {
   static_assert(kTransposedColumns % kTileRows == 0, "only the last group of columns may end in a smaller tile");
   const PanelLayout<T> layout{args.columns};
+  const Index passes = ceil_div(args.rows, kTransposedRows), rows_at_once = passes ? ceil_div(args.rows, passes) : 1;
   Index row = 0;
   do {  // once even without rows: the result is zero then
-    const Index row_end = row + kTransposedRows < args.rows ? row + kTransposedRows : args.rows;
+    const Index row_end = row + rows_at_once < args.rows ? row + rows_at_once : args.rows;
     for (Index m = args.m_begin; m < args.m_end; m += kTransposedColumns) {
       const Index m_end = m + kTransposedColumns < args.m_end ? m + kTransposedColumns : args.m_end;
       for_each_row_tile(m, m_end, PackColumns<T>{args.a + row, m, row_end - row, args.workspace});
