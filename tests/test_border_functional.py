@@ -238,9 +238,15 @@ def test_impossible_number_of_threads_is_refused_by_name(number, error):
         lf.set_num_threads(number)
 
 
-@pytest.mark.parametrize("word", ["float32", "forced|widest", "looked up", "threads", "in this version"])
+@pytest.mark.parametrize("word", ["float32", "forced|widest", "looked up", "threads", 'runs as "highest"|tiles of AMX'])
 def test_explain_tells_dtype_reason_input_threads_and_precision(word):
     assert re.search(word, lf.explain(64, 10, 27, 64, token_input=True, matmul_precision="medium"))
+
+
+def test_explain_tells_whether_the_input_has_a_product_of_its_own():
+    assert "[x, h]" in lf.explain(64, 10, 8, 16)
+    assert "many steps at once" in lf.explain(32, 100, 256, 256)
+    assert "[x, h]" in lf.explain(32, 1, 256, 256)
 
 
 def test_explain_names_the_size_at_fault():

@@ -1,6 +1,6 @@
 """Whole sequences on split products: every policy against the reference, and the way back to multiply-adds.
 
-Runs where an ISA has split products: `amx`, and `generic512` with the stand-in for the tile instructions in test builds.
+Runs where an ISA has split products: `amx`, and `generic512` with a stand-in for the tile instructions.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from oracles import problem, random_lengths, random_resets
 from sequences import Outputs, assert_agree, run_core, run_core_forward, run_reference, strided, upstream_for
 
 POLICIES = ["highest", "high", "medium"]
-# What a policy may lose of the largest value of a result, through a few steps: each multiplies a sum's error by a little.
+# What a policy may lose of the largest value of a result, through a few steps that amplify it.
 LOSS = {"high": 5e-5, "medium": 5e-2}
-# (T, B, I, H): batches around a tile of 16 rows, units around a tile of 16 columns and a gate block, long and no inputs.
+# (T, B, I, H): batches around a tile of 16 rows, units around a tile of 16 columns and a gate block, inputs of 0 to 70.
 SHAPES = [(3, 16, 5, 128), (2, 17, 40, 130), (3, 33, 0, 129), (2, 40, 70, 144)]
 
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/precision.h"
 #include "core/views.h"
 
 namespace lstmfast::bindings {
@@ -141,6 +142,13 @@ auto with_float_type(const py::object& object, const char* name, const Body& bod
   if (holds<double>(object)) return body(double{});
   throw py::type_error(std::string(name) + " must be float32 or float64, got " +
                        std::string(py::str(py::reinterpret_borrow<py::array>(object).dtype())));
+}
+
+inline MatmulPrecision precision_of(const std::string& word) {
+  if (word == "highest") return MatmulPrecision::kHighest;
+  if (word == "high") return MatmulPrecision::kHigh;
+  if (word == "medium") return MatmulPrecision::kMedium;
+  throw py::value_error("matmul_precision must be highest, high or medium, got " + word);
 }
 
 // Every id must be a row of the table it selects from: the kernels do not look.

@@ -37,13 +37,6 @@ Index checked_hidden_size(Index kernel_columns) {
   return kernel_columns / kGateCount;
 }
 
-MatmulPrecision precision_of(const std::string& word) {
-  if (word == "highest") return MatmulPrecision::kHighest;
-  if (word == "high") return MatmulPrecision::kHigh;
-  if (word == "medium") return MatmulPrecision::kMedium;
-  throw py::value_error("matmul_precision must be highest, high or medium, got " + word);
-}
-
 WeightFormat weight_format_of(const std::string& word) {
   if (word == "float32") return WeightFormat::kFloat32;
   if (word == "bfloat16") return WeightFormat::kBFloat16;

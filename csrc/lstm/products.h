@@ -53,7 +53,7 @@ std::unique_ptr<Products<T>> make_fma_products(const KernelTable<T>& k);
 std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k, const SplitKernels& split,
                                                      MatmulPrecision precision);
 
-// Whether split products of a layer are faster than multiply-adds, as far as its size tells.
+// Whether the ISA in use has split products, and a layer of this size is faster with them than with multiply-adds.
 bool split_products_pay(MatmulPrecision precision, Index batch, Index hidden);
 
 }  // namespace lstmfast

@@ -50,10 +50,9 @@ void Sequence<T>::choose_products() {
   if (!fma_ || fma_isa_ != k_) fma_ = make_fma_products<T>(*k_), fma_isa_ = k_;
   products_ = fma_.get();
   if constexpr (std::is_same_v<T, float>) {
-    const SplitKernels* split = current_kernels().split;
-    if (split != nullptr && split_products_pay(args_.precision, plan_.batch, args_.hidden_size)) {
+    if (split_products_pay(args_.precision, plan_.batch, args_.hidden_size)) {
       if (!split_ || split_isa_ != k_ || split_precision_ != args_.precision) {
-        split_ = make_split_products(*k_, *split, args_.precision);
+        split_ = make_split_products(*k_, *current_kernels().split, args_.precision);
         split_isa_ = k_;
         split_precision_ = args_.precision;
       }
@@ -79,15 +78,11 @@ bool Sequence<T>::pack_weights(bool same_weights) {
   return products_->pack(args_.kernel, has_input_product() ? args_.input_size : 0, recurrent_kernel(), hidden);
 }
 
-// Whether the input's product is made for many steps at once, before them, and not with the state's in every step.
-// Made at once it reads its weights once for many steps and leaves the caches to the recurrent ones; made in the step it
-// saves writing and reading the pre-activations. Batches below a register tile gain most, for they become whole tiles.
 template <typename T>
 bool Sequence<T>::hoists_input() const {
   if (!has_input_product()) return false;
-  if (products_->keeps_preactivations()) return true;
-  const Index kernel_bytes = (args_.input_size + args_.hidden_size) * kGateCount * args_.hidden_size * Index{sizeof(T)};
-  return plan_.steps() > 1 && (kernel_bytes >= (Index{512} << 10) || plan_.batch < k_->tile_rows);
+  return products_->keeps_preactivations() ||
+         hoisting_pays(*k_, plan_.steps(), plan_.batch, args_.input_size, args_.hidden_size);
 }
 
 template <typename T>

@@ -50,6 +50,15 @@ struct SequenceBackwardArgs {
   MatrixView<T> d_h0, d_c0;
 };
 
+// Whether the input's product is made for many steps at once, before them, and not with the state's in every step.
+// Made at once it reads its weights once for many steps and leaves the caches to the recurrent ones; made in the step it
+// saves writing and reading the pre-activations. Batches below a register tile gain most, for they become whole tiles.
+template <typename T>
+bool hoisting_pays(const KernelTable<T>& k, Index steps, Index batch, Index input_size, Index hidden) {
+  const Index kernel_bytes = (input_size + hidden) * kGateCount * hidden * Index{sizeof(T)};
+  return input_size > 0 && steps > 1 && (kernel_bytes >= (Index{512} << 10) || batch < k.tile_rows);
+}
+
 template <typename T>
 class Sequence {
  public:

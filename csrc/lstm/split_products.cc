@@ -1,6 +1,8 @@
 // See products.h: the products on a unit for bfloat16, float32 split in one, two or three parts.
+#include <algorithm>
 #include <vector>
 
+#include "cpu/dispatch.h"
 #include "cpu/panel_sizes.h"
 #include "cpu/split_product.h"
 #include "cpu/split_sizes.h"
@@ -163,7 +165,8 @@ std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k
 // Six products of parts at once take about half the time of a float32 one where tiles are full; fewer parts pay sooner.
 // Below a tile of rows the unit computes zeros.
 bool split_products_pay(MatmulPrecision precision, Index batch, Index hidden) {
-  return batch >= kSplitRows && hidden >= (precision == MatmulPrecision::kHighest ? 128 : 64);
+  return current_kernels().split != nullptr && batch >= kSplitRows &&
+         hidden >= (precision == MatmulPrecision::kHighest ? 128 : 64);
 }
 
 }  // namespace lstmfast

@@ -14,12 +14,20 @@ from lstmfast import _core
 
 _matmul_precision = "highest"
 
+# How often bfloat16 parts of a float32 product are kept, and multiplied.
+_SPLITS = {
+    "highest": ("three bfloat16 parts", "six products"),
+    "high": ("two bfloat16 parts", "three products"),
+    "medium": ("one bfloat16 part", "one product"),
+}
+
 
 def set_matmul_precision(precision: str) -> None:
     """Set how exact matrix products are for every call that does not say so itself: "highest", "high" or "medium".
 
-    In this version every product runs as "highest", as accurate as float32 arithmetic, which the other two permit: they
-    allow less accuracy where a machine gains from it and never demand it. Raises ValueError for any other word.
+    "highest" is as accurate as float32 arithmetic. "high" allows an error of 1e-5 of a product's size and "medium" of
+    1e-2, bfloat16 factors with float32 sums: where a machine gains from it (AMX); elsewhere they run as "highest".
+    Nonlinearities, states and float64 are never less exact. Raises ValueError for any other word.
     """
     global _matmul_precision
     _matmul_precision = check.matmul_precision(precision)
@@ -79,17 +87,37 @@ def explain(
 
     isa = _core.current_isa()
     reason = "forced by LSTMFAST_ISA" if os.environ.get("LSTMFAST_ISA") else "the widest that this CPU runs"
-    depth, width = hidden_size + (0 if token_input else input_size), 4 * hidden_size
+    splits = name == "float32" and _core.splits_products(batch, hidden_size, precision)
+    hoists = not token_input and (splits or _core.hoists_input(time_steps, batch, input_size, hidden_size, name))
+    alone = token_input or hoists
+    depth, width = hidden_size + (0 if alone else input_size), 4 * hidden_size
     step = (
-        f"Each step is one product of {'h' if token_input else '[x, h]'} ({batch} x {depth}) by the kernel "
+        f"Each step is one product of {'h' if alone else '[x, h]'} ({batch} x {depth}) by the kernel "
         f"({depth} x {width}) whose gates are split while it is in registers"
     )
-    source = f"; an id adds its row of the kernel's {input_size}, looked up and not multiplied" if token_input else ""
+    source = ""
+    if token_input:
+        source = f"; an id adds its row of the kernel's {input_size}, looked up and not multiplied"
+    elif hoists:
+        source = f"; that of x ({input_size} x {width}) is made before, for many steps at once"
     sentences = [
         f"{name} on the {isa} kernels, {reason}.",
         f"{step}{source}.",
         f"At most {get_num_threads()} threads share the {time_steps} steps, fewer where there is too little work.",
     ]
-    if precision != "highest":
-        sentences.append(f'matmul_precision "{precision}" runs as "highest" in this version.')
+    if splits:
+        parts, products = _SPLITS[precision]
+        sentences.append(
+            f'matmul_precision "{precision}": factors are split in {parts} and multiplied in {products} on the '
+            f"tiles of AMX; where a value is not finite or above 2.8e14, the call runs on the float32 kernels."
+        )
+    elif precision != "highest":
+        reason = (
+            "float64 is never split"
+            if name == "float64"
+            else "this CPU has no AMX"
+            if isa not in ("amx", "generic512")
+            else "the batch or the layer is too small to gain"
+        )
+        sentences.append(f'matmul_precision "{precision}" runs as "highest": {reason}.')
     return " ".join(sentences)
