@@ -71,7 +71,8 @@ def main() -> None:
     times = np.diff(np.array(steps.done), axis=0)
     whole, inside = (statistics.median(column) * 1e6 for column in times.T)
     outside = statistics.median(times[:, 0] - times[:, 1]) * 1e6
-    print(f"a step takes {whole:.0f} us, {inside:.0f} in the extension; outside: {outside:.0f} us, {outside / whole:.1%}")
+    print(f"a step takes {whole:.0f} us, {inside:.0f} of them in the extension")
+    print(f"outside: {outside:.0f} us, {outside / whole:.1%}")
 
 
 if __name__ == "__main__":
