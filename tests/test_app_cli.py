@@ -223,6 +223,13 @@ def test_sample_is_the_samplers_text(trained: Path, lstmfast: Run) -> None:
     assert out == "\n\n".join(texts) + "\n"
 
 
+def test_sample_with_fewer_bits_is_that_samplers_text(trained: Path, lstmfast: Run) -> None:
+    model, vocabulary, _ = load_model(trained)
+    text = Sampler(model, vocabulary, temperature=0.7, weights="int8").generate(50, rng=np.random.default_rng(9))[0]
+    _, out, _ = lstmfast("sample", trained, "--length", "50", "--seed", "9", "--weights", "int8")
+    assert out == f"{text}\n"
+
+
 def test_sample_takes_a_checkpoint_file_as_well(trained: Path, lstmfast: Run) -> None:
     assert lstmfast("sample", trained / "checkpoint.safetensors") == lstmfast("sample", trained)
 

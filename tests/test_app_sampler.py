@@ -137,3 +137,38 @@ def test_wrong_option_is_refused_by_name(model: CharLM, name: str, value: float)
 def test_wrong_number_is_refused_by_name(model: CharLM, rng: np.random.Generator, name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be "):
         Sampler(model, VOCABULARY).pieces(**{"length": 5, "rng": rng, name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_weights_in_fewer_bits_write_what_their_own_stream_does(
+    model: CharLM, rng: np.random.Generator, weights: str
+) -> None:
+    stream = model.stream(weights=weights)
+    token, uniforms = VOCABULARY.encode("\n").astype(np.int32), np.random.default_rng(5).random((200, 1))
+    expected = VOCABULARY.decode(stream.generate(token, uniforms).ravel())
+    sampler = Sampler(model, VOCABULARY, weights=weights)
+    assert sampler.generate(200, rng=np.random.default_rng(5)) == [expected]
+
+
+def test_a_float64_model_is_sampled_as_it_is(rng: np.random.Generator) -> None:
+    model = CharLM(VOCABULARY.size, 6, dtype="float64", rng=rng)
+    with pytest.raises(ValueError, match="weights must be float32.* for a float64 layer, got 'int8'"):
+        Sampler(model, VOCABULARY, weights="int8")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [0, 5, slice(None)])
+def test_logits_that_are_not_finite_are_an_error(
+    model: CharLM, rng: np.random.Generator, value: float, where: int | slice
+) -> None:
+    if value == -np.inf and where != slice(None):
+        pytest.skip("minus infinity says never, where another token may come")
+    model.parameters["projection.bias"][where] = value
+    with pytest.raises(ValueError, match="logits are not finite"):
+        Sampler(model, VOCABULARY).generate(1, rng=rng)
+
+
+def test_a_token_of_logit_minus_infinity_never_comes(model: CharLM, rng: np.random.Generator) -> None:
+    model.parameters["projection.bias"][3:] = -np.inf
+    text = Sampler(model, VOCABULARY).generate(2000, rng=rng)[0]
+    assert set(text) == set(VOCABULARY.decode(np.arange(3)))

@@ -245,6 +245,29 @@ def test_stream_steps_are_the_steps_of_a_call(rng, dtype, token_input):
     np.testing.assert_allclose(steps, layer(x)[0], **states(dtype, I + H))
 
 
+@pytest.mark.parametrize(("weights", "bound"), [("bfloat16", 2**-8), ("int8", 2**-6)])
+def test_stream_of_fewer_bits_is_near_the_call(rng, weights, bound):
+    layer = lf.LSTM(I, H, num_layers=2, rng=rng)
+    x = rng.standard_normal((T, B, I)).astype("f4")
+    stream = layer.stream(B, weights=weights)
+    steps = [stream.step(x_t).copy() for x_t in x]
+    difference = np.abs(steps - layer(x)[0]).max()
+    assert 0 < difference < bound
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weights", "message"),
+    [
+        ("float32", "int4", "weights must be one of float32, bfloat16, int8, got 'int4'"),
+        ("float32", None, "weights must be one of float32, bfloat16, int8, got None"),
+        ("float64", "int8", "weights must be float32, which leaves them as they are, for a float64 layer, got 'int8'"),
+    ],
+)
+def test_stream_error_names_the_weights_that_can_be(rng, dtype, weights, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        lf.LSTM(I, H, dtype=dtype, rng=rng).stream(weights=weights)
+
+
 def test_stream_begins_anew_after_reset(rng):
     stream, x = _layer(rng, 2).stream(B), rng.standard_normal((B, I))
     first = stream.step(x).copy()

@@ -161,9 +161,7 @@ def compressed(kernel: Array, hidden: int, weights: str, *, tokens: bool) -> Arr
 @pytest.mark.parametrize("weights", COMPRESS)
 @pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
 @pytest.mark.parametrize(("hidden", "batch"), [(1, 1), (16, 1), (17, 3), (63, 1), (64, 2), (70, 1), (130, 9)])
-def test_compressed_steps_equal_the_sequence_with_the_weights_they_stand_for(
-    isa, rng, hidden, batch, tokens, weights
-):
+def test_compressed_steps_equal_the_sequence_with_the_weights_they_stand_for(isa, rng, hidden, batch, tokens, weights):
     sizes = (V if tokens else INPUT, hidden)
     kernels = [rng.standard_normal((size + hidden, 4 * hidden)).astype(np.float32) / 4 for size in sizes]
     biases = [rng.standard_normal(4 * hidden).astype(np.float32) for _ in sizes]

@@ -217,9 +217,8 @@ def buffer(name: str, value: Any, size: int | None = None, dtype: np.dtype[Any] 
 
 def _unit_stride(value: Array) -> Array:
     flags = value.flags
-    if flags.carray or (value.strides[-1] == value.itemsize and flags.aligned):
-        return value
-    return value.copy()
+    ready = flags.carray or (value.strides[-1] == value.itemsize and flags.aligned)
+    return value if ready else value.copy()
 
 
 def _first(value: Array, marked: Array) -> tuple[Any, list[int]]:

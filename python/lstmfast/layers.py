@@ -302,9 +302,7 @@ class LSTM:
         self.backward_into(self._time_major(d_x), self._time_major(d_h), d_h_n, d_c_n, d_h0, d_c0)
         return d_x, (d_h0, d_c0)
 
-    def stream(
-        self, batch_size: int = 1, *, token_input: bool = False, weights: str = "float32"
-    ) -> _core.Stream:
+    def stream(self, batch_size: int = 1, *, token_input: bool = False, weights: str = "float32") -> _core.Stream:
         """Return the stack as it is now, packed for one step at a time: stream.step(x) -> h, and a state inside.
 
         step takes x [batch_size, input_size], or with token_input int32 ids [batch_size], and returns the top layer's h

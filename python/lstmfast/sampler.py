@@ -25,7 +25,8 @@ class Sampler:
     """Draws text from a model as it is now.
 
     temperature: divides the logits; 0 is greedy, always the likeliest character. top_k: only the k likeliest; 0: all.
-    top_p: only the fewest that together reach this probability; 1: all. Raises ValueError naming the argument.
+    top_p: only the fewest that together reach this probability; 1: all. weights: how a stream keeps those of the LSTM,
+    "float32", "bfloat16" or "int8", see `LSTM.stream`. Raises ValueError naming the argument.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Sampler:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        weights: str = "float32",
     ) -> None:
         if model.vocab_size != vocabulary.size:
             raise ValueError(f"the model knows {model.vocab_size} symbols, but the vocabulary has {vocabulary.size}")
@@ -44,6 +46,7 @@ class Sampler:
         self.top_p = check.finite("top_p", top_p)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        self.weights = check.stream_weights(weights, model.dtype)
         self._model = model
         self._vocabulary = vocabulary
 
@@ -74,7 +77,7 @@ class Sampler:
     def _draw(
         self, length: int, primer: npt.NDArray[np.int32], streams: int, piece_length: int, rng: np.random.Generator
     ) -> Iterator[list[str]]:
-        stream = self._model.stream(streams)
+        stream = self._model.stream(streams, weights=self.weights)
         for token in primer[:-1]:
             stream.step(np.full(streams, token))
         last = np.full(streams, primer[-1])

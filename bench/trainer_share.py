@@ -1,0 +1,79 @@
+"""How much of the trainer's step is spent outside of the extension: on Python, NumPy and their checks.
+
+The `udacity` preset on text drawn at random: 27 symbols, 64 units, batch 64, 10 unrollings, one thread. Calls of the
+extension are timed by a stand-in for it, whose own time counts as outside; prints the median of some thousand steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+import lstmfast as lf
+from lstmfast import config, losses, models, optimizers, trainer
+from lstmfast.data import Corpus, Vocabulary
+
+STEPS = 4000
+
+
+class Timed:
+    """Whatever is called on `inner`, and how many seconds that took."""
+
+    seconds = 0.0
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._calls: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._calls:
+            self._calls[name] = self._timed(getattr(self._inner, name))
+        return self._calls[name]
+
+    @staticmethod
+    def _timed(call: Any) -> Any:
+        def timed(*args: Any, **keywords: Any) -> Any:
+            started = time.perf_counter()
+            result = call(*args, **keywords)
+            Timed.seconds += time.perf_counter() - started
+            return result
+
+        return timed
+
+
+class Steps(trainer.Callback):
+    """Notes when each step was done, and how much of the time so far was spent in the extension."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[float, float]] = []
+
+    def on_step(self, trainer: trainer.Trainer, step: int, loss: float) -> None:
+        self.done.append((time.perf_counter(), Timed.seconds))
+
+
+def main() -> None:
+    lf.set_num_threads(1)
+    preset = config.PRESETS["udacity"]
+    training = dataclasses.replace(preset.training, steps=STEPS, sample_every=0, validate_every=0, summary_every=0)
+    ids = np.random.default_rng(0).integers(0, 27, 500_000).astype(np.uint8)
+    steps = Steps()
+    corpus = Corpus(ids, Vocabulary.udacity(), description="random", fingerprint="", sources=())
+    run = trainer.make_trainer(dataclasses.replace(preset, training=training), corpus, callbacks=[steps])
+    for module in (models, losses, optimizers):
+        module._core = Timed(module._core)  # type: ignore[attr-defined]
+    trainer.global_norm = Timed(lf._core).global_norm  # type: ignore[attr-defined]
+    run.model.lstm._sequences = [Timed(sequence) for sequence in run.model.lstm._sequences]  # type: ignore[misc]
+    run.run()
+    times = np.diff(np.array(steps.done), axis=0)
+    whole, inside = (statistics.median(column) * 1e6 for column in times.T)
+    outside = statistics.median(times[:, 0] - times[:, 1]) * 1e6
+    print(f"a step takes {whole:.0f} us, {inside:.0f} of them in the extension")
+    print(f"outside: {outside:.0f} us, {outside / whole:.1%}")
+
+
+if __name__ == "__main__":
+    main()
