@@ -45,6 +45,23 @@ def test_activation_never_leaves_its_range(isa, dtype, kind, low):
     assert values.max() <= 1
 
 
+@pytest.mark.parametrize("kept", ["i", "f", "g", "o"])
+def test_gate_inside_a_step_is_the_exact_function_to_the_same_bound(isa, dtype, rng, kept):
+    """The step divides after multiplying denominators of two functions: whatever the other one is."""
+    hidden, gate = 48, "ifgo".index(kept)
+    z = rng.choice(grid(dtype)[np.abs(grid(dtype)) < 40], (400, 1, 4 * hidden))
+    kernel = np.vstack([np.eye(4 * hidden), np.zeros((hidden, 4 * hidden))]).astype(dtype)
+    gates = np.empty((400, 1, 4, hidden), dtype)
+    states = {name: np.empty((1, hidden), dtype) for name in ("h_n", "c_n")}
+    _core.Sequence().forward(
+        z, kernel, np.zeros(4 * hidden, dtype), h=np.empty((400, 1, hidden), dtype), **states, gates=gates
+    )
+    exact = np.tanh if kept == "g" else reference.sigmoid
+    expected = exact(z.reshape(gates.shape)[:, :, gate].astype(np.longdouble))
+    assert_allclose(gates[:, :, gate], expected, rtol=0, atol=of(ACTIVATION, dtype))
+    assert np.abs(gates[:, :, gate]).max() <= 1
+
+
 def test_tanh_of_small_numbers_is_accurate_relative_to_itself(isa, dtype):
     x = grid(dtype)
     small = x[(np.abs(x) < 0.5) & (np.abs(x) >= np.finfo(dtype).tiny)]
