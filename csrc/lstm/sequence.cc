@@ -178,12 +178,14 @@ bool Sequence<T>::run_forward() {
         if (!multiply_inputs(updates, z)) return false;
       }
     }
-    for_each_step(Order::kForward, steps, work, sizes.gate_blocks(hidden), [&](Range updates, Range blocks, int part) {
+    const Index all_blocks = sizes.gate_blocks(hidden);
+    for_each_step(Order::kForward, steps, work, all_blocks, [&](Index t, Range updates, Range blocks, int part) {
       StepForwardArgs<T> mine = step;
       mine.row_begin = updates.begin;
       mine.row_end = updates.end;
       mine.block_begin = blocks.begin;
       mine.block_end = blocks.end;
+      mine.descending = t % 2 == 1;  // what the step before read last is still in cache
       if (!products_->step_forward(mine, z, part)) safe = false;
     });
   }

@@ -105,7 +105,7 @@ class Sequence {
     bool by_units;
   };
   Division division(double multiply_adds_per_step) const;
-  // body(updates, blocks, part) for every one of these steps in `order`: the row updates and the blocks of units that one
+  // body(step, updates, blocks, part) for all of these steps in `order`: the row updates and the blocks of units that one
   // thread has to do.
   enum class Order { kForward, kBackward };
   template <typename Body>
@@ -146,7 +146,7 @@ void Sequence<T>::for_each_step(Order order, Range steps, double multiply_adds_p
     const Index batch_end = how.by_units ? plan_.batch : plan_.batch_begin_of_part(part + 1, parts);
     for (Index i = 0; i < steps.end - steps.begin; ++i) {
       const Index step = order == Order::kForward ? steps.begin + i : steps.end - 1 - i;
-      body(plan_.updates_of(step, batch_begin, batch_end), my_blocks, part);
+      body(step, plan_.updates_of(step, batch_begin, batch_end), my_blocks, part);
       if (how.by_units) barrier.wait(parts);
     }
   });

@@ -117,7 +117,7 @@ bool Sequence<T>::step_through(const GateGradients& group, Range steps) {
   const Index panels = PanelSizes<T>(*k_).panels(hidden);
   std::atomic<bool> safe{true};
   for_each_step(Order::kBackward, steps, multiply_adds(plan_.batch, hidden), panels,
-                [&](Range updates, Range my_panels, int part) {
+                [&](Index, Range updates, Range my_panels, int part) {
                   StepBackwardArgs<T> mine = step;
                   mine.row_begin = updates.begin;
                   mine.row_end = updates.end;
