@@ -43,6 +43,7 @@ void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
     run_forward();
   }
   finish_forward();
+  steps_before_ += plan_.steps();
 }
 
 template <typename T>
@@ -185,7 +186,7 @@ bool Sequence<T>::run_forward() {
       mine.row_end = updates.end;
       mine.block_begin = blocks.begin;
       mine.block_end = blocks.end;
-      mine.descending = t % 2 == 1;  // what the step before read last is still in cache
+      mine.descending = (steps_before_ + t) % 2 == 1;  // what the step before read last is still in cache
       if (!products_->step_forward(mine, z, part)) safe = false;
     });
   }

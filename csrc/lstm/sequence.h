@@ -122,6 +122,7 @@ class Sequence {
   const KernelTable<T>* k_ = nullptr;
   SequencePlan plan_;
   std::unique_ptr<Products<T>> fma_, split_;
+  Index steps_before_ = 0;  // of all forward passes
   const KernelTable<T>*fma_isa_ = nullptr, *split_isa_ = nullptr;  // the kernels that they were made for
   MatmulPrecision split_precision_ = MatmulPrecision::kHighest;
   Products<T>* products_ = nullptr;  // one of the two
