@@ -162,7 +162,7 @@ def table_rows(report: Report, comparison: Comparison) -> str:
 def section_summary(report: Report, section: str, kind: str) -> list[str]:
     """What a section comes to, in sentences; empty where there is nobody to compare with."""
     found = report.of(section, kind)
-    if section == "sequence" and (mean := _mean_ratio(found, _RIVALS[kind])):
+    if section == "sequence" and (mean := _mean_ratio(found, _rivals(found, kind))):
         return [f"{kind}, {mean}."]
     if section == "precision":
         return _precision_summary(found)
@@ -185,16 +185,25 @@ def _sentence(comparison: Comparison, label: str) -> str:
     )
 
 
+def _rivals(found: Sequence[Comparison], kind: str) -> list[str]:
+    """Those of `_RIVALS` that were measured: a mean names nobody who was absent."""
+    return [label for label in _RIVALS[kind] if any(label in comparison.measured for comparison in found)]
+
+
+def _of_the_fastest(labels: Sequence[str]) -> str:
+    return f"{'the fastest of ' if len(labels) > 1 else ''}{' and '.join(labels)}"
+
+
 def _mean_ratio(found: Sequence[Comparison], among: Sequence[str]) -> str:
     """How lstmfast stands over several shapes, without a full stop; empty where nobody of those was measured."""
-    named = [(comparison, fastest_peer(comparison, among)) for comparison in found]
+    named = [(comparison, fastest_peer(comparison, among)) for comparison in found if among]
     ratios = {comparison.case: comparison.ratio(peer).median for comparison, peer in named if peer}
     if len(ratios) < 2:
         return ""
     least, most = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
     return (
         f"geometric mean over {len(ratios)} shapes: lstmfast does {geometric_mean(ratios.values()):.2f} times the work "
-        f"of the fastest of {' and '.join(among)} (least {ratios[least]:.2f} at {least}, most {ratios[most]:.2f} "
+        f"of {_of_the_fastest(among)} (least {ratios[least]:.2f} at {least}, most {ratios[most]:.2f} "
         f"at {most})"
     )
 
@@ -218,8 +227,8 @@ def _ragged_summary(found: Sequence[Comparison]) -> list[str]:
 
 
 def _precision_summary(found: Sequence[Comparison]) -> list[str]:
-    """Like beside like: bf16 with the faster of PyTorch's two ways to it, float64 with float64."""
-    pairs = {"lstmfast medium": ("torch autocast", "torch fp32=bf16"), "lstmfast float64": ("torch float64",)}
+    """`medium` beside the fastest that PyTorch has: bf16 in two ways, or float32 where a CPU runs bf16 slowly."""
+    pairs = {"lstmfast medium": ("torch", "torch autocast", "torch fp32=bf16"), "lstmfast float64": ("torch float64",)}
     lines = []
     for comparison in found:
         for ours, theirs in pairs.items():
@@ -402,12 +411,14 @@ _SUMMARY_ROWS = {
 def _summary(report: Report) -> str:
     """The figures of the front page: one row for each thing a user does, against the fastest other."""
     rows = []
-    for kind, rivals in _RIVALS.items():
-        named = [(comparison, fastest_peer(comparison, rivals)) for comparison in report.of("sequence", kind)]
+    for kind in _RIVALS:
+        found = report.of("sequence", kind)
+        rivals = _rivals(found, kind)
+        named = [(comparison, fastest_peer(comparison, rivals)) for comparison in found if rivals]
         if ratios := [comparison.ratio(peer).median for comparison, peer in named if peer]:
             mean = f"**{geometric_mean(ratios):.2f}x**, geometric mean ({min(ratios):.2f} to {max(ratios):.2f})"
             what = f"one layer, {kind}, {len(ratios)} shapes"
-            rows.append(_markdown_row(what, "", f"of {' and '.join(rivals)}", mean, "`lstmfast bench sequence`"))
+            rows.append(_markdown_row(what, "", _of_the_fastest(rivals), mean, "`lstmfast bench sequence`"))
     for section, words in _SUMMARY_ROWS.items():
         for comparison in report.of(section):
             peer = fastest_peer(comparison)
