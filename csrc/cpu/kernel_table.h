@@ -156,6 +156,10 @@ struct KernelTable {
   void (*product)(const ProductArgs<T>&);
   void (*transposed_product)(const TransposedProductArgs<T>&);
 
+  // out[columns] += x[rows]·matrix, and out[rows] = matrix·x[columns], with the matrix [rows, columns] as it lies.
+  void (*add_row_product)(const T* x, const T* matrix, Index stride, Index rows, Index columns, T* out);
+  void (*row_dot_products)(const T* matrix, Index stride, Index rows, Index columns, const T* x, T* out);
+
   // Sums over rows, in order. Gate blocks [begin, end) of panels are added to sums [4*hidden]; columns [begin, end) of rows
   // become sums.
   void (*sum_gate_rows)(const T* panels, Index block_stride, Index rows, Index hidden, Index begin, Index end, T* sums);

@@ -50,6 +50,9 @@ class Products {
 
 template <typename T>
 std::unique_ptr<Products<T>> make_fma_products(const KernelTable<T>& k);
+// Multiply-adds too, but with the weights as they lie: for so few rows that packing would take longer.
+template <typename T>
+std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k);
 std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k, const SplitKernels& split,
                                                      MatmulPrecision precision);
 

@@ -9,8 +9,16 @@
 
 namespace lstmfast {
 
+namespace {
+
+// Up to this many rows in all, a training step reads its weights where they lie: one row of 256 units takes half the time.
+constexpr Index kRowsUnpacked = 2;
+
+}  // namespace
+
 template <typename T>
 typename Sequence<T>::Division Sequence<T>::division(double multiply_adds_per_step) const {
+  if (products_ == unpacked_.get()) return {1, false};
   const int threads = threads_for_work(multiply_adds_per_step * static_cast<double>(plan_.steps()));
   // Every thread should have a full register tile of rows.
   if (plan_.batch >= threads * k_->tile_rows) return {threads, false};
@@ -48,13 +56,18 @@ void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
 
 template <typename T>
 void Sequence<T>::choose_products() {
-  if (!fma_ || fma_isa_ != k_) fma_ = make_fma_products<T>(*k_), fma_isa_ = k_;
-  products_ = fma_.get();
+  if (made_for_ != k_) {
+    made_for_ = k_;
+    fma_ = make_fma_products<T>(*k_);
+    unpacked_ = make_unpacked_products<T>(*k_);
+    split_.reset();
+  }
+  // Weights of a call that backward follows are packed for that call alone, and twice. Others may come again.
+  products_ = args_.keep_for_backward && plan_.rows() <= kRowsUnpacked ? unpacked_.get() : fma_.get();
   if constexpr (std::is_same_v<T, float>) {
     if (split_products_pay(args_.precision, plan_.batch, args_.hidden_size)) {
-      if (!split_ || split_isa_ != k_ || split_precision_ != args_.precision) {
+      if (!split_ || split_precision_ != args_.precision) {
         split_ = make_split_products(*k_, *current_kernels().split, args_.precision);
-        split_isa_ = k_;
         split_precision_ = args_.precision;
       }
       products_ = split_.get();

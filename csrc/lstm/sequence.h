@@ -121,11 +121,11 @@ class Sequence {
   SequenceForwardArgs<T> args_{};
   const KernelTable<T>* k_ = nullptr;
   SequencePlan plan_;
-  std::unique_ptr<Products<T>> fma_, split_;
+  std::unique_ptr<Products<T>> fma_, unpacked_, split_;
   Index steps_before_ = 0;  // of all forward passes
-  const KernelTable<T>*fma_isa_ = nullptr, *split_isa_ = nullptr;  // the kernels that they were made for
+  const KernelTable<T>*made_for_ = nullptr;  // the kernels that they use
   MatmulPrecision split_precision_ = MatmulPrecision::kHighest;
-  Products<T>* products_ = nullptr;  // one of the two
+  Products<T>* products_ = nullptr;  // one of the three
   StartingValues<T> starting_values_;
   AlignedBuffer<T> cells_, gates_, d_gates_, d_c_, zeros_;
   AlignedBuffer<T> z_;                                               // pre-activations of a group of steps

@@ -8,6 +8,7 @@
 #include "cpu/kernels/product-inl.h"
 #include "cpu/kernels/step-inl.h"
 #include "cpu/kernels/training-inl.h"
+#include "cpu/kernels/unpacked-inl.h"
 
 namespace lstmfast {
 namespace {
@@ -27,6 +28,8 @@ constexpr KernelTable<T> make_table() {
   t.step_backward = step_backward<T>;
   t.product = product<T>;
   t.transposed_product = transposed_product<T>;
+  t.add_row_product = add_row_product<T>;
+  t.row_dot_products = row_dot_products<T>;
   t.sum_gate_rows = sum_gate_rows<T>;
   t.sum_rows = sum_rows<T>;
   t.scatter_gate_rows = scatter_gate_rows<T>;
