@@ -124,6 +124,16 @@ def test_special_values_go_back_to_multiply_adds(isa, split, rng, value, where):
         assert_array_equal(np.isfinite(actual[name]), np.isfinite(wanted), err_msg=name)
 
 
+def test_weights_packed_for_another_policy_are_not_used(isa, split, rng):
+    p, sequence = problem(rng, 2, 16, 5, 128, dtype=np.float32), _core.Sequence()
+    for policy in ["high", "medium", "highest", "medium", "high"]:
+        fresh = run_core_forward(p, matmul_precision=policy)
+        for name, value in run_core_forward(
+            p, sequence=sequence, matmul_precision=policy, same_weights=policy != "high"
+        ).items():
+            assert_array_equal(value, fresh[name], err_msg=f"{policy}: {name}")
+
+
 def test_small_batches_and_layers_are_not_split(isa, split, rng):
     for shape in [(2, 15, 5, 128), (2, 16, 5, 127), (2, 16, 5, 20)]:
         p, sequence = problem(rng, *shape, dtype=np.float32), _core.Sequence()

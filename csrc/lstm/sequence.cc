@@ -36,7 +36,6 @@ void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
                             args.bias == args_.bias && args.forget_bias == args_.forget_bias &&
                             args.input_size == args_.input_size && args.hidden_size == args_.hidden_size &&
                             static_cast<bool>(args.ids) == static_cast<bool>(args_.ids);
-  const Products<T>* products_before = products_;
   args_ = args;
   k_ = &kernels<T>();
   plan_.build(args.time_steps, args.batch, args.lengths, args.resets, args.reverse);
@@ -44,7 +43,7 @@ void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
   if (args.keep_for_backward || args.gates) gates_.resize(plan_.rows() * PanelSizes<T>(*k_).gate_depth(args.hidden_size));
   if (args.keep_for_backward && !args.cells) cells_.resize(plan_.rows() * args.hidden_size);
   std::fill_n(zeros_.resize(args.hidden_size), args.hidden_size, T(0));
-  if (!pack_weights(same_weights && products_ == products_before) || !run_forward()) {
+  if (!pack_weights(same_weights) || !run_forward()) {
     products_ = fma_.get();
     products_->prepare(num_threads());
     pack_weights(false);
@@ -61,6 +60,7 @@ void Sequence<T>::choose_products() {
     fma_ = make_fma_products<T>(*k_);
     unpacked_ = make_unpacked_products<T>(*k_);
     split_.reset();
+    packed_ = nullptr;
   }
   // Weights of a call that backward follows are packed for that call alone, and twice. Others may come again.
   products_ = args_.keep_for_backward && plan_.rows() <= kRowsUnpacked ? unpacked_.get() : fma_.get();
@@ -69,6 +69,7 @@ void Sequence<T>::choose_products() {
       if (!split_ || split_precision_ != args_.precision) {
         split_ = make_split_products(*k_, *current_kernels().split, args_.precision);
         split_precision_ = args_.precision;
+        packed_ = nullptr;  // or what was made anew might lie where the old one was
       }
       products_ = split_.get();
     }
@@ -88,8 +89,11 @@ bool Sequence<T>::pack_weights(bool same_weights) {
   } else if (!same_weights) {
     starting_values_.pack_bias(*k_, args_.bias, args_.forget_bias, hidden);
   }
-  if (same_weights) return true;
-  return products_->pack(args_.kernel, has_input_product() ? args_.input_size : 0, recurrent_kernel(), hidden);
+  if (same_weights && products_ == packed_) return true;
+  packed_ = nullptr;
+  if (!products_->pack(args_.kernel, has_input_product() ? args_.input_size : 0, recurrent_kernel(), hidden)) return false;
+  packed_ = products_;
+  return true;
 }
 
 template <typename T>

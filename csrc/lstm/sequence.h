@@ -122,10 +122,11 @@ class Sequence {
   const KernelTable<T>* k_ = nullptr;
   SequencePlan plan_;
   std::unique_ptr<Products<T>> fma_, unpacked_, split_;
-  Index steps_before_ = 0;  // of all forward passes
-  const KernelTable<T>*made_for_ = nullptr;  // the kernels that they use
+  const KernelTable<T>* made_for_ = nullptr;  // the kernels that they use
   MatmulPrecision split_precision_ = MatmulPrecision::kHighest;
-  Products<T>* products_ = nullptr;  // one of the three
+  Products<T>* products_ = nullptr;      // the one of the three in use
+  const Products<T>* packed_ = nullptr;  // the one that holds the weights of the last forward
+  Index steps_before_ = 0;               // of all forward passes
   StartingValues<T> starting_values_;
   AlignedBuffer<T> cells_, gates_, d_gates_, d_c_, zeros_;
   AlignedBuffer<T> z_;                                               // pre-activations of a group of steps
