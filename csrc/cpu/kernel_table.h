@@ -32,10 +32,10 @@ struct StepForwardArgs {
   Index hidden_size;
   const T* const* init;     // [rows] -> the row's first gate block of starting values: bias, looked-up kernel row, ...
   Index init_block_stride;  // from one gate block to the next
-  const T* const* x;        // [rows] -> [input_size]; not read where input_size is 0
+  const T* const* x;        // [rows] -> [input_size]; of no input, pointers to anything
   Index input_size;
   const T* input_panels;      // gate panels, input_size rows
-  const T* const* h_prev;     // [rows] -> [recurrent_size]; must not overlap h; not read where recurrent_size is 0
+  const T* const* h_prev;     // [rows] -> [recurrent_size]; must not overlap h
   Index recurrent_size;       // hidden_size, or 0: init holds the recurrent product already
   const T* recurrent_panels;  // gate panels, recurrent_size rows
   const T* const* c_prev;     // [rows] -> [hidden_size]; a row may be the same memory as its c

@@ -11,7 +11,7 @@ namespace lstmfast {
 
 namespace {
 
-// Up to this many rows in all, a training step reads its weights where they lie: one row of 256 units takes half the time.
+// Up to this many rows in all, a training step reads its weights where they lie: one row of 256 units takes two thirds.
 constexpr Index kRowsUnpacked = 2;
 
 }  // namespace

@@ -58,7 +58,7 @@ void product(const ProductArgs<T>& args) {
 }
 
 // Columns of a, tile by tile: [tile][row][R]. Read where they lie, every row of a tile would be in another line and, with
-// 1,024 units, in the same few sets of every cache: that took three times as long.
+// 1,024 units, in the same few sets of every cache: 96 GFLOP/s instead of 136 (6,400 rows).
 template <typename T>
 struct PackColumns {
   const T* const* a;
