@@ -79,6 +79,11 @@ def read_words(sources: Sequence[str], *, shortest: int, longest: int) -> Counte
     return Counter(word for word in words if shortest <= len(word) <= longest)
 
 
+def is_due(step: int, steps: int, lines: int = 8) -> bool:
+    """Whether to print a line at this step: the first, the last, and evenly between them."""
+    return step == 0 or (step + 1) * lines // steps > step * lines // steps
+
+
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Print what was learnt: a name and a value on each line."""
     listed = list(rows)

@@ -1,9 +1,9 @@
 """Twelve small matrices or one large kernel: the same LSTM, fewer products.
 
-The first exercise of assignment 6 of Udacity's deep learning course (2016). Its model has twelve variables, ix im ib for
-the input gate, fx fm fb for the forget gate, cx cm cb for the cell and ox om ob for the output gate: eight products a
-step. Side by side they are one kernel and one bias, and x and h one row: one product. This writes both down, puts the
-twelve into the kernel, and shows that states and gradients are the same numbers.
+The first exercise of assignment 6 of Udacity's deep learning course (2016). Its model has twelve variables, ix im
+ib for the input gate, fx fm fb for the forget gate, cx cm cb for the cell and ox om ob for the output gate: eight
+products a step. Side by side they are one kernel and one bias, and x and h one row: one product. This writes both
+down, puts the twelve into the kernel, and shows that states and gradients are the same numbers.
 """
 
 from __future__ import annotations

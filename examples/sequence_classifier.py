@@ -1,19 +1,20 @@
 """Many to one: a signal of 820 steps of 12 channels in, one of two classes out, through 64 units and their last state.
 
-The shapes are those of a much-read question about sequence classification with TensorFlow: [batch, 820, 12]. The signals
-are made here: beats pass over 12 electrodes in a row, every 10 to 16 steps, under noise. In class 0 a beat goes from the
-first electrode to the last, in class 1 from the last to the first. Every electrode sees the same in both classes, and no
-single step tells them apart: one must remember who was first, and keep the answer until the end.
+The shapes are those of a much-read question about sequence classification with TensorFlow: [batch, 820, 12]. The
+signals are made here: beats pass over 12 electrodes in a row, every 10 to 16 steps, under noise. In class 0 a beat
+goes from the first electrode to the last, in class 1 from the last to the first. Every electrode sees the same in
+both classes, and no single step tells them apart: one must remember who was first, and keep the answer until the
+end.
 
-An error at the end says little of what happened 800 steps before: gradients fade on the way. So units begin with memories
-of different length, forget biases log(uniform(1, 20)), which is Tallec & Ollivier's initialization (2018); written
-through `cell.gates["forget"].bias`.
+An error at the end says little of what happened 800 steps before: gradients fade on the way. So units begin with
+memories of different length, forget biases log(uniform(1, 20)), which is Tallec & Ollivier's initialization (2018);
+written through `cell.gates["forget"].bias`.
 
---data digits reads real data in place of the signals: scikit-learn's 1,797 handwritten digits, 8 rows of 8 pixels each as
-8 time steps of 8 values, ten classes.
+--data digits reads real data in place of the signals: scikit-learn's 1,797 handwritten digits, 8 rows of 8 pixels
+each as 8 time steps of 8 values, ten classes.
 
-The loss is the user's own, the sum over the batch or its mean (--loss): a function (logits, labels) -> (loss, derivative).
-A sum makes gradients batch-size times as long; Adam does not mind, and clipping must know.
+The loss is the user's own, the sum over the batch or its mean (--loss): a function (logits, labels) -> (loss,
+derivative). A sum makes gradients batch-size times as long; Adam does not mind, and clipping must know.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from _shared import Options, Results, print_table
+from _shared import Options, Results, is_due, print_table
 
 import lstmfast as lf
 
@@ -104,8 +105,9 @@ def example(options: Any) -> Results:
         loss = model.loss_and_gradients(time_major(x[chosen]), labels[chosen])
         lf.losses.clip_by_global_norm(model.gradient_buffer, largest_norm)
         optimizer.update(model.parameter_buffer, model.gradient_buffer, learning_rate=learning_rate(step))
-        if step % max(options.steps // 10, 1) == 0 or step == options.steps - 1:
-            print(f"{step:7,}  {loss:{len(options.loss) + 11}.4f}  {accuracy(model, x[held_out], labels[held_out]):.1%}")
+        if is_due(step, options.steps, lines=10):
+            right = accuracy(model, x[held_out], labels[held_out])
+            print(f"{step:7,}  {loss:{len(options.loss) + 11}.4f}  {right:.1%}")
 
     seen, unseen = (accuracy(model, x[part], labels[part]) for part in (known, held_out))
     print_table("The model", [

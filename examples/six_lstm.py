@@ -1,9 +1,9 @@
 """The 6_lstm model written out by hand: a character in, the next one out.
 
-All settings are those of assignment 6 of Udacity's deep learning course (2016): 27 symbols (space and a to z), 64 units,
-64 places of the text side by side, 10 steps unrolled, gradients clipped to a norm of 1.25, plain gradient descent with a
-learning rate of 10 that falls to a tenth every 5,000 steps, weights around -0.1, no forget bias. The state goes on from
-batch to batch, the gradient does not: truncated backpropagation through time.
+All settings are those of assignment 6 of Udacity's deep learning course (2016): 27 symbols (space and a to z), 64
+units, 64 places of the text side by side, 10 steps unrolled, gradients clipped to a norm of 1.25, plain gradient
+descent with a learning rate of 10 that falls to a tenth every 5,000 steps, weights around -0.1, no forget bias. The
+state goes on from batch to batch, the gradient does not: truncated backpropagation through time.
 
 `lstmfast train --preset udacity` trains the same model through the library's own trainer.
 """
@@ -36,8 +36,10 @@ def first_weights(rng: np.random.Generator) -> lf.ParameterBuffer:
             return np.zeros(shape)
         return lf.initializers.truncated_normal(shape, rng, mean=-0.1, std=0.1)
 
-    projection = {"kernel": (UNITS, SYMBOLS), "bias": (SYMBOLS,)}
-    shapes = {"kernel": (SYMBOLS + UNITS, 4 * UNITS), "bias": (4 * UNITS,), "projection": projection}
+    shapes = {
+        "kernel": (SYMBOLS + UNITS, 4 * UNITS), "bias": (4 * UNITS,),
+        "projection.kernel": (UNITS, SYMBOLS), "projection.bias": (SYMBOLS,),
+    }  # fmt: skip
     weights = lf.ParameterBuffer.allocate(shapes, "float32")
     weights.fill(draw, rng)
     return weights

@@ -1,12 +1,13 @@
 """Mirror the letters of each word: "the quick brown fox" becomes "eht kciuq nworb xof".
 
 The third exercise of assignment 6 of Udacity's deep learning course (2016), with the sequence-to-sequence model of
-Sutskever, Vinyals & Le (2014). One LSTM reads a word letter by letter; the state it ends in, all that it can say of the
-word, is where a second LSTM begins to write. The writer reads what was written before: while it learns that is the right
-letter, later its own. Words of any length lie side by side in a batch; `lengths` stops each at its own end.
+Sutskever, Vinyals & Le (2014). One LSTM reads a word letter by letter; the state it ends in, all that it can say of
+the word, is where a second LSTM begins to write. The writer reads what was written before: while it learns that is
+the right letter, later its own. Words of any length lie side by side in a batch; `lengths` stops each at its own
+end.
 
-Of all different words of the text one in ten is held out: those the model never sees while it learns, and those it is
-judged by. A word is right if all of its letters are, and its end.
+Of all different words of the text one in ten is held out: those the model never sees while it learns, and those it
+is judged by. A word is right if all of its letters are, and its end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from _shared import Options, Results, print_table, read_words
+from _shared import Options, Results, is_due, print_table, read_words
 
 import lstmfast as lf
 
@@ -100,10 +101,10 @@ def example(options: Any) -> Results:
         loss = model.loss_and_gradients([known[k] for k in rng.integers(0, len(known), BATCH)])
         lf.losses.clip_by_global_norm(model.storage.gradient_values, 1.0)
         optimizer.update(model.storage.values, model.storage.gradient_values, learning_rate=learning_rate(step))
-        if step % max(options.steps // 8, 1) == 0 or step == options.steps - 1:
+        if is_due(step, options.steps):
             print(f"{step:7,}  {loss:.4f}  {share_right(model, held_out[:1000]):.1%}")
 
-    sentence = "the quick brown fox jumps over the lazy dog".split()
+    sentence = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
     print(f"\n{' '.join(sentence)}\n{' '.join(model(sentence))}")
     seen, unseen = share_right(model, known[:2000]), share_right(model, held_out)
     rows = [("variables", f"{model.storage.values.size:,}"), ("known words right", f"{seen:.1%}")]

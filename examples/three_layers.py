@@ -1,10 +1,12 @@
 """Three LSTM layers, one above the other: what a stack is, that each layer has weights of its own, and what it learns.
 
-Follows the many posts on TensorFlow's MultiRNNCell. Its trap was [cell] * 3, which is one cell three times: the first
-layer reads characters and the others read its units, so the kernels cannot even have one shape. Here `lf.LSTM(num_layers=3)`
-is the stack; before it learns, it is run once layer by layer to show that it is just that, to the last bit.
+Follows the many posts on TensorFlow's MultiRNNCell. Its trap was [cell] * 3, which is one cell three times: the
+first layer reads characters and the others read its units, so the kernels cannot even have one shape. Here
+`lf.LSTM(num_layers=3)` is the stack; before it learns, it is run once layer by layer to show that it is just that,
+to the last bit.
 
-The model is put together from the library's layers: an embedding, the stack, and a projection to the next character.
+The model is put together from the library's layers: an embedding, the stack, and a projection to the next
+character.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from _shared import Options, Results, print_table, read_text
+from _shared import Options, Results, is_due, print_table, read_text
 
 import lstmfast as lf
 from lstmfast.data import Batches, split
@@ -48,6 +50,7 @@ class Model:
     def backward(self, d_logits: Array) -> None:
         """Fill the gradients of all variables."""
         d_embedded, _ = self.lstm.backward(self.projection.backward(d_logits))
+        assert d_embedded is not None  # as it is where the stack reads ids itself
         self.embedding.backward(d_embedded)
 
 
@@ -70,7 +73,8 @@ def example(options: Any) -> Results:
     x = model.embedding(batches.next()[0])
     difference = float(np.abs(model.lstm(x)[0] - layer_by_layer(model.lstm, x)).max())
     for number, cell in enumerate(model.lstm.cells):
-        print(f"layer {number}: kernel {cell.kernel.shape} = ({cell.input_size} + {cell.hidden_size}, 4*{cell.hidden_size})")
+        rows, columns = f"{cell.input_size} + {cell.hidden_size}", f"4*{cell.hidden_size}"
+        print(f"layer {number}: kernel {cell.kernel.shape} = ({rows}, {columns})")
     print(f"The stack against its layers run one after another: largest difference {difference:g}\n")
 
     print("   step  perplexity  length of the gradient in layer 0, 1, 2")
@@ -83,7 +87,7 @@ def example(options: Any) -> Results:
         lf.losses.clip_by_global_norm(model.storage.gradient_values, 1.0)
         optimizer.update(model.storage.values, model.storage.gradient_values, learning_rate=learning_rate(step))
         recent.append(loss)
-        if step % max(options.steps // 8, 1) == 0 or step == options.steps - 1:
+        if is_due(step, options.steps):
             loss, recent = float(np.mean(recent)), []
             print(f"{step:7,}  {lf.losses.perplexity(loss):10.2f}  {'  '.join(f'{length:.4f}' for length in lengths)}")
 
@@ -98,7 +102,7 @@ def example(options: Any) -> Results:
 
 
 def main(arguments: Sequence[str] | None = None) -> Results:
-    options = Options(__doc__, steps=1200)
+    options = Options(__doc__, steps=2500)
     options.add_number("--hidden-size", 128, "units of each layer")
     return options.run(example, arguments)
 

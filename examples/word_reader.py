@@ -1,10 +1,11 @@
 """Read a misspelt word: 256 units forwards, 256 backwards, and a softmax over 5,068 words.
 
-The sizes are those of a much-read question about bidirectional LSTMs in TensorFlow: characters of 16 values, 256 units a
-direction, hence two kernels of (16 + 256, 4*256) = (272, 1024), and 5,068 words to choose from. The words are those that
-the text has most often. Each is spelt wrong by one slip: two letters swapped, one left out, put in or replaced; one word
-in five stays as it is. The forward direction ends at the last letter, the backward one at the first, each has read the
-whole word; both together say which it was. Slips are drawn anew for every batch and for the test.
+The sizes are those of a much-read question about bidirectional LSTMs in TensorFlow: characters of 16 values, 256
+units a direction, hence two kernels of (16 + 256, 4*256) = (272, 1024), and 5,068 words to choose from. The words
+are those that the text has most often. Each is spelt wrong by one slip: two letters swapped, one left out, put in
+or replaced; one word in five stays as it is. The forward direction ends at the last letter, the backward one at the
+first, each has read the whole word; both together say which it was. Slips are drawn anew for every batch and for
+the test.
 
 No reader can be right always: one slip makes "form" of "from".
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from _shared import Options, Results, print_table, read_words
+from _shared import Options, Results, is_due, print_table, read_words
 
 import lstmfast as lf
 
@@ -74,6 +75,7 @@ class Reader:
         forward, backward = np.split(self.projection.backward(d_logits), 2, axis=1)
         d_h_n = np.stack([forward, backward])
         d_embedded, _ = self.lstm.backward(None, (d_h_n, np.zeros_like(d_h_n)))
+        assert d_embedded is not None  # as it is where the stack reads ids itself
         self.embedding.backward(d_embedded)
 
 
@@ -88,7 +90,7 @@ def example(options: Any) -> Results:
     counted = read_words(options.text, shortest=3, longest=16).most_common(options.words)
     words = [word for word, _ in counted]
     if len(words) < options.words:
-        raise ValueError(f"--words must be at most {len(words):,}, the different words of the text, got {options.words:,}")
+        raise ValueError(f"--words must be at most {len(words):,}, what the text has, got {options.words:,}")
     model, optimizer, recent = Reader(len(words), rng), lf.optimizers.Adam(), []
     optimizer.init(model.storage.values)
     learning_rate = lf.schedules.CosineWithWarmup(3e-3, options.steps, options.steps // 20, 0.02)
@@ -101,7 +103,7 @@ def example(options: Any) -> Results:
         lf.losses.clip_by_global_norm(model.storage.gradient_values, 1.0)
         optimizer.update(model.storage.values, model.storage.gradient_values, learning_rate=learning_rate(step))
         recent.append(loss)
-        if step % max(options.steps // 10, 1) == 0 or step == options.steps - 1:
+        if is_due(step, options.steps, lines=10):
             loss, recent = float(np.mean(recent)), []
             print(f"{step:7,}  {loss:.3f}")
 
@@ -125,7 +127,7 @@ def example(options: Any) -> Results:
 
 
 def main(arguments: Sequence[str] | None = None) -> Results:
-    options = Options(__doc__, steps=1000)
+    options = Options(__doc__, steps=1500)
     options.add_number("--words", WORDS, "words to tell apart, the most frequent ones of the text", at_least=2)
     options.add_number("--batch-size", 128, "words of a batch")
     return options.run(example, arguments)
