@@ -7,7 +7,9 @@
 #include "cuda_emu.h"
 
 #include <sys/mman.h>
+#ifndef __x86_64__
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <cstdarg>
@@ -32,6 +34,55 @@ __attribute__((weak)) void __asan_unpoison_memory_region(void const volatile* ad
 }
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+// Two stacks and a way from one to the other. `swapcontext` does it everywhere, but asks Linux for the signal mask each
+// time: 490 ns a switch, against 60 for pushing what a function must preserve and exchanging the stack pointer.
+#ifdef __x86_64__
+extern "C" void cuda_emu_switch(void** from, void* to);
+asm(R"(
+  .text
+  .type cuda_emu_switch, @function
+cuda_emu_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size cuda_emu_switch, .-cuda_emu_switch
+)");
+namespace {
+using Context = void*;  // a stack pointer
+void switch_context(Context& from, Context& to) { cuda_emu_switch(&from, to); }
+void prepare_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+  void** top = reinterpret_cast<void**>(stack + bytes);  // page-aligned; six registers, the entry, no way back from it
+  std::fill(top - 8, top, nullptr);
+  top[-2] = reinterpret_cast<void*>(entry);
+  context = top - 8;
+}
+}  // namespace
+#else
+namespace {
+using Context = ucontext_t;
+void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
+void prepare_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = bytes;
+  context.uc_link = nullptr;
+  makecontext(&context, entry, 0);
+}
+}  // namespace
+#endif
 
 namespace cuda_emu {
 namespace {
@@ -58,7 +109,7 @@ struct Rendezvous {
 };
 
 struct Fiber {
-  ucontext_t context;
+  Context context{};
   Block* block = nullptr;
   dim3 thread_index;
   unsigned number = 0;
@@ -126,7 +177,7 @@ std::mt19937 g_random;
 
 Fiber* g_current = nullptr;
 bool g_failed = false;
-ucontext_t g_main;
+Context g_main;
 void *g_main_tsan, *g_main_fake_stack;
 const void* g_main_bottom;
 size_t g_main_size;
@@ -182,7 +233,7 @@ void switch_to_main(bool forever) {
     __sanitizer_start_switch_fiber(forever ? nullptr : &fiber->fake_stack, g_main_bottom, g_main_size);
   }
   if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(g_main_tsan, kSwitchOrdersNothing);
-  swapcontext(&fiber->context, &g_main);
+  switch_context(fiber->context, g_main);
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(fiber->fake_stack, nullptr, nullptr);
 }
 
@@ -214,7 +265,7 @@ void resume(Fiber& fiber) {
   ++g_statistics.switches;
   if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(&g_main_fake_stack, fiber.stack, g_stack_bytes);
   if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(fiber.tsan, kSwitchOrdersNothing);
-  swapcontext(&g_main, &fiber.context);
+  switch_context(g_main, fiber.context);
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(g_main_fake_stack, nullptr, nullptr);
   g_current = nullptr;
 }
@@ -228,7 +279,7 @@ void speak_as_launcher() {
   refuse(kLaunchFailure, words);
   g_failed = true;
   if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(nullptr, g_main_bottom, g_main_size);
-  setcontext(&g_main);
+  switch_context(g_current->context, g_main);
   std::abort();  // a failed launch resumes nobody
 }
 
@@ -322,11 +373,7 @@ void make_block(Grid& grid, unsigned number, bool guarded) {
     fiber.number = t;
     fiber.thread_index = dim3(t % b.x, t / b.x % b.y, t / (b.x * b.y));
     fiber.stack = block.slab + t * stride + kPage;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = g_stack_bytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
+    prepare_context(fiber.context, fiber.stack, g_stack_bytes, fiber_main);
     if (__tsan_create_fiber) fiber.tsan = __tsan_create_fiber(0);
   }
   g_statistics.threads += block.threads;
