@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
-from lstmfast import _core, checkpoint, gates, losses, runtime
+from lstmfast import _core, checkpoint, cuda, gates, losses, runtime
 from lstmfast.config import (
     PRESETS,
     Config,
@@ -433,7 +433,7 @@ def info(argv: Sequence[str]) -> int:
         "isas_available": _core.available_isas(),
         "isa": _core.current_isa(),
         "threads": runtime.get_num_threads(),
-        "cuda": "not built",
+        "cuda": cuda.describe(),
     }
     if options.json:
         print(json.dumps(facts))
