@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -129,13 +128,14 @@ def lstm(
     Source: `reference.lstm` is the same in NumPy.
     """
     precision = runtime.resolve_matmul_precision(matmul_precision)
-    if not isinstance(x, np.ndarray) and (sequences := _cuda_sequences(x)):
-        on_device: Output = sequences.lstm(
+    if not isinstance(x, np.ndarray) and check.is_on_device(x):
+        from lstmfast.cuda import _sequences
+
+        return _sequences.lstm(
             x, kernel, bias, h0, c0, lengths=lengths, resets=resets, reverse=reverse,
             forget_bias=check.finite("forget_bias", forget_bias), return_cells=return_cells, return_gates=return_gates,
             keep_for_backward=keep_for_backward, matmul_precision=precision,
         )  # fmt: skip
-        return on_device
     kernel, bias, hidden_size = _weights(kernel, bias, x, h0, axes=2)
     x = _input(x, kernel, hidden_size, ("time_steps", "batch"))
     time_steps, batch = x.shape[:2]
@@ -193,17 +193,6 @@ def lstm_backward(
         d_x=gradients.x, d_kernel=gradients.kernel, d_bias=gradients.bias, d_h0=gradients.h0, d_c0=gradients.c0,
     )  # fmt: skip
     return gradients
-
-
-def _cuda_sequences(x: Any) -> ModuleType | None:
-    """The module that computes where x lies, if that is a GPU. Loaded no earlier than somebody asks."""
-    from lstmfast.cuda import _arrays
-
-    if not _arrays.is_device_array(x):
-        return None
-    from lstmfast.cuda import _sequences
-
-    return _sequences
 
 
 def _weights(kernel: Any, bias: Any, x: Any, h: Any, *, axes: int) -> tuple[Array, Array, int]:

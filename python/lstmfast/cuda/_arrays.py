@@ -141,12 +141,14 @@ class Framework(Protocol):
     def zeros(self, shape: Sequence[int], dtype: str, like: DeviceArray) -> DeviceArray: ...
     def from_host(self, values: npt.NDArray[Any], like: DeviceArray) -> DeviceArray: ...
     def to_host(self, array: DeviceArray) -> npt.NDArray[Any]: ...  # waits; bfloat16 becomes float32
-    def join(self, arrays: Sequence[DeviceArray]) -> DeviceArray: ...  # along the first axis
+    def join(self, arrays: Sequence[DeviceArray], axis: int = 0) -> DeviceArray: ...
     def choose(self, mask: DeviceArray, where: DeviceArray) -> DeviceArray: ...  # zero where the mask is false
     def product(self, a: DeviceArray, b: DeviceArray, dtype: str) -> DeviceArray: ...  # a @ b, sums in float32
     def column_sums(self, array: DeviceArray, dtype: str) -> DeviceArray: ...  # of two axes; summed in float32
     def rows_at(self, table: DeviceArray, ids: DeviceArray) -> DeviceArray: ...
     def add_rows(self, rows: DeviceArray, ids: DeviceArray, count: int) -> DeviceArray: ...  # deterministic
+    # Losses [N] of targets [N] by logits [N, V], and softmax - one-hot, the derivative of their sum.
+    def cross_entropy(self, logits: DeviceArray, targets: DeviceArray) -> tuple[DeviceArray, DeviceArray]: ...
     def stream(self, like: DeviceArray) -> int: ...
     def is_capturing(self) -> bool: ...
     def on_device_of(self, like: DeviceArray) -> contextlib.AbstractContextManager[Any]: ...
@@ -187,8 +189,8 @@ class Torch:
         values: npt.NDArray[Any] = (array.float() if array.dtype == self._torch.bfloat16 else array).cpu().numpy()
         return values
 
-    def join(self, arrays: Sequence[DeviceArray]) -> DeviceArray:
-        return self._torch.cat(tuple(arrays))
+    def join(self, arrays: Sequence[DeviceArray], axis: int = 0) -> DeviceArray:
+        return self._torch.cat(tuple(arrays), axis)
 
     def choose(self, mask: DeviceArray, where: DeviceArray) -> DeviceArray:
         return where.masked_fill(~mask, 0)
@@ -213,6 +215,13 @@ class Torch:
         # index_put_ sorts its indices on CUDA and adds in a fixed order, where index_add_ takes atomics.
         sums = rows.new_zeros((count, rows.shape[1]))
         return sums.index_put_((ids.long(),), rows, accumulate=True)
+
+    def cross_entropy(self, logits: DeviceArray, targets: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
+        targets, row = targets.long(), self._torch.arange(len(targets), device=logits.device)
+        log_probabilities = self._torch.log_softmax(logits, 1)
+        d_logits = log_probabilities.exp()
+        d_logits[row, targets] -= 1
+        return -log_probabilities[row, targets], d_logits
 
     def stream(self, like: DeviceArray) -> int:
         return int(self._torch.cuda.current_stream(like.device).cuda_stream) if like.is_cuda else 0
@@ -257,8 +266,8 @@ class Cupy:
         values: npt.NDArray[Any] = self._cupy.asnumpy(array)
         return values
 
-    def join(self, arrays: Sequence[DeviceArray]) -> DeviceArray:
-        return self._cupy.concatenate(list(arrays))
+    def join(self, arrays: Sequence[DeviceArray], axis: int = 0) -> DeviceArray:
+        return self._cupy.concatenate(list(arrays), axis)
 
     def choose(self, mask: DeviceArray, where: DeviceArray) -> DeviceArray:
         return self._cupy.where(mask, where, where.dtype.type(0))
@@ -276,6 +285,14 @@ class Cupy:
         # A product with one-hot rows: CuPy's scatter_add takes atomics, and sums would change from run to run.
         one_hot = (self._cupy.arange(count)[:, None] == ids[None, :]).astype(rows.dtype)
         return one_hot @ rows
+
+    def cross_entropy(self, logits: DeviceArray, targets: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
+        row = self._cupy.arange(len(targets))
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        log_probabilities = shifted - self._cupy.log(self._cupy.exp(shifted).sum(axis=1, keepdims=True))
+        d_logits = self._cupy.exp(log_probabilities)
+        d_logits[row, targets] -= 1
+        return -log_probabilities[row, targets], d_logits
 
     def stream(self, like: DeviceArray) -> int:
         return int(self._cupy.cuda.get_current_stream().ptr)
@@ -303,6 +320,28 @@ def framework_of(name: str, array: DeviceArray) -> Framework:
             )
         _frameworks[module] = _adapters[module](sys.modules[module])
     return _frameworks[module]
+
+
+def default_device() -> tuple[Framework, DeviceArray]:
+    """A framework that is installed here and can use the device, PyTorch before CuPy, and an empty array of it there.
+
+    For those who bring no arrays of their own. Raises CudaUnavailableError with the reason where there is none.
+    """
+    library = _library.require()
+    with contextlib.suppress(ImportError):
+        import torch
+
+        if torch.cuda.is_available() or library.is_emulated:
+            like = torch.empty(0, device="cpu" if library.is_emulated else "cuda")
+            return framework_of("array", like), like
+    with contextlib.suppress(ImportError):
+        import cupy
+
+        like = cupy.empty(0, np.float32)
+        return framework_of("array", like), like
+    raise _library.CudaUnavailableError(
+        "a CUDA device needs torch with CUDA or cupy here, for its memory and the large products"
+    )
 
 
 def _numpy_dtype(name: str) -> npt.DTypeLike:

@@ -45,7 +45,7 @@ def lstm(
     values; nor at token ids. matmul_precision "medium" runs the recurrence of float32 arrays in bfloat16, with float32
     sums; "high" is "highest"; the products around it are as exact as the framework is set to make them.
     """
-    on, inputs = _context(x), _Inputs()
+    on, inputs = context_of(x), _Inputs()
     framework = on.framework
     inputs.token_input = framework.dtype_of(x) in _IDS
     inputs.x = framework.plain(x)
@@ -200,7 +200,8 @@ class _Kept:
         return h_prev
 
 
-def _context(x: DeviceArray) -> Context:
+def context_of(x: DeviceArray) -> Context:
+    """Where x lies. Raises TypeError for a framework that cannot be used, CudaUnavailableError without kernels."""
     framework = framework_of("x", x)
     x = framework.plain(x)
     library = _library.require()
