@@ -322,22 +322,26 @@ def framework_of(name: str, array: DeviceArray) -> Framework:
     return _frameworks[module]
 
 
-def default_device() -> tuple[Framework, DeviceArray]:
+def default_device(number: int = 0) -> tuple[Framework, DeviceArray]:
     """A framework that is installed here and can use the device, PyTorch before CuPy, and an empty array of it there.
 
-    For those who bring no arrays of their own. Raises CudaUnavailableError with the reason where there is none.
+    For those who bring no arrays of their own. Raises CudaUnavailableError with the reason where there is none,
+    ValueError for a number that no device has.
     """
     library = _library.require()
+    if not 0 <= number < library.device_count()[0]:
+        raise ValueError(f"device must be one of 0 to {library.device_count()[0] - 1}, got {number}")
     with contextlib.suppress(ImportError):
         import torch
 
         if torch.cuda.is_available() or library.is_emulated:
-            like = torch.empty(0, device="cpu" if library.is_emulated else "cuda")
+            like = torch.empty(0, device="cpu" if library.is_emulated else f"cuda:{number}")
             return framework_of("array", like), like
     with contextlib.suppress(ImportError):
         import cupy
 
-        like = cupy.empty(0, np.float32)
+        with cupy.cuda.Device(number):
+            like = cupy.empty(0, np.float32)
         return framework_of("array", like), like
     raise _library.CudaUnavailableError(
         "a CUDA device needs torch with CUDA or cupy here, for its memory and the large products"
