@@ -57,7 +57,7 @@ class Row:
         """The case as a row of the table."""
         graph = f"{self.lstmfast_graph.median:9.3f}" if self.lstmfast_graph else f"{'-':>9}"
         return (
-            f"{_name(self.shape):20} {self.dtype:8} {self.work:8} {self.kernel:8} {self.lstmfast.median:9.3f} {graph} "
+            f"{str(self.shape):20} {self.dtype:8} {self.work:8} {self.kernel:8} {self.lstmfast.median:9.3f} {graph} "
             f"{self.torch.median:9.3f} {self.ratio:6.2f}x  {self.difference:.1e}"
         )
 
@@ -95,10 +95,6 @@ def run(*, rounds: int, seconds: float, json_path: str = "", shapes: Sequence[Sh
     return 0
 
 
-def _name(shape: Shape) -> str:
-    return f"{shape.batch}x{shape.time_steps}x{shape.input_size}x{shape.hidden_size}"
-
-
 def _torch(library: _library.Library) -> Any:
     try:
         import torch
@@ -127,7 +123,7 @@ def _measure(
                 ours, theirs = _works(torch, work, peer, x, d_h, kernel, bias)
                 difference = _difference(ours(), theirs())
                 if not difference <= TOLERANCES[dtype]:
-                    print(f"{_name(shape)} {dtype} {work}: values differ by {difference:.1e}, not timed")
+                    print(f"{shape} {dtype} {work}: values differ by {difference:.1e}, not timed")
                     continue
                 clock = _Clock(torch, on_gpu=not library.is_emulated)
                 graph = None if library.is_emulated else _captured(torch, ours)
