@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kForwardVariants[kVariant].threads(), 1) forwa
 #pragma unroll
     for (int u = 0; u < v.unit_tiles; ++u) {
       const int chunk = c * v.depth_warps + depth_warp, tile = (block * v.unit_warps + unit_warp) * v.unit_tiles + u;
-      const bool exists = chunk < chunks && tile < unit_tiles + LSTMFAST_PLANTED(kTileBound);
+      const bool exists = chunk < chunks && tile < unit_tiles;
       const uint4* fragment = s.packed + (static_cast<size_t>(tile) * chunks + chunk) * 128 + lane;
 #pragma unroll
       for (int product = 0; product < 2; ++product)
