@@ -23,7 +23,7 @@ import lstmfast as lf
 from cuda_host import HostArray, emulated_device, host_cupy_arrays
 from kernel_builds import compiler
 from lstmfast import cuda
-from lstmfast.cuda import _health, _library, selftest
+from lstmfast.cuda import _health, _library, _sequences, selftest
 from lstmfast.cuda.models import CudaCharLM
 from tolerances import gradients, states
 
@@ -220,6 +220,43 @@ def test_what_stands_past_a_rows_end_is_never_used(maker: Maker, rng: np.random.
     out = lf.lstm(**sent, lengths=lengths, reverse=reverse, keep_for_backward=True)
     assert_array_equal(maker.fetch(out.h), maker.fetch(wanted.h))
     assert np.isfinite(maker.fetch(lf.lstm_backward(out, out.h).kernel)).all()
+
+
+def test_one_step_is_a_sequence_of_one(maker: Maker, rng: np.random.Generator) -> None:
+    p = problem(rng, 1, 3, 4, 5, False)
+    x, h, c, kernel, bias = p["x"][0], p["h0"], p["c0"], p["kernel"], p["bias"]
+    got = lf.lstm_step(*map(maker.send, (x, h, c, kernel, bias)), forget_bias=1.0)
+    for array, wanted in zip(got, lf.lstm_step(x, h, c, kernel, bias, forget_bias=1.0), strict=True):
+        assert_allclose(maker.fetch(array), wanted, **states("float32", 9))
+
+
+def test_backward_needs_no_more_than_arrays_of_the_forward_call(rng: np.random.Generator) -> None:
+    p = {name: torch.from_numpy(value) for name, value in problem(rng, 4, 3, 5, 6, False).items()}
+    options = {"lengths": np.array([4, 1, 2]), "resets": rng.random((4, 3)) < 0.3, "reverse": True}
+    out = lf.lstm(**p, **ALL, **options)
+    kept = _sequences.kept_from(
+        p["x"],
+        p["kernel"],
+        p["h0"],
+        p["c0"],
+        out.h,
+        out.cells,
+        out.gates,
+        **options,  # type: ignore[arg-type]
+    )
+    d, again = lf.lstm_backward(out, out.h, out.h_n, out.c_n), lf.lstm_backward(kept, out.h, out.h_n, out.c_n)
+    for name in GRADIENTS:
+        assert torch.equal(getattr(d, name), getattr(again, name))
+
+
+def test_autocast_and_autograd_around_a_call_change_nothing(rng: np.random.Generator) -> None:
+    p = {name: torch.from_numpy(value) for name, value in problem(rng, 4, 3, 5, 6, False).items()}
+    wanted = lf.lstm(**p).h
+    p["kernel"].requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = lf.lstm(**p).h
+    assert torch.equal(got, wanted)
+    assert not got.requires_grad
 
 
 def test_strided_tensors_and_those_that_need_gradients_are_taken(rng: np.random.Generator) -> None:

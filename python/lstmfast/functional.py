@@ -79,10 +79,13 @@ def lstm_step(
     Shapes: x [batch, input_size], or integer ids [batch] (see `lstm`); h, c [batch, hidden_size];
     kernel [input_size + hidden_size, 4*hidden_size]; bias [4*hidden_size]. Columns lie i, f, g, o (see `gates`).
     Returns (h_next, c_next), both new, [batch, hidden_size]. Many steps with the same weights are faster through
-    `LSTM.stream`, which packs them once.
+    `LSTM.stream`, which packs them once. Arrays on a CUDA device are taken as in `lstm`.
     Raises ValueError naming the argument whose shape or ids are wrong; TypeError if float32 and float64 are mixed.
     Source: Gers, Schmidhuber & Cummins 2000, eqs. 1-5; `reference.lstm_step` is the same in NumPy.
     """
+    if not isinstance(x, np.ndarray) and check.is_on_device(x):
+        out = lstm(x[None], kernel, bias, h, c, forget_bias=forget_bias)
+        return out.h_n, out.c_n
     kernel, bias, hidden_size = _weights(kernel, bias, x, h, axes=1)
     x = _input(x, kernel, hidden_size, ("batch",))
     batch = len(x)

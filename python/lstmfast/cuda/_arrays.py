@@ -132,6 +132,7 @@ class Framework(Protocol):
     """What is asked of the library that the caller's arrays belong to. dtypes are names; `like` says which device."""
 
     name: str
+    has_bfloat16: bool
 
     def dtype_of(self, array: DeviceArray) -> str: ...
     def plain(self, array: DeviceArray) -> DeviceArray: ...  # without what an autograd records
@@ -139,6 +140,7 @@ class Framework(Protocol):
     def cast(self, array: DeviceArray, dtype: str) -> DeviceArray: ...
     def empty(self, shape: Sequence[int], dtype: str, like: DeviceArray) -> DeviceArray: ...
     def zeros(self, shape: Sequence[int], dtype: str, like: DeviceArray) -> DeviceArray: ...
+    def numbers_to(self, count: int, like: DeviceArray) -> DeviceArray: ...  # int32 0 to count - 1
     def from_host(self, values: npt.NDArray[Any], like: DeviceArray) -> DeviceArray: ...
     def to_host(self, array: DeviceArray) -> npt.NDArray[Any]: ...  # waits; bfloat16 becomes float32
     def join(self, arrays: Sequence[DeviceArray], axis: int = 0) -> DeviceArray: ...
@@ -152,12 +154,14 @@ class Framework(Protocol):
     def stream(self, like: DeviceArray) -> int: ...
     def is_capturing(self) -> bool: ...
     def on_device_of(self, like: DeviceArray) -> contextlib.AbstractContextManager[Any]: ...
+    def undisturbed(self, like: DeviceArray) -> contextlib.AbstractContextManager[Any]: ...  # no autograd, no autocast
 
 
 class Torch:
     """PyTorch."""
 
     name = "torch"
+    has_bfloat16 = True
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
@@ -179,6 +183,9 @@ class Torch:
 
     def zeros(self, shape: Sequence[int], dtype: str, like: DeviceArray) -> DeviceArray:
         return self._torch.zeros(tuple(shape), dtype=getattr(self._torch, dtype), device=like.device)
+
+    def numbers_to(self, count: int, like: DeviceArray) -> DeviceArray:
+        return self._torch.arange(count, dtype=self._torch.int32, device=like.device)
 
     def from_host(self, values: npt.NDArray[Any], like: DeviceArray) -> DeviceArray:
         # A copy even where the "device" is the host: what the caller does to his array later is no business of ours.
@@ -232,11 +239,17 @@ class Torch:
     def on_device_of(self, like: DeviceArray) -> contextlib.AbstractContextManager[Any]:
         return self._torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
 
+    @contextlib.contextmanager
+    def undisturbed(self, like: DeviceArray) -> Iterator[None]:
+        with self._torch.no_grad(), self._torch.autocast(like.device.type, enabled=False), self.on_device_of(like):
+            yield
+
 
 class Cupy:
     """CuPy, or any module of its interface. No bfloat16: NumPy's interface has none."""
 
     name = "cupy"
+    has_bfloat16 = False
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
@@ -258,6 +271,9 @@ class Cupy:
 
     def zeros(self, shape: Sequence[int], dtype: str, like: DeviceArray) -> DeviceArray:
         return self._cupy.zeros(tuple(shape), _numpy_dtype(dtype))
+
+    def numbers_to(self, count: int, like: DeviceArray) -> DeviceArray:
+        return self._cupy.arange(count, dtype=np.int32)
 
     def from_host(self, values: npt.NDArray[Any], like: DeviceArray) -> DeviceArray:
         return self._cupy.asarray(np.array(values, order="C"))
@@ -303,6 +319,9 @@ class Cupy:
     def on_device_of(self, like: DeviceArray) -> contextlib.AbstractContextManager[Any]:
         device: contextlib.AbstractContextManager[Any] = like.device
         return device
+
+    def undisturbed(self, like: DeviceArray) -> contextlib.AbstractContextManager[Any]:
+        return self.on_device_of(like)
 
 
 _adapters: dict[str, Callable[[Any], Framework]] = {"torch": Torch, "cupy": Cupy}

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from lstmfast import _checks as check
 from lstmfast import functional
+from lstmfast import gates as gate_order
 from lstmfast.cuda import _health, _kernels, _library
 from lstmfast.cuda._arrays import DeviceArray, Framework, framework_of, is_device_array, place_of
 from lstmfast.cuda._kernels import GATES, Context, Recurrence, States
@@ -45,154 +46,164 @@ def lstm(
     values; nor at token ids. matmul_precision "medium" runs the recurrence of float32 arrays in bfloat16, with float32
     sums; "high" is "highest"; the products around it are as exact as the framework is set to make them.
     """
-    on, inputs = context_of(x), _Inputs()
-    framework = on.framework
-    inputs.token_input = framework.dtype_of(x) in _IDS
-    inputs.x = framework.plain(x)
-    inputs.kernel = _float("kernel", kernel, on, ("rows", "columns"))
-    rows, columns = inputs.kernel.shape
-    dtype = framework.dtype_of(inputs.kernel)
-    axes = 2 if inputs.token_input else 3
-    if len(x.shape) != axes:
-        raise ValueError(
-            f"x must have shape (time_steps, batch, input_size) or be ids (time_steps, batch), got {tuple(x.shape)}"
-        )
-    time_steps, batch = x.shape[:2]
-    hidden_size = columns // GATES
-    input_size = rows - hidden_size
-    if columns % GATES or columns == 0 or input_size < 0 or (not inputs.token_input and x.shape[2] != input_size):
-        wanted = (
-            "(vocabulary_size + hidden_size, 4*hidden_size)"
-            if inputs.token_input
-            else (f"(input_size + hidden_size, 4*hidden_size) with input_size {x.shape[-1]}")
-        )
-        raise ValueError(f"kernel must have shape {wanted}, got {(rows, columns)}")
-    if hidden_size > _library.MAX_HIDDEN_SIZE:
-        raise ValueError(
-            f"kernel must have hidden_size of at most {_library.MAX_HIDDEN_SIZE} on a CUDA device, got {hidden_size}"
-        )
-    if not inputs.token_input:
-        inputs.x = _float("x", inputs.x, on, (time_steps, batch, input_size), dtype)
-    bias = _float("bias", bias, on, (columns,), dtype)
-    state_shape = (batch, hidden_size)
-    h0 = None if h0 is None else _float("h0", h0, on, state_shape, dtype)
-    c0 = None if c0 is None else _float("c0", c0, on, state_shape)
-    compute = "bfloat16" if dtype == "float32" and matmul_precision == "medium" and framework.name == "torch" else dtype
-    inputs.recurrence = Recurrence(
-        recurrent_kernel=_as(framework, inputs.kernel[input_size:], compute),
-        h0=None if h0 is None else _as(framework, h0, compute),
-        c0=None if c0 is None else _as(framework, c0, "float32"),
-        lengths=_lengths(on, lengths, time_steps, batch),
-        resets=_resets(on, resets, (time_steps, batch)),
-        reverse=bool(reverse),
-        dtype=compute,
-    )
-
-    training = bool(keep_for_backward)
-    keep_cells, keep_gates = bool(return_cells) or training, bool(return_gates) or training
-    if time_steps == 0 or batch == 0:
-        plan, states = None, _nothing(on, inputs.recurrence, time_steps, batch, hidden_size)
-    else:
-        plan = _health.trusted_plan(on, hidden_size, batch, compute, training=training)
-        z = _input_product(on, inputs, bias, forget_bias)
-        states = _kernels.forward(on, plan, z, inputs.recurrence, keep_cells=keep_cells, keep_gates=keep_gates)
-    kept = _Kept(on, plan, inputs, states, dtype) if training else None
+    given = _checked(x, kernel, h0, c0, lengths, resets, reverse, matmul_precision)
+    on, framework, training = given.on, given.on.framework, bool(keep_for_backward)
+    bias = _float("bias", bias, on, (given.kernel.shape[1],), given.dtype)
+    time_steps, batch = given.x.shape[:2]
+    plan: _library.Plan | None = None
+    with framework.undisturbed(on.like):
+        if time_steps == 0 or batch == 0:
+            states = _nothing(given)
+        else:
+            plan = _health.trusted_plan(on, given.hidden_size, batch, given.recurrence.dtype, training=training)
+            states = _kernels.forward(
+                on, plan, _input_product(given, bias, forget_bias), given.recurrence,
+                keep_cells=bool(return_cells) or training, keep_gates=bool(return_gates) or training,
+            )  # fmt: skip
+        h, h_n = (_as(framework, array, given.dtype) for array in (states.h, states.h_n))
     return functional.Output(
-        _as(framework, states.h, dtype),
-        _as(framework, states.h_n, dtype),
+        h,
+        h_n,
         states.c_n,
         states.cells if return_cells else None,
         states.gates if return_gates else None,
-        kept,
+        _Kept(given, plan, states) if training else None,
     )
 
 
-class _Inputs:
-    """The arguments of a call, checked."""
+def kept_from(
+    x: DeviceArray,
+    kernel: DeviceArray,
+    h0: DeviceArray | None,
+    c0: DeviceArray | None,
+    h: DeviceArray,
+    cells: DeviceArray,
+    gates: DeviceArray,
+    *,
+    lengths: Any,
+    resets: Any,
+    reverse: bool,
+) -> functional.Output:
+    """An output that `lstm_backward` takes, from the arrays of an earlier call with return_cells and return_gates.
 
+    For those who can keep arrays but no objects between the two: custom operators of a framework.
+    """
+    given = _checked(x, kernel, h0, c0, lengths, resets, reverse, "highest")
+    on, (time_steps, batch) = given.on, given.x.shape[:2]
+    plan: _library.Plan | None = None
+    if time_steps and batch:
+        plan = _health.trusted_plan(on, given.hidden_size, batch, given.recurrence.dtype, training=True)
+    dtype, shape = given.recurrence.dtype, (time_steps, batch, given.hidden_size)
+    states = States(
+        h=_as(on.framework, _float("h", h, on, shape), dtype),
+        h_n=on.framework.empty(shape[1:], dtype, on.like),
+        c_n=on.framework.empty(shape[1:], "float32", on.like),
+        cells=_as(on.framework, _float("cells", cells, on, shape), "float32"),
+        gates=_as(on.framework, _float("gates", gates, on, (*shape[:2], GATES, shape[2])), "float32"),
+    )
+    return functional.Output(states.h, states.h_n, states.c_n, states.cells, states.gates, _Kept(given, plan, states))
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """The arguments of a call, checked; the recurrence in the dtype that it is computed in, the others in theirs."""
+
+    on: Context
     x: DeviceArray
     kernel: DeviceArray
     token_input: bool
+    dtype: str
     recurrence: Recurrence
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.kernel.shape[1]) // GATES
+
+    @property
+    def input_size(self) -> int:
+        return int(self.kernel.shape[0]) - self.hidden_size
+
+    def useful(self) -> DeviceArray | None:
+        """Mask [T, B, 1]: the step is one of the row's own. None where all are."""
+        lengths = self.recurrence.lengths
+        return None if lengths is None else (self.steps() < lengths[None, :])[:, :, None]
+
+    def steps(self) -> DeviceArray:
+        """The numbers of the time steps, [T, 1]."""
+        return self.on.framework.numbers_to(self.x.shape[0], self.on.like)[:, None]
+
+    def ids(self) -> DeviceArray:
+        """Token ids [T*B]; past a row's end, where they may be anything, 0."""
+        ids, useful = self.x.reshape(-1), self.useful()
+        return ids if useful is None else self.on.framework.choose(useful.reshape(-1), ids)
 
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
     """What a call leaves for its backward, which it brings itself."""
 
-    on: Context
+    given: _Given
     plan: _library.Plan | None  # None where there was nothing to run
-    inputs: _Inputs
     states: States
-    dtype: str
 
     def backward(self, d_h: Any, d_h_n: Any, d_c_n: Any) -> functional.Gradients:
-        """As `functional.lstm_backward`; derivatives come in the dtype of what they are derivatives by."""
-        on, states, recurrence = self.on, self.states, self.inputs.recurrence
+        """As `functional.lstm_backward`."""
+        on, states, recurrence = self.given.on, self.states, self.given.recurrence
         framework = on.framework
         shape, state_shape = tuple(states.h.shape), tuple(states.h_n.shape)
 
         def derivative(name: str, value: Any, wanted: tuple[int, ...], dtype: str) -> DeviceArray | None:
             return None if value is None else _as(framework, _float(name, value, on, wanted), dtype)
 
-        d_h = derivative("d_h", d_h, shape, recurrence.dtype)
-        d_h_n = derivative("d_h_n", d_h_n, state_shape, recurrence.dtype)
-        d_c_n = derivative("d_c_n", d_c_n, state_shape, "float32")
-        if self.plan is None:
-            zeros = framework.zeros((*shape[:2], GATES * shape[2]), recurrence.dtype, on.like)
-            d_z = zeros
-            d_h0 = framework.zeros(state_shape, recurrence.dtype, on.like) if d_h_n is None else d_h_n
-            d_c0 = framework.zeros(state_shape, "float32", on.like) if d_c_n is None else d_c_n
-        else:
-            d_z, d_h0, d_c0 = _kernels.backward(on, self.plan, recurrence, states, d_h, d_h_n, d_c_n)
-        return self._gradients(d_z, _as(framework, d_h0, self.dtype), d_c0)
+        with framework.undisturbed(on.like):
+            d_h = derivative("d_h", d_h, shape, recurrence.dtype)
+            d_h_n = derivative("d_h_n", d_h_n, state_shape, recurrence.dtype)
+            d_c_n = derivative("d_c_n", d_c_n, state_shape, "float32")
+            if self.plan is None:
+                d_z = framework.zeros((*shape[:2], GATES * shape[2]), recurrence.dtype, on.like)
+                d_h0 = framework.zeros(state_shape, recurrence.dtype, on.like) if d_h_n is None else d_h_n
+                d_c0 = framework.zeros(state_shape, "float32", on.like) if d_c_n is None else d_c_n
+            else:
+                d_z, d_h0, d_c0 = _kernels.backward(on, self.plan, recurrence, states, d_h, d_h_n, d_c_n)
+            return self._gradients(d_z, _as(framework, d_h0, self.given.dtype), d_c0)
 
     def _gradients(self, d_z: DeviceArray, d_h0: DeviceArray, d_c0: DeviceArray) -> functional.Gradients:
-        framework, inputs = self.on.framework, self.inputs
-        time_steps, batch, hidden_size = self.states.h.shape
-        d_rows = d_z.reshape(time_steps * batch, GATES * hidden_size)
-        input_size = inputs.kernel.shape[0] - hidden_size
-        useful = self._useful()
-        h_prev = self._h_prev(useful).reshape(time_steps * batch, hidden_size)
-        if inputs.token_input:
-            ids = inputs.x.reshape(time_steps * batch)
-            if useful is not None:  # an id past a row's end may be anything
-                ids = framework.choose(useful.reshape(time_steps * batch), ids)
-            d_x = None
-            d_input_kernel = framework.add_rows(_as(framework, d_rows, self.dtype), ids, input_size)
+        given, framework = self.given, self.given.on.framework
+        count = d_z.shape[0] * d_z.shape[1]
+        d_rows = d_z.reshape(count, d_z.shape[2])
+        useful = given.useful()
+        d_x = None
+        if given.token_input:
+            d_input_kernel = framework.add_rows(_as(framework, d_rows, given.dtype), given.ids(), given.input_size)
         else:
-            x = inputs.x if useful is None else framework.choose(useful, inputs.x)
-            rows = x.reshape(time_steps * batch, input_size)
-            d_input_kernel = framework.product(rows.T, d_rows, self.dtype)
-            d_x = framework.product(d_rows, inputs.kernel[:input_size].T, self.dtype).reshape(inputs.x.shape)
+            x = given.x if useful is None else framework.choose(useful, given.x)  # not even 0 * nan
+            d_input_kernel = framework.product(x.reshape(count, given.input_size).T, d_rows, given.dtype)
+            d_x = framework.product(d_rows, given.kernel[: given.input_size].T, given.dtype).reshape(given.x.shape)
+        h_prev = self._h_prev(useful).reshape(count, given.hidden_size)
+        d_recurrent_kernel = framework.product(h_prev.T, d_rows, given.dtype)
         return functional.Gradients(
             x=d_x,
-            kernel=framework.join([d_input_kernel, framework.product(h_prev.T, d_rows, self.dtype)]),
-            bias=framework.column_sums(d_rows, self.dtype),
+            kernel=framework.join([d_input_kernel, d_recurrent_kernel]),
+            bias=framework.column_sums(d_rows, given.dtype),
             h0=d_h0,
             c0=d_c0,
         )
 
-    def _steps(self) -> DeviceArray:
-        """The numbers of the time steps, [T, 1]."""
-        return self.on.framework.from_host(np.arange(self.states.h.shape[0], dtype=np.int32)[:, None], self.on.like)
-
-    def _useful(self) -> DeviceArray | None:
-        """Mask [T, B, 1]: the step is one of the row's own. None where all are."""
-        lengths = self.inputs.recurrence.lengths
-        return None if lengths is None else (self._steps() < lengths[None, :])[:, :, None]
-
     def _h_prev(self, useful: DeviceArray | None) -> DeviceArray:
         """h [T, B, H] before each step: the state that it really started from, zero past a row's end."""
-        framework, recurrence, h = self.on.framework, self.inputs.recurrence, self.states.h
-        h0 = framework.zeros(h.shape[1:], recurrence.dtype, self.on.like) if recurrence.h0 is None else recurrence.h0
+        given, h = self.given, self.states.h
+        framework, recurrence = given.on.framework, given.recurrence
+        if not h.shape[0]:
+            return h
+        h0 = framework.zeros(h.shape[1:], recurrence.dtype, given.on.like) if recurrence.h0 is None else recurrence.h0
         if not recurrence.reverse:
-            h_prev = framework.join([h0[None], h[:-1]]) if h.shape[0] else h
-        else:
-            h_prev = framework.join([h[1:], h0[None]]) if h.shape[0] else h
-            if useful is not None:  # a row begins at its own last step
-                begins = (self._steps() == recurrence.lengths[None, :] - 1)[:, :, None]  # type: ignore[index]
-                h_prev = framework.choose(~begins, h_prev) + framework.choose(begins, h0[None] + h * 0)
+            h_prev = framework.join([h0[None], h[:-1]])
+        elif recurrence.lengths is None:
+            h_prev = framework.join([h[1:], h0[None]])
+        else:  # a row begins at its own last step
+            begins = (given.steps() == recurrence.lengths[None, :] - 1)[:, :, None]
+            h_next = framework.join([h[1:], h[:1]])
+            h_prev = framework.choose(~begins, h_next) + framework.choose(begins, h0[None] + h * 0)
         if useful is not None:
             h_prev = framework.choose(useful, h_prev)
         if recurrence.resets is not None:
@@ -208,46 +219,78 @@ def context_of(x: DeviceArray) -> Context:
     return Context(library, framework, x, max(place_of(x).device, 0))
 
 
-def _input_product(on: Context, inputs: _Inputs, bias: DeviceArray, forget_bias: float) -> DeviceArray:
+def _input_product(given: _Given, bias: DeviceArray, forget_bias: float) -> DeviceArray:
     """z [T, B, 4H] = x·kernel + bias, forget_bias on the forget gate's columns, float32."""
-    framework, kernel = on.framework, inputs.kernel
-    columns = kernel.shape[1]
-    hidden_size = columns // GATES
-    input_size = kernel.shape[0] - hidden_size
-    time_steps, batch = inputs.x.shape[:2]
-    offset = np.zeros(columns, np.float32)
-    offset[hidden_size : 2 * hidden_size] = forget_bias
+    framework, (time_steps, batch) = given.on.framework, given.x.shape[:2]
+    input_kernel = given.kernel[: given.input_size]
     bias = framework.cast(bias, "float32")
     if forget_bias:
-        bias = bias + framework.from_host(offset, on.like)
-    if inputs.token_input:
-        ids = inputs.x.reshape(time_steps * batch)
-        if (lengths := inputs.recurrence.lengths) is not None:  # an id past a row's end may be anything
-            steps = framework.from_host(np.arange(time_steps, dtype=np.int32)[:, None], on.like)
-            ids = framework.choose((steps < lengths[None, :]).reshape(time_steps * batch), ids)
-        product = framework.cast(framework.rows_at(kernel[:input_size], ids), "float32")
+        bias = bias * 1
+        bias[gate_order.columns("forget", given.hidden_size)] += forget_bias
+    if given.token_input:
+        product = framework.cast(framework.rows_at(input_kernel, given.ids()), "float32")
     else:
-        rows = inputs.x.reshape(time_steps * batch, input_size)
-        product = framework.product(rows, kernel[:input_size], "float32")
-    return framework.contiguous((product + bias).reshape(time_steps, batch, columns))
+        product = framework.product(given.x.reshape(time_steps * batch, given.input_size), input_kernel, "float32")
+    return framework.contiguous((product + bias).reshape(time_steps, batch, GATES * given.hidden_size))
 
 
-def _nothing(on: Context, recurrence: Recurrence, time_steps: int, batch: int, hidden_size: int) -> States:
+def _nothing(given: _Given) -> States:
     """The states of no steps, or of no rows."""
-
-    def zeros(*shape: int, dtype: str = "float32") -> DeviceArray:
-        return on.framework.zeros(shape, dtype, on.like)
-
+    framework, like, recurrence = given.on.framework, given.on.like, given.recurrence
+    time_steps, batch = given.x.shape[:2]
+    shape, dtype = (time_steps, batch, given.hidden_size), recurrence.dtype
     return States(
-        h=zeros(time_steps, batch, hidden_size, dtype=recurrence.dtype),
-        h_n=zeros(batch, hidden_size, dtype=recurrence.dtype) if recurrence.h0 is None else recurrence.h0 * 1,
-        c_n=zeros(batch, hidden_size) if recurrence.c0 is None else recurrence.c0 * 1,
-        cells=zeros(time_steps, batch, hidden_size),
-        gates=zeros(time_steps, batch, GATES, hidden_size),
+        h=framework.zeros(shape, dtype, like),
+        h_n=framework.zeros(shape[1:], dtype, like) if recurrence.h0 is None else recurrence.h0 * 1,
+        c_n=framework.zeros(shape[1:], "float32", like) if recurrence.c0 is None else recurrence.c0 * 1,
+        cells=framework.zeros(shape, "float32", like),
+        gates=framework.zeros((time_steps, batch, GATES, given.hidden_size), "float32", like),
     )
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _checked(
+    x: Any, kernel: Any, h0: Any, c0: Any, lengths: Any, resets: Any, reverse: bool, matmul_precision: str
+) -> _Given:
+    on = context_of(x)
+    framework = on.framework
+    token_input = framework.dtype_of(x) in _IDS
+    kernel = _float("kernel", kernel, on, ("rows", "columns"))
+    rows, columns = kernel.shape
+    dtype = framework.dtype_of(kernel)
+    if len(x.shape) != (2 if token_input else 3):
+        raise ValueError(
+            f"x must have shape (time_steps, batch, input_size) or be ids (time_steps, batch), got {tuple(x.shape)}"
+        )
+    time_steps, batch = x.shape[:2]
+    hidden_size = columns // GATES
+    input_size = rows - hidden_size
+    if columns % GATES or columns == 0 or input_size < 0 or (not token_input and x.shape[2] != input_size):
+        wanted = "(vocabulary_size + hidden_size, 4*hidden_size)"
+        if not token_input:
+            wanted = f"(input_size + hidden_size, 4*hidden_size) with input_size {x.shape[2]}"
+        raise ValueError(f"kernel must have shape {wanted}, got {(rows, columns)}")
+    if hidden_size > _library.MAX_HIDDEN_SIZE:
+        raise ValueError(
+            f"kernel must have hidden_size of at most {_library.MAX_HIDDEN_SIZE} on a CUDA device, got {hidden_size}"
+        )
+    x = framework.plain(x) if token_input else _float("x", x, on, (time_steps, batch, input_size), dtype)
+    h0 = None if h0 is None else _float("h0", h0, on, (batch, hidden_size), dtype)
+    c0 = None if c0 is None else _float("c0", c0, on, (batch, hidden_size))
+    narrow = matmul_precision == "medium" and framework.has_bfloat16
+    compute = "bfloat16" if narrow else dtype
+    recurrence = Recurrence(
+        recurrent_kernel=_as(framework, kernel[input_size:], compute),
+        h0=None if h0 is None else _as(framework, h0, compute),
+        c0=None if c0 is None else _as(framework, c0, "float32"),
+        lengths=_lengths(on, lengths, time_steps, batch),
+        resets=_resets(on, resets, (time_steps, batch)),
+        reverse=bool(reverse),
+        dtype=compute,
+    )
+    return _Given(on, x, kernel, token_input, dtype, recurrence)
 
 
 def _float(name: str, value: Any, on: Context, shape: tuple[check.Size, ...], dtype: str | None = None) -> DeviceArray:
