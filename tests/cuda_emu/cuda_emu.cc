@@ -126,7 +126,7 @@ struct Fiber {
 struct Fragments {
   uint32_t a[4], b[2];
 };
-// What lanes hand to each other lies in two sets used in turn: a lane that comes to the next meeting has read this one's.
+// What lanes hand to each other lies in two sets used in turn: who comes to the next meeting has read this one's.
 struct Warp {
   Rendezvous meeting;
   unsigned lanes = 0, finished = 0;
@@ -196,7 +196,7 @@ void tsan_acquire(void* address) {
   if (__tsan_acquire) __tsan_acquire(address);
 }
 
-// --- words ------------------------------------------------------------------------------------------------------------
+// --- words ----------------------------------------------------------------------------------------------------------
 
 std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
 std::string text(const char* format, va_list arguments) {
@@ -225,7 +225,7 @@ int refuse(Error code, const std::string& words) {
   return code;
 }
 
-// --- switching --------------------------------------------------------------------------------------------------------
+// --- switching ------------------------------------------------------------------------------------------------------
 
 void switch_to_main(bool forever) {
   Fiber* fiber = g_current;
@@ -253,7 +253,7 @@ void fiber_main() {
   fiber->done = true;
   ++block.warps[fiber->number / kWarp].finished;
   ++block.grid->progress;
-  // A block's shared memory ends with its last thread, also for the others of its cluster: ASan then sees a late access.
+  // A block's shared memory ends with its last thread, also for others of its cluster: ASan then sees a late access.
   if (++block.finished == block.threads && !block.arena) release_shared(block);
   switch_to_main(true);
 }
@@ -323,7 +323,7 @@ const SharedArray* array_of(const Block& block, const void* site) {
 
 Warp& own_warp() { return g_current->block->warps[g_current->number / kWarp]; }
 
-// --- blocks -----------------------------------------------------------------------------------------------------------
+// --- blocks ---------------------------------------------------------------------------------------------------------
 
 Slab take_slab(unsigned threads, bool guarded) {
   const size_t bytes = threads * (g_stack_bytes + kPage);
@@ -339,7 +339,9 @@ Slab take_slab(unsigned threads, bool guarded) {
     std::abort();
   }
   const Slab slab{static_cast<char*>(memory), bytes, guarded};
-  for (unsigned t = 0; guarded && t < threads; ++t) mprotect(slab.address + t * (g_stack_bytes + kPage), kPage, PROT_NONE);
+  for (unsigned t = 0; guarded && t < threads; ++t) {
+    mprotect(slab.address + t * (g_stack_bytes + kPage), kPage, PROT_NONE);
+  }
   return slab;
 }
 
@@ -418,7 +420,7 @@ char* take_shared(Block& block, size_t bytes, const Place& place) {
   return memory;
 }
 
-// --- the schedule -----------------------------------------------------------------------------------------------------
+// --- the schedule ---------------------------------------------------------------------------------------------------
 
 // "31 threads wait at __syncthreads (step.cuh:40), first block (0, 0, 0), thread (0, 0, 0); 1 thread has returned"
 std::string who_waits_where(const Grid& grid, const std::vector<Fiber*>& live, unsigned first, unsigned end) {
@@ -509,7 +511,7 @@ int check_shape(const LaunchShape& shape) {
 
 }  // namespace
 
-// --- launching --------------------------------------------------------------------------------------------------------
+// --- launching ------------------------------------------------------------------------------------------------------
 
 const Device& device() { return g_device; }
 void set_device(const Device& device) { g_device = device; }
@@ -570,7 +572,7 @@ void fail(const Place& place, const char* format, ...) {
   give_up(words + ", at " + words_of(place) + ", " + thread_words(*g_current));
 }
 
-// --- what threads call ------------------------------------------------------------------------------------------------
+// --- what threads call ----------------------------------------------------------------------------------------------
 
 unsigned lane() { return g_current->number % kWarp; }
 unsigned thread_number() { return g_current->number; }
@@ -628,7 +630,9 @@ void cluster_sync(const Place& place) {
   const unsigned size = cluster_size(), cluster = block.number / size;
   for (unsigned rank = 0; rank < size; ++rank) {
     const Block& other = grid.blocks[cluster * size + rank];
-    if (other.finished) fail(place, "cluster barrier reached after %u threads of a block have returned", other.finished);
+    if (other.finished) {
+      fail(place, "cluster barrier reached after %u threads of a block have returned", other.finished);
+    }
   }
   meet(grid.cluster_meetings[cluster], size * block.threads, true, place);
 }
@@ -666,7 +670,9 @@ void* map_shared_rank(const void* address, unsigned rank, const Place& place) {
   Grid& grid = *block.grid;
   if (rank >= cluster_size()) fail(place, "rank %u of a cluster of %u", rank, cluster_size());
   Block& other = grid.blocks[block.number / cluster_size() * cluster_size() + rank];
-  if (other.finished == other.threads) fail(place, "the block of rank %u has returned, and its shared memory with it", rank);
+  if (other.finished == other.threads) {
+    fail(place, "the block of rank %u has returned, and its shared memory with it", rank);
+  }
   const char* wanted = static_cast<const char*>(address);
   const auto offset_in = [wanted](const char* base, size_t bytes) {
     return base && wanted >= base && wanted < base + bytes ? wanted - base : -1;
@@ -706,7 +712,7 @@ void maybe_tear(const Place& place) {
   if (g_seed && g_random() % 8 == 0) pause(place);
 }
 
-// --- the tensor core --------------------------------------------------------------------------------------------------
+// --- the tensor core ------------------------------------------------------------------------------------------------
 
 namespace {
 double half_of(uint32_t pair, unsigned upper) {

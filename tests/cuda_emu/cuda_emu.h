@@ -9,9 +9,9 @@
 //
 // A launch returns 0 or one of CUDA's error codes; `last_error` then says in words what was wrong and where.
 //
-// It refuses to be a model of a GPU: memory is sequentially consistent (but for torn vector loads), real co-residency is
-// not enforced beyond arithmetic, approximate intrinsics are exact, and nothing is said about time. It takes no partial
-// warp masks, no inline PTX, no textures, no atomics beyond those below.
+// It refuses to be a model of a GPU: memory is sequentially consistent (but for torn vector loads), co-residency is a
+// matter of arithmetic, approximate intrinsics are exact, and nothing is said about time. It takes no partial warp
+// masks, no inline PTX, no textures, no atomics beyond those below.
 #pragma once
 
 #ifdef __CUDACC__
@@ -220,7 +220,7 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 
 }  // namespace cuda_emu
 
-// --- CUDA's names -----------------------------------------------------------------------------------------------------
+// --- CUDA's names ---------------------------------------------------------------------------------------------------
 
 inline void __syncthreads(CUDA_EMU_CALLER) { cuda_emu::block_sync({"__syncthreads", file, line}); }
 inline void __syncwarp(unsigned mask = 0xffffffffu, CUDA_EMU_CALLER) {
@@ -394,7 +394,7 @@ inline cudaError_t cudaGetDevice(int* number) {
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 
-// --- shared memory and launches, as both compilers see them; nvcc's side is in csrc/cuda/portable.cuh -------------------
+// --- shared memory and launches, as both compilers see them; nvcc's side is in csrc/cuda/portable.cuh ---------------
 
 #define LSTMFAST_SHARED(T, name, ...)         \
   static const char name##_site = 0;          \

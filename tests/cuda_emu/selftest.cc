@@ -34,7 +34,7 @@ struct Result {
   long wrong;
 };
 
-// --- barriers and shared memory ---------------------------------------------------------------------------------------
+// --- barriers and shared memory -------------------------------------------------------------------------------------
 
 // Each thread's value goes to its right neighbour, `rounds` times, through one shared array: two barriers a round.
 template <bool kMissingBarrier>
@@ -54,10 +54,13 @@ Result run_rotate() {
   constexpr int kBlocks = 3, kThreads = 96, kRounds = 5;
   Array<int> values(kBlocks * kThreads);
   std::iota(values.data, values.data + values.count, 0);
-  const int code = LSTMFAST_LAUNCH((rotate<kMissingBarrier>), dim3(kBlocks), dim3(kThreads), 0, nullptr, values.data, kRounds);
+  const int code =
+      LSTMFAST_LAUNCH((rotate<kMissingBarrier>), dim3(kBlocks), dim3(kThreads), 0, nullptr, values.data, kRounds);
   long wrong = 0;
   for (int b = 0; b < kBlocks; ++b) {
-    for (int t = 0; t < kThreads; ++t) wrong += values[b * kThreads + t] != b * kThreads + (t + kThreads - kRounds) % kThreads;
+    for (int t = 0; t < kThreads; ++t) {
+      wrong += values[b * kThreads + t] != b * kThreads + (t + kThreads - kRounds) % kThreads;
+    }
   }
   return {code, wrong};
 }
@@ -104,11 +107,11 @@ __global__ void read_past_the_end(Which which, const float* values, float* out) 
 template <Which kWhich>
 Result past_the_end() {
   Array<float> values(8, 1.0f), out(8);
-  return {LSTMFAST_LAUNCH(read_past_the_end, dim3(1), dim3(8), 8 * sizeof(float), nullptr, kWhich, values.data, out.data),
-          0};
+  const size_t bytes = 8 * sizeof(float);
+  return {LSTMFAST_LAUNCH(read_past_the_end, dim3(1), dim3(8), bytes, nullptr, kWhich, values.data, out.data), 0};
 }
 
-// --- warps ------------------------------------------------------------------------------------------------------------
+// --- warps ----------------------------------------------------------------------------------------------------------
 
 __global__ void shuffles_and_votes(int* wrong) {
   const int lane = threadIdx.x % 32, lanes = 32;
@@ -209,7 +212,7 @@ Result bfloat16() {
   return {0, wrong};
 }
 
-// --- grids and clusters -----------------------------------------------------------------------------------------------
+// --- grids and clusters ---------------------------------------------------------------------------------------------
 
 // Blocks hand their numbers around the grid through memory, a grid barrier in every round.
 template <bool kMissingBarrier>
@@ -228,8 +231,8 @@ Result run_rotate_grid() {
   constexpr int kBlocks = 7, kThreads = 33, kRounds = 4, kCount = kBlocks * kThreads;
   Array<int> values(2 * kCount);
   std::iota(values.data, values.data + kCount, 0);
-  const int code = LSTMFAST_LAUNCH_COOPERATIVE((rotate_grid<kMissingBarrier>), dim3(kBlocks), dim3(kThreads), 0, nullptr,
-                                               values.data, kRounds);
+  const int code = LSTMFAST_LAUNCH_COOPERATIVE((rotate_grid<kMissingBarrier>), dim3(kBlocks), dim3(kThreads), 0,
+                                               nullptr, values.data, kRounds);
   long wrong = 0;
   for (int b = 0; b < kBlocks; ++b) {
     for (int t = 0; t < kThreads; ++t) {
@@ -263,8 +266,8 @@ template <ClusterBug kBug>
 Result run_rotate_cluster() {
   constexpr int kSize = 4, kClusters = 2;
   Array<int> out(kSize * kClusters * 32);
-  const int code = LSTMFAST_LAUNCH_CLUSTER((rotate_cluster<kBug>), kSize, dim3(kSize * kClusters), dim3(32), 32 * sizeof(int),
-                                           nullptr, out.data);
+  const int code = LSTMFAST_LAUNCH_CLUSTER((rotate_cluster<kBug>), kSize, dim3(kSize * kClusters), dim3(32),
+                                           32 * sizeof(int), nullptr, out.data);
   long wrong = 0;
   for (int b = 0; b < kSize * kClusters; ++b) {
     const int from = (b + kSize - 1) % kSize;
@@ -273,7 +276,7 @@ Result run_rotate_cluster() {
   return {code, wrong};
 }
 
-// --- words that are their own flags -----------------------------------------------------------------------------------
+// --- words that are their own flags ---------------------------------------------------------------------------------
 
 // Block b waits for the number that block b - 1 publishes, four words at a time, and publishes the next.
 enum Flow { kWhole, kPollsFirstWordOnly, kNobodyStores, kPlainWords };
@@ -334,7 +337,7 @@ Result run_warp_exchange() {
   return {code, wrong};
 }
 
-// --- mistakes ---------------------------------------------------------------------------------------------------------
+// --- mistakes -------------------------------------------------------------------------------------------------------
 
 enum Mistake {
   kReturnedBeforeBarrier, kReturnedDuringBarrier, kDifferentBarriers, kWarpsApart, kReturnedLane, kPartialMask,
@@ -439,7 +442,9 @@ Result a_good_launch_after_a_bad_one() {
 }
 
 // The order in which threads come to a counter, as one number.
-__global__ void note_order(unsigned* count, unsigned* order) { order[atomicAdd(count, 1u)] = blockIdx.x * 8 + threadIdx.x; }
+__global__ void note_order(unsigned* count, unsigned* order) {
+  order[atomicAdd(count, 1u)] = blockIdx.x * 8 + threadIdx.x;
+}
 Result print_order() {
   Array<unsigned> count(1, 0u), order(32, 0u);
   const int code = LSTMFAST_LAUNCH(note_order, dim3(4), dim3(8), 0, nullptr, count.data, order.data);
