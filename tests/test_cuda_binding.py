@@ -371,9 +371,23 @@ def test_a_library_that_cannot_be_loaded_says_why(no_library: None, tmp_path: Pa
 
 def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library.Library, "device_count", lambda self: (0, "no CUDA-capable device is detected"))
-    assert cuda.describe() == "built, but there is no device here: no CUDA-capable device is detected"
-    with pytest.raises(cuda.CudaUnavailableError, match="no CUDA device here: no CUDA-capable device is detected"):
+    assert cuda.describe() == "built, but no device can be used here: no CUDA-capable device is detected"
+    with pytest.raises(cuda.CudaUnavailableError, match="can be used here: no CUDA-capable device is detected"):
         lf.lstm(**good())
+
+
+def test_training_on_cuda_without_it_leaves_nothing_but_a_sentence(
+    no_library: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lstmfast import cli
+
+    text = tmp_path / "text.txt"
+    text.write_text("some text to learn " * 100)
+    assert cli.main(["train", str(text), "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        "lstmfast: error: this installation has no CUDA kernels: build it with LSTMFAST_CUDA=1 pip install .\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_selftest_and_bench_say_in_one_sentence_that_there_is_nothing_to_run_on(

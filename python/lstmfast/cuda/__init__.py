@@ -30,7 +30,7 @@ def describe() -> str:
         return f"not available: {error}"
     count, reason = library.device_count()
     if count == 0:
-        return f"built, but there is no device here: {reason or 'the driver reports none'}"
+        return f"built, but no device can be used here: {reason or 'the driver reports none'}"
     devices = [library.device(number) for number in range(count)]
     names = (f"{device.name.decode()} (sm_{device.compute_major}{device.compute_minor})" for device in devices)
     return ", ".join(names) + (" (emulated on the CPU)" if library.is_emulated else "")

@@ -17,6 +17,7 @@ ABI_VERSION = 1
 MAX_HIDDEN_SIZE = 2048
 WORKSPACE_ALIGNMENT = 256
 FLOAT32, BFLOAT16 = 0, 1
+_INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
 DTYPES = {"float32": FLOAT32, "bfloat16": BFLOAT16}
 PATHS = {0: "none", 1: "step", 2: "sequence", 3: "cluster"}
 
@@ -121,6 +122,9 @@ class Library:
         """How many devices there are and, where there are none, why."""
         count = c_int(0)
         status = self._functions["device_count"](ctypes.byref(count))
+        if status == _INSUFFICIENT_DRIVER:  # what the runtime says where there is no driver at all, too
+            major, minor = divmod(int(self._functions["runtime_version"]()) // 10, 100)
+            return 0, f"there is no NVIDIA driver, or one too old for CUDA {major}.{minor}"
         return count.value, self.words_of(status) if status else ""
 
     def device(self, number: int) -> Device:
@@ -198,7 +202,7 @@ def require() -> Library:
     library = load()
     count, reason = library.device_count()
     if count == 0:
-        raise CudaUnavailableError(f"there is no CUDA device here: {reason or 'the driver reports none'}")
+        raise CudaUnavailableError(f"no CUDA device can be used here: {reason or 'the driver reports none'}")
     return library
 
 
