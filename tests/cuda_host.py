@@ -36,6 +36,10 @@ def emulated_device() -> Iterator[_library.Library]:
         _library._use(None)
 
 
+class _Device(contextlib.nullcontext[None]):
+    id = 0
+
+
 class HostArray:
     """A device array of `HostCupy`."""
 
@@ -74,7 +78,7 @@ class HostArray:
 
     @property
     def device(self) -> Any:
-        return contextlib.nullcontext()
+        return _Device()
 
 
 def _binary(name: str) -> Any:

@@ -1,19 +1,16 @@
-"""Arrays that lie on a GPU, whoever made them: where they are, and the few operations that their framework does for us.
+"""Arrays that lie on a GPU, whoever made them, and the few operations that their framework does for us.
 
-Arrays are read through `__cuda_array_interface__` and, where that has no word for their dtype (bfloat16) or is missing,
-through DLPack. Memory, large products and streams are the caller's framework's, PyTorch or CuPy, which is imported
-already when its arrays come here: nothing imports one. Arrays of other frameworks get an error that names the way.
+Memory, large products and streams are the caller's framework's, PyTorch or CuPy, which is imported already when its
+arrays come here: nothing imports one but `default_device`. JAX's arrays are immutable and JAX names no stream, so they
+are taken through DLPack, which copies nothing and keeps the order of work, by whichever of the two is installed.
 Refuses to compute an LSTM (see `_sequences`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint8, c_uint16, c_uint64, c_void_p
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -25,54 +22,6 @@ DeviceArray: TypeAlias = Any
 """An array of a framework: no type is shared by all of them."""
 
 _CPU, _CUDA, _CUDA_MANAGED = 1, 2, 13  # DLDeviceType
-_NO_SYNCHRONIZATION = -1  # the stream that tells DLPack to order nothing: we launch on the framework's own
-
-
-# --- where an array lies ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """An array's memory: address, shape, strides in elements, dtype by name, number of the device. Keeps it alive."""
-
-    address: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: str
-    device: int
-    owner: Any
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether elements lie one after the other, the last axis first."""
-        return all(
-            size == 1 or given == wanted
-            for size, given, wanted in zip(self.shape, self.strides, _contiguous(self.shape), strict=True)
-        )
-
-
-class _DLDevice(ctypes.Structure):
-    _fields_ = [("type", c_int32), ("number", c_int32)]
-
-
-class _DLDataType(ctypes.Structure):
-    _fields_ = [("code", c_uint8), ("bits", c_uint8), ("lanes", c_uint16)]
-
-
-class _DLTensor(ctypes.Structure):
-    _fields_ = [
-        ("data", c_void_p), ("device", _DLDevice), ("axes", c_int32), ("dtype", _DLDataType),
-        ("shape", POINTER(c_int64)), ("strides", POINTER(c_int64)), ("byte_offset", c_uint64),
-    ]  # fmt: skip
-
-
-_DL_DTYPES = {
-    (0, 32): "int32", (0, 64): "int64", (1, 8): "uint8", (2, 16): "float16", (2, 32): "float32", (2, 64): "float64",
-    (4, 16): "bfloat16", (6, 8): "bool",
-}  # fmt: skip
-
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype, _capsule_pointer.argtypes = c_void_p, [ctypes.py_object, c_char_p]
 
 
 def is_device_array(value: Any) -> bool:
@@ -84,40 +33,6 @@ def is_device_array(value: Any) -> bool:
         return hasattr(value, "__cuda_array_interface__")
     kind = int(where()[0])
     return kind in (_CUDA, _CUDA_MANAGED) or (kind == _CPU and _host_plays_device())
-
-
-def place_of(array: DeviceArray) -> Place:
-    """Where an array lies. Raises TypeError for one that says so in no way that is known here."""
-    try:
-        interface = getattr(array, "__cuda_array_interface__", None)
-    except (RuntimeError, TypeError, ValueError):  # PyTorch has no typestr for bfloat16 and raises
-        interface = None
-    if interface is not None:
-        dtype = np.dtype(interface["typestr"])
-        shape = tuple(interface["shape"])
-        given = interface.get("strides")
-        strides = _contiguous(shape) if given is None else tuple(step // dtype.itemsize for step in given)
-        number = int(array.__dlpack_device__()[1]) if hasattr(array, "__dlpack_device__") else 0
-        return Place(interface["data"][0] or 0, shape, strides, dtype.name, number, array)
-    if not hasattr(array, "__dlpack__"):
-        raise TypeError(f"{type(array).__name__} has neither __cuda_array_interface__ nor __dlpack__")
-    on_gpu = int(array.__dlpack_device__()[0]) != _CPU
-    capsule = array.__dlpack__(stream=_NO_SYNCHRONIZATION) if on_gpu else array.__dlpack__()
-    # The capsule is never consumed: it lives as long as the Place does, and then gives the memory back itself.
-    tensor = ctypes.cast(_capsule_pointer(capsule, b"dltensor"), POINTER(_DLTensor)).contents
-    kind = (tensor.dtype.code, tensor.dtype.bits)
-    shape = tuple(tensor.shape[k] for k in range(tensor.axes))
-    strides = tuple(tensor.strides[k] for k in range(tensor.axes)) if tensor.strides else _contiguous(shape)
-    address = (tensor.data or 0) + tensor.byte_offset
-    return Place(address, shape, strides, _DL_DTYPES.get(kind, f"dtype {kind}"), tensor.device.number, (array, capsule))
-
-
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
 
 
 def _host_plays_device() -> bool:
@@ -135,6 +50,10 @@ class Framework(Protocol):
     has_bfloat16: bool
 
     def dtype_of(self, array: DeviceArray) -> str: ...
+    def owns(self, value: Any) -> bool: ...  # an array of this framework on a GPU
+    def device_number(self, array: DeviceArray) -> int: ...
+    def address(self, array: DeviceArray) -> int: ...
+    def from_dlpack(self, array: Any) -> DeviceArray: ...
     def plain(self, array: DeviceArray) -> DeviceArray: ...  # without what an autograd records
     def contiguous(self, array: DeviceArray) -> DeviceArray: ...
     def cast(self, array: DeviceArray, dtype: str) -> DeviceArray: ...
@@ -168,6 +87,18 @@ class Torch:
 
     def dtype_of(self, array: DeviceArray) -> str:
         return str(array.dtype).removeprefix("torch.")
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, self._torch.Tensor) and (value.is_cuda or _host_plays_device())
+
+    def device_number(self, array: DeviceArray) -> int:
+        return array.device.index or 0
+
+    def address(self, array: DeviceArray) -> int:
+        return int(array.data_ptr())
+
+    def from_dlpack(self, array: Any) -> DeviceArray:
+        return self._torch.from_dlpack(array)
 
     def plain(self, array: DeviceArray) -> DeviceArray:
         return array.detach()
@@ -253,9 +184,22 @@ class Cupy:
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
+        self._module = framework_module(cupy.empty(0))
 
     def dtype_of(self, array: DeviceArray) -> str:
         return str(array.dtype)
+
+    def owns(self, value: Any) -> bool:
+        return framework_module(value) in ("cupy", self._module) and hasattr(value, "__cuda_array_interface__")
+
+    def device_number(self, array: DeviceArray) -> int:
+        return int(array.device.id)
+
+    def address(self, array: DeviceArray) -> int:
+        return int(array.__cuda_array_interface__["data"][0] or 0)
+
+    def from_dlpack(self, array: Any) -> DeviceArray:
+        return self._cupy.from_dlpack(array)
 
     def plain(self, array: DeviceArray) -> DeviceArray:
         return array
@@ -328,17 +272,42 @@ _adapters: dict[str, Callable[[Any], Framework]] = {"torch": Torch, "cupy": Cupy
 _frameworks: dict[str, Framework] = {}
 
 
+def framework_module(value: Any) -> str:
+    """The name of the library that a value's type comes from."""
+    return type(value).__module__.split(".")[0]
+
+
 def framework_of(name: str, array: DeviceArray) -> Framework:
     """The framework of an argument. Raises TypeError where it is none whose memory and products we can use."""
-    module = type(array).__module__.split(".")[0]
+    module = framework_module(array)
     if module not in _frameworks:
         if module not in _adapters:
             raise TypeError(
-                f"{name} must be an array of torch or cupy, got {type(array).__module__}.{type(array).__name__}; "
+                f"{name} must be an array of torch, cupy or jax, got {type(array).__module__}.{type(array).__name__}; "
                 f"others go there and back without a copy: torch.from_dlpack({name})"
             )
         _frameworks[module] = _adapters[module](sys.modules[module])
     return _frameworks[module]
+
+
+class JaxBridge:
+    """JAX's arrays as another framework's and back."""
+
+    def __init__(self, array: Any) -> None:
+        self._framework, _ = default_device(int(array.__dlpack_device__()[1]))
+
+    @staticmethod
+    def serves(value: Any) -> bool:
+        """Tell an array of JAX."""
+        return framework_module(value) in ("jax", "jaxlib")
+
+    def take(self, value: Any) -> Any:
+        """An array of JAX as the framework's; anything else as it is."""
+        return self._framework.from_dlpack(value) if self.serves(value) else value
+
+    def give_back(self, value: DeviceArray | None) -> Any:
+        """The framework's array as one of JAX."""
+        return None if value is None else sys.modules["jax"].dlpack.from_dlpack(self._framework.contiguous(value))
 
 
 def default_device(number: int = 0) -> tuple[Framework, DeviceArray]:

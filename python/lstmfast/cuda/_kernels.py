@@ -8,10 +8,9 @@ waiting. Refuses to choose a plan (see `_health`), to check arguments and to mak
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from lstmfast.cuda import _library
-from lstmfast.cuda._arrays import DeviceArray, Framework, Place, place_of
+from lstmfast.cuda._arrays import DeviceArray, Framework
 from lstmfast.cuda._library import DTYPES, WORKSPACE_ALIGNMENT, Library, Plan
 
 GATES = 4
@@ -30,7 +29,7 @@ class Context:
 @dataclass(frozen=True, eq=False)
 class Recurrence:
     """What forward and backward share. recurrent_kernel [H, 4H] and h0 [B, H] in the plan's dtype; c0 float32 [B, H];
-    lengths int32 [B], resets uint8 [T, B]; None as in `lstm`."""
+    lengths int32 [B], resets uint8 [T, B]; None as in `lstm`. All arrays, here and below, are contiguous."""
 
     recurrent_kernel: DeviceArray
     h0: DeviceArray | None
@@ -70,21 +69,22 @@ def forward(
         cells=empty(time_steps, batch, hidden_size) if keep_cells else None,
         gates=empty(time_steps, batch, GATES, hidden_size) if keep_gates else None,
     )
-    places = _Places()
-    workspace_bytes = on.library.workspace_bytes(plan, time_steps, backward=False)
-    recurrent_kernel = places.of(recurrence.recurrent_kernel)
+    workspace, workspace_address, workspace_bytes = _workspace(on, plan, time_steps, backward=False)
+
+    def at(array: DeviceArray | None) -> int | None:
+        return None if array is None else framework.address(array)
+
     arguments = _library.Forward(
-        time_steps=time_steps, z=places(z), recurrent_kernel=recurrent_kernel.address,
-        recurrent_kernel_stride=recurrent_kernel.strides[0],
-        h0=places(recurrence.h0), c0=places(recurrence.c0),
-        lengths=places(recurrence.lengths), resets=places(recurrence.resets),
-        h=places(states.h), h_n=places(states.h_n), c_n=places(states.c_n),
-        gates=places(states.gates), cells=places(states.cells),
-        workspace=places.workspace(on, workspace_bytes), workspace_bytes=workspace_bytes,
+        time_steps=time_steps, z=at(z),
+        recurrent_kernel=at(recurrence.recurrent_kernel), recurrent_kernel_stride=GATES * hidden_size,
+        h0=at(recurrence.h0), c0=at(recurrence.c0), lengths=at(recurrence.lengths), resets=at(recurrence.resets),
+        h=at(states.h), h_n=at(states.h_n), c_n=at(states.c_n), gates=at(states.gates), cells=at(states.cells),
+        workspace=workspace_address, workspace_bytes=workspace_bytes,
         z_dtype=DTYPES[framework.dtype_of(z)], reverse=int(recurrence.reverse),
     )  # fmt: skip
     with framework.on_device_of(on.like):
         on.library.forward(on.device, plan, arguments, framework.stream(on.like))
+    del workspace  # the framework gives it away in the order of its stream
     return states
 
 
@@ -103,43 +103,29 @@ def backward(
     d_z = framework.empty((time_steps, batch, GATES * hidden_size), recurrence.dtype, on.like)
     d_h0 = framework.empty((batch, hidden_size), recurrence.dtype, on.like)
     d_c0 = framework.empty((batch, hidden_size), "float32", on.like)
-    places = _Places()
-    workspace_bytes = on.library.workspace_bytes(plan, time_steps, backward=True)
-    recurrent_kernel = places.of(recurrence.recurrent_kernel)
+    workspace, workspace_address, workspace_bytes = _workspace(on, plan, time_steps, backward=True)
+
+    def at(array: DeviceArray | None) -> int | None:
+        return None if array is None else framework.address(array)
+
     arguments = _library.Backward(
-        time_steps=time_steps, recurrent_kernel=recurrent_kernel.address,
-        recurrent_kernel_stride=recurrent_kernel.strides[0], c0=places(recurrence.c0),
-        gates=places(states.gates), cells=places(states.cells),
-        lengths=places(recurrence.lengths), resets=places(recurrence.resets),
-        d_h=places(d_h), d_h_n=places(d_h_n), d_c_n=places(d_c_n),
-        d_z=places(d_z), d_h0=places(d_h0), d_c0=places(d_c0),
-        workspace=places.workspace(on, workspace_bytes), workspace_bytes=workspace_bytes,
+        time_steps=time_steps,
+        recurrent_kernel=at(recurrence.recurrent_kernel), recurrent_kernel_stride=GATES * hidden_size,
+        c0=at(recurrence.c0), gates=at(states.gates), cells=at(states.cells),
+        lengths=at(recurrence.lengths), resets=at(recurrence.resets),
+        d_h=at(d_h), d_h_n=at(d_h_n), d_c_n=at(d_c_n), d_z=at(d_z), d_h0=at(d_h0), d_c0=at(d_c0),
+        workspace=workspace_address, workspace_bytes=workspace_bytes,
         reverse=int(recurrence.reverse),
     )  # fmt: skip
     with framework.on_device_of(on.like):
         on.library.backward(on.device, plan, arguments, framework.stream(on.like))
+    del workspace
     return d_z, d_h0, d_c0
 
 
-class _Places:
-    """The addresses of a call's arrays, which it keeps alive until the launch is made."""
-
-    def __init__(self) -> None:
-        self._kept: list[Any] = []
-
-    def __call__(self, array: DeviceArray | None) -> int | None:
-        if array is None:
-            return None
-        place = self.of(array)
-        assert place.is_contiguous, "arrays come here contiguous"
-        return place.address
-
-    def of(self, array: DeviceArray) -> Place:
-        place = place_of(array)
-        self._kept.append(place)
-        return place
-
-    def workspace(self, on: Context, size_bytes: int) -> int:
-        array = on.framework.empty((size_bytes + WORKSPACE_ALIGNMENT,), "uint8", on.like)
-        address = self.of(array).address
-        return -(-address // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
+def _workspace(on: Context, plan: Plan, time_steps: int, *, backward: bool) -> tuple[DeviceArray, int, int]:
+    """Memory for a launch, the aligned address in it, and the bytes from there on that the launch may use."""
+    size_bytes = on.library.workspace_bytes(plan, time_steps, backward=backward)
+    memory = on.framework.empty((size_bytes + WORKSPACE_ALIGNMENT,), "uint8", on.like)
+    address = on.framework.address(memory)
+    return memory, -(-address // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT, size_bytes

@@ -17,7 +17,7 @@ from lstmfast import _checks as check
 from lstmfast import functional
 from lstmfast import gates as gate_order
 from lstmfast.cuda import _health, _kernels, _library
-from lstmfast.cuda._arrays import DeviceArray, Framework, framework_of, is_device_array, place_of
+from lstmfast.cuda._arrays import DeviceArray, Framework, JaxBridge, framework_of, is_device_array
 from lstmfast.cuda._kernels import GATES, Context, Recurrence, States
 
 _DTYPES = ("float32", "bfloat16")
@@ -46,6 +46,17 @@ def lstm(
     values; nor at token ids. matmul_precision "medium" runs the recurrence of float32 arrays in bfloat16, with float32
     sums; "high" is "highest"; the products around it are as exact as the framework is set to make them.
     """
+    if JaxBridge.serves(x):
+        bridge = JaxBridge(x)
+        taken = map(bridge.take, (x, kernel, bias, h0, c0))
+        out = lstm(
+            *taken, lengths=bridge.take(lengths), resets=bridge.take(resets), reverse=reverse, forget_bias=forget_bias,
+            return_cells=return_cells, return_gates=return_gates, keep_for_backward=keep_for_backward,
+            matmul_precision=matmul_precision,
+        )  # fmt: skip
+        h, h_n, c_n, cells, gates = map(bridge.give_back, (out.h, out.h_n, out.c_n, out.cells, out.gates))
+        kept = None if out._kept is None else _KeptAcross(bridge, out)
+        return functional.Output(h, h_n, c_n, cells, gates, kept)
     given = _checked(x, kernel, h0, c0, lengths, resets, reverse, matmul_precision)
     on, framework, training = given.on, given.on.framework, bool(keep_for_backward)
     bias = _float("bias", bias, on, (given.kernel.shape[1],), given.dtype)
@@ -211,12 +222,25 @@ class _Kept:
         return h_prev
 
 
+@dataclass(frozen=True, eq=False)
+class _KeptAcross:
+    """What a call with arrays of JAX leaves for its backward."""
+
+    bridge: JaxBridge
+    out: functional.Output
+
+    def backward(self, d_h: Any, d_h_n: Any, d_c_n: Any) -> functional.Gradients:
+        """As `functional.lstm_backward`."""
+        d = functional.lstm_backward(self.out, *map(self.bridge.take, (d_h, d_h_n, d_c_n)))
+        return functional.Gradients(*map(self.bridge.give_back, (d.x, d.kernel, d.bias, d.h0, d.c0)))
+
+
 def context_of(x: DeviceArray) -> Context:
     """Where x lies. Raises TypeError for a framework that cannot be used, CudaUnavailableError without kernels."""
     framework = framework_of("x", x)
     x = framework.plain(x)
     library = _library.require()
-    return Context(library, framework, x, max(place_of(x).device, 0))
+    return Context(library, framework, x, framework.device_number(x))
 
 
 def _input_product(given: _Given, bias: DeviceArray, forget_bias: float) -> DeviceArray:
@@ -306,11 +330,11 @@ def _float(name: str, value: Any, on: Context, shape: tuple[check.Size, ...], dt
 
 
 def _same_place(name: str, value: Any, on: Context) -> None:
-    if not is_device_array(value):
+    if not on.framework.owns(value):
+        if is_device_array(value):
+            raise TypeError(f"{name} must be an array of {on.framework.name} like x, got {type(value).__name__}")
         raise TypeError(f"{name} must lie on the CUDA device like x, got {type(value).__name__} on the host")
-    if framework_of(name, value) is not on.framework:
-        raise TypeError(f"{name} must be an array of {on.framework.name} like x, got {type(value).__name__}")
-    if (number := max(place_of(on.framework.plain(value)).device, 0)) != on.device:
+    if (number := on.framework.device_number(value)) != on.device:
         raise ValueError(f"{name} must lie on device {on.device} like x, got device {number}")
 
 
