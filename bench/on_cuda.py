@@ -74,8 +74,9 @@ def run(*, rounds: int, seconds: float, json_path: str = "", shapes: Sequence[Sh
     header = {
         "device": device.name.decode(), "sm": f"{device.compute_major}.{device.compute_minor}",
         "lstmfast": lf.__version__, "torch": torch.__version__, "cudnn": str(torch.backends.cudnn.version()),
-        "method": f"{rounds} rounds in turns, {seconds:g} s for each contender in each case",
+        "method": f"{rounds} rounds in turns, {seconds:g} s for each contender in each case; float32 without TF32",
     }  # fmt: skip
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     print("  ".join(f"{name} {value}" for name, value in header.items()))
     print(
         f"{'BxTxIxH':20} {'dtype':8} {'work':8} {'kernel':8} {'lstmfast':>9} {'in graph':>9} {'torch':>9} {'ratio':>7}"
@@ -157,6 +158,7 @@ def _works(
     def theirs_train() -> Any:
         return torch.autograd.grad(peer(needing)[0], [needing, *parameters], d_h)[0]
 
+    peer.train(work == "train")
     return (ours_infer, theirs_infer) if work == "infer" else (ours_train, theirs_train)
 
 

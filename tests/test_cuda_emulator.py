@@ -37,6 +37,10 @@ MISTAKES = {
     "misaligned_relaxed": "misaligned access: 0x[0-9a-f]+ is no multiple of 8, at relaxed load",
     "static_too_large": "49156 bytes of static shared memory, at most 49152",
     "dynamic_too_large": "253952 bytes of shared memory in a block, the device has 232448",
+    "over_aligned": "alignment to 32 bytes: dynamic shared memory promises 16",
+    "returned_before_grid_barrier": r"grid barrier reached after 64 threads of a block have returned, at grid\.sync",
+    "returned_before_cluster_barrier": "cluster barrier reached after 64 threads of a block have returned",
+    "product_of_few_lanes": r"a matrix product needs a warp of 32 lanes, this one has 24, at mma\.m16n8k16",
     "trap": "the kernel gave up, at __trap",
     "endless_spin": r"endless spin: .* threads at __nanosleep .*first block \(1, 0, 0\)",
     "endless_spin_without_pauses": "endless spin: 8 threads at relaxed load",
@@ -98,6 +102,11 @@ def test_a_launch_that_no_device_takes_is_refused_with_cudas_error_code(case: st
     code, _, words = result_of(case, "0")
     assert code == REFUSED[case][0]
     assert re.search(REFUSED[case][1], words), words
+
+
+def test_more_threads_than_thread_sanitizer_takes_are_refused_with_words() -> None:
+    code, _, words = result_of("cooperative_that_fits", "0", "thread")
+    assert (code, words) == (INVALID_VALUE, "8192 threads at once; ThreadSanitizer takes 4000")
 
 
 def test_a_cooperative_launch_that_just_fits_runs() -> None:

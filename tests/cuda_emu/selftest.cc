@@ -341,8 +341,9 @@ Result run_warp_exchange() {
 
 enum Mistake {
   kReturnedBeforeBarrier, kReturnedDuringBarrier, kDifferentBarriers, kWarpsApart, kReturnedLane, kPartialMask,
-  kGridBarrier, kMisalignedVector, kMisalignedRelaxed, kStaticTooLarge, kDynamicTooLarge, kTrap
-};  // fmt: skip
+  kGridBarrier, kMisalignedVector, kMisalignedRelaxed, kStaticTooLarge, kDynamicTooLarge, kOverAligned,
+  kReturnedBeforeGridBarrier, kReturnedBeforeClusterBarrier, kProductOfFewLanes, kTrap
+};
 __global__ void make(Mistake mistake, float* values) {
   const unsigned t = threadIdx.x;
   switch (mistake) {
@@ -393,6 +394,28 @@ __global__ void make(Mistake mistake, float* values) {
       sized[t] = fixed[t] = 0.0f;
       break;
     }
+    case kOverAligned: {
+      struct alignas(32) Wide { float values[8]; };
+      LSTMFAST_DYNAMIC_SHARED(Wide, sized);
+      sized[0].values[0] = 0.0f;
+      break;
+    }
+    case kReturnedBeforeGridBarrier:
+      if (blockIdx.x == 0) return;
+      for (int k = 0; k < 4; ++k) __nanosleep(20);
+      cg::this_grid().sync();
+      break;
+    case kReturnedBeforeClusterBarrier:
+      if (blockIdx.x == 0) return;
+      for (int k = 0; k < 4; ++k) __nanosleep(20);
+      cg::this_cluster().sync();
+      break;
+    case kProductOfFewLanes: {
+      float d[4] = {};
+      const uint32_t a[4] = {}, b[2] = {};
+      cuda_emu::mma_m16n8k16(d, a, b);
+      break;
+    }
     case kTrap: __trap();
   }
 }
@@ -400,7 +423,12 @@ template <Mistake kMistake>
 Result mistake() {
   Array<float> values(64, 0.0f);
   const size_t dynamic_bytes = kMistake == kDynamicTooLarge ? 200 * 1024 : 0;
-  return {LSTMFAST_LAUNCH(make, dim3(2), dim3(64), dynamic_bytes, nullptr, kMistake, values.data), 0};
+  const dim3 grid(2), block(kMistake == kProductOfFewLanes ? 24 : 64);
+  if (kMistake == kReturnedBeforeGridBarrier) {
+    return {LSTMFAST_LAUNCH_COOPERATIVE(make, grid, block, dynamic_bytes, nullptr, kMistake, values.data), 0};
+  }
+  const unsigned cluster_size = kMistake == kReturnedBeforeClusterBarrier ? 2 : 1;
+  return {LSTMFAST_LAUNCH_CLUSTER(make, cluster_size, grid, block, dynamic_bytes, nullptr, kMistake, values.data), 0};
 }
 
 __global__ void nothing() {}
@@ -489,6 +517,10 @@ const std::map<std::string, Result (*)()> kCases = {
     {"misaligned_relaxed", mistake<kMisalignedRelaxed>},
     {"static_too_large", mistake<kStaticTooLarge>},
     {"dynamic_too_large", mistake<kDynamicTooLarge>},
+    {"over_aligned", mistake<kOverAligned>},
+    {"returned_before_grid_barrier", mistake<kReturnedBeforeGridBarrier>},
+    {"returned_before_cluster_barrier", mistake<kReturnedBeforeClusterBarrier>},
+    {"product_of_few_lanes", mistake<kProductOfFewLanes>},
     {"trap", mistake<kTrap>},
     {"endless_spin", run_hand_on<kNobodyStores, true>},
     {"endless_spin_without_pauses", run_hand_on<kNobodyStores, false>},

@@ -57,12 +57,13 @@ def lstm(
         h, h_n, c_n, cells, gates = map(bridge.give_back, (out.h, out.h_n, out.c_n, out.cells, out.gates))
         kept = None if out._kept is None else _KeptAcross(bridge, out)
         return functional.Output(h, h_n, c_n, cells, gates, kept)
-    given = _checked(x, kernel, h0, c0, lengths, resets, reverse, matmul_precision)
-    on, framework, training = given.on, given.on.framework, bool(keep_for_backward)
-    bias = _float("bias", bias, on, (given.kernel.shape[1],), given.dtype)
-    time_steps, batch = given.x.shape[:2]
+    on, training = context_of(x), bool(keep_for_backward)
+    framework = on.framework
     plan: _library.Plan | None = None
     with framework.undisturbed(on.like):
+        given = _checked(on, x, kernel, h0, c0, lengths, resets, reverse, matmul_precision)
+        bias = _float("bias", bias, on, (given.kernel.shape[1],), given.dtype)
+        time_steps, batch = given.x.shape[:2]
         if time_steps == 0 or batch == 0:
             states = _nothing(given)
         else:
@@ -99,19 +100,21 @@ def kept_from(
 
     For those who can keep arrays but no objects between the two: custom operators of a framework.
     """
-    given = _checked(x, kernel, h0, c0, lengths, resets, reverse, "highest")
-    on, (time_steps, batch) = given.on, given.x.shape[:2]
+    on = context_of(x)
     plan: _library.Plan | None = None
-    if time_steps and batch:
-        plan = _health.trusted_plan(on, given.hidden_size, batch, given.recurrence.dtype, training=True)
-    dtype, shape = given.recurrence.dtype, (time_steps, batch, given.hidden_size)
-    states = States(
-        h=_as(on.framework, _float("h", h, on, shape), dtype),
-        h_n=on.framework.empty(shape[1:], dtype, on.like),
-        c_n=on.framework.empty(shape[1:], "float32", on.like),
-        cells=_as(on.framework, _float("cells", cells, on, shape), "float32"),
-        gates=_as(on.framework, _float("gates", gates, on, (*shape[:2], GATES, shape[2])), "float32"),
-    )
+    with on.framework.undisturbed(on.like):
+        given = _checked(on, x, kernel, h0, c0, lengths, resets, reverse, "highest")
+        time_steps, batch = given.x.shape[:2]
+        if time_steps and batch:
+            plan = _health.trusted_plan(on, given.hidden_size, batch, given.recurrence.dtype, training=True)
+        dtype, shape = given.recurrence.dtype, (time_steps, batch, given.hidden_size)
+        states = States(
+            h=_as(on.framework, _float("h", h, on, shape), dtype),
+            h_n=on.framework.empty(shape[1:], dtype, on.like),
+            c_n=on.framework.empty(shape[1:], "float32", on.like),
+            cells=_as(on.framework, _float("cells", cells, on, shape), "float32"),
+            gates=_as(on.framework, _float("gates", gates, on, (*shape[:2], GATES, shape[2])), "float32"),
+        )
     return functional.Output(states.h, states.h_n, states.c_n, states.cells, states.gates, _Kept(given, plan, states))
 
 
@@ -276,9 +279,16 @@ def _nothing(given: _Given) -> States:
 
 
 def _checked(
-    x: Any, kernel: Any, h0: Any, c0: Any, lengths: Any, resets: Any, reverse: bool, matmul_precision: str
+    on: Context,
+    x: Any,
+    kernel: Any,
+    h0: Any,
+    c0: Any,
+    lengths: Any,
+    resets: Any,
+    reverse: bool,
+    matmul_precision: str,
 ) -> _Given:
-    on = context_of(x)
     framework = on.framework
     token_input = framework.dtype_of(x) in _IDS
     kernel = _float("kernel", kernel, on, ("rows", "columns"))
