@@ -32,5 +32,4 @@ def describe() -> str:
     if count == 0:
         return f"built, but no device can be used here: {reason or 'the driver reports none'}"
     devices = [library.device(number) for number in range(count)]
-    names = (f"{device.name.decode()} (sm_{device.compute_major}{device.compute_minor})" for device in devices)
-    return ", ".join(names) + (" (emulated on the CPU)" if library.is_emulated else "")
+    return ", ".join(f"{device.name.decode()} (sm_{device.compute_major}{device.compute_minor})" for device in devices)
