@@ -7,6 +7,7 @@ in it; which of them is active is an argument.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -257,3 +258,32 @@ def differences(case: Case, result: Result) -> list[str]:
             worst = np.max(np.abs(got - want), where=~np.isnan(got - want), initial=0)
             wrong.append(f"{name} is off by {worst:.1e}, {np.isnan(got).sum()} are NaN")
     return wrong
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the tables in csrc/cuda/plan.h: how the warps of a sequence kernel's block share the product."""
+
+    kernel: str
+    is_forward: bool
+    path: str
+    unit_warps: int
+    depth_warps: int
+    chunks: int
+    unit_tiles: int
+    batch_tiles: int
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.unit_warps * self.depth_warps
+
+
+def variants(direction: str) -> list[Variant]:
+    """The variants of a direction, "Forward" or "Backward", in the order of their numbers."""
+    text = (CSRC / "cuda" / "plan.h").read_text()
+    (table,) = re.findall(rf"k{direction}Variants\[\] = \{{\n(.*?)\n\}};", text, re.DOTALL)
+    rows = re.findall(r"\{LSTMFAST_CUDA_(\w+), (\d+), (\d+), (\d+), (\d+), (\d+)\}", table)
+    return [
+        Variant(f"{direction.lower()}_sequence<{number}>", direction == "Forward", path, *map(int, sizes))
+        for number, (path, *sizes) in enumerate(rows)
+    ]
