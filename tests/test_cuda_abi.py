@@ -1,4 +1,4 @@
-"""The C ABI of the CUDA library: what it refuses, with which code, before anything is launched. Runs the emulated build."""
+"""The C ABI of the CUDA library: what it refuses before anything is launched, and with which code. Emulated."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def test_a_workspace_must_begin_at_a_multiple_of_256(functions: Any, direction: 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("path", 0), ("path", 3), ("variant", 99), ("slice_rows", 0), ("slice_rows", 64), ("groups", 0), ("launches", 0),
-        ("blocks_per_group", 1), ("cluster_size", 2), ("shared_bytes", 0),
+        ("path", 0), ("path", 3), ("variant", 99), ("slice_rows", 0), ("slice_rows", 64), ("groups", 0),
+        ("launches", 0), ("blocks_per_group", 1), ("cluster_size", 2), ("shared_bytes", 0),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("direction", REFUSED)
