@@ -62,6 +62,7 @@ class Case:
     gpu: Gpu = H100
     forward_only: bool = False
     spin_limit: int = 0
+    reuse_weights: bool = False  # a second forward call has to do without them
     initial_nan: bool = False  # h0 holds the NaN that words of h which are not there look like
 
     def __str__(self) -> str:
@@ -154,7 +155,8 @@ def write(case: Case, file: Path) -> None:
     gpu = case.gpu
     header = [
         case.time_steps, case.batch, case.hidden, case.dtype, case.z_dtype, case.path, case.reverse, case.spin_limit,
-        gpu.compute_major, gpu.compute_minor, gpu.sm_count, gpu.shared_bytes, case.forward_only, given,
+        gpu.compute_major, gpu.compute_minor, gpu.sm_count, gpu.shared_bytes, case.forward_only,
+        case.reuse_weights, given,
     ]  # fmt: skip
     arrays = [array.tobytes() for array in arguments.values() if array is not None]
     file.write_bytes(np.array(header, np.int64).tobytes() + b"".join(arrays))

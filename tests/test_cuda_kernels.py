@@ -112,6 +112,11 @@ def test_a_batch_of_several_slices_and_launches_is_right(tmp_path: Path) -> None
     assert_right(cases, tmp_path)
 
 
+def test_a_second_call_can_do_with_the_weights_that_the_first_packed(tmp_path: Path) -> None:
+    cases = [Case(3, 37, **kernel, reuse_weights=True, forward_only=True) for kernel in KERNELS.values()]
+    assert_right(cases, tmp_path)
+
+
 def test_an_initial_nan_stays_in_its_row_and_is_never_taken_for_a_word_that_is_missing(tmp_path: Path) -> None:
     case = Case(2, 37, initial_nan=True, forward_only=True)
     _, (result,) = run([case], tmp_path)

@@ -73,13 +73,13 @@ template <class T, class Weights>
 int launch_prepare(const PrepareArgs& args, void* stream) {
   constexpr int64_t kMostBlocks = 2048;
   const int64_t vectors = std::max(args.packed_vectors, args.exchange_vectors);
-  const int64_t blocks = std::min((vectors + kPrepareThreads - 1) / kPrepareThreads, kMostBlocks);
+  const int64_t blocks = std::max<int64_t>(1, std::min((vectors + kPrepareThreads - 1) / kPrepareThreads, kMostBlocks));
   return LSTMFAST_LAUNCH((prepare<T, Weights>), dim3(static_cast<unsigned>(blocks)), dim3(kPrepareThreads), 0, stream, args);
 }
 
 template <class Args>
 int launch_prepare(const LstmfastCudaPlan& plan, Direction direction, const Args& args, const void* h0,
-                   const Workspace& workspace, void* stream) {
+                   bool reuse_weights, const Workspace& workspace, void* stream) {
   const WorkspaceLayout& at = workspace.at;
   PrepareArgs a = {};
   a.hidden = static_cast<int>(plan.hidden_size);
@@ -89,7 +89,7 @@ int launch_prepare(const LstmfastCudaPlan& plan, Direction direction, const Args
   a.h0 = h0;
   a.packed = workspace.packed();
   const int64_t padded = padded_hidden(a.hidden);
-  a.packed_vectors = kGateCount * padded * padded * at.element_bytes / kVectorBytes;
+  a.packed_vectors = reuse_weights ? 0 : kGateCount * padded * padded * at.element_bytes / kVectorBytes;
   a.exchange = workspace.exchange();
   a.exchange_vectors =
       static_cast<int64_t>(at.slices) * at.slots * at.slice_rows * at.depth * at.element_bytes / kVectorBytes;
@@ -224,9 +224,9 @@ int run_sequence(const LstmfastCudaDirectionPlan& d, const Problem& problem, con
 
 template <class Args, class Arrays>
 int run(const LstmfastCudaPlan& plan, Direction direction, const Args& args, const Arrays& arrays, const void* h0,
-        void* stream) {
+        bool reuse_weights, void* stream) {
   const Workspace workspace = {workspace_layout(plan, direction, args.time_steps), static_cast<char*>(args.workspace)};
-  if (const int error = launch_prepare(plan, direction, args, h0, workspace, stream)) return error;
+  if (const int error = launch_prepare(plan, direction, args, h0, reuse_weights, workspace, stream)) return error;
   const Problem problem = problem_of(plan, args);
   const LstmfastCudaDirectionPlan& d = direction_plan(plan, direction);
   if (d.path == LSTMFAST_CUDA_STEP) return run_steps(plan, problem, arrays, workspace, stream);
@@ -244,7 +244,7 @@ extern "C" int lstmfast_cuda_forward(const LstmfastCudaPlan* plan, const Lstmfas
   if (!args->z || !args->h || !args->h_n || !args->c_n) return LSTMFAST_CUDA_MISSING_POINTER;
   const ForwardArrays arrays = {args->z, args->z_dtype == LSTMFAST_CUDA_BFLOAT16, args->c0, args->h, args->h_n, args->c_n,
                                 args->gates, args->cells};
-  return run(*plan, kForward, *args, arrays, args->h0, stream);
+  return run(*plan, kForward, *args, arrays, args->h0, args->reuse_weights != 0, stream);
 }
 
 extern "C" int lstmfast_cuda_backward(const LstmfastCudaPlan* plan, const LstmfastCudaBackward* args, void* stream) {
@@ -252,7 +252,7 @@ extern "C" int lstmfast_cuda_backward(const LstmfastCudaPlan* plan, const Lstmfa
   if (!args->gates || !args->cells || !args->d_z || !args->d_h0 || !args->d_c0) return LSTMFAST_CUDA_MISSING_POINTER;
   const BackwardArrays arrays = {args->c0, args->gates, args->cells, args->d_h, args->d_h_n, args->d_c_n,
                                  args->d_z, args->d_h0, args->d_c0};
-  return run(*plan, kBackward, *args, arrays, nullptr, stream);
+  return run(*plan, kBackward, *args, arrays, nullptr, false, stream);
 }
 
 extern "C" int lstmfast_cuda_abi_version(void) { return LSTMFAST_CUDA_ABI_VERSION; }

@@ -73,7 +73,7 @@ typedef struct {
 } LstmfastCudaPlan;
 
 typedef struct {
-  int64_t time_steps;
+  int64_t time_steps;               //              1 or more
   const void* z;                    // [T, B, 4H]  x·kernel + bias (+ forget_bias), of z_dtype
   const void* recurrent_kernel;     // [H, 4H]     dtype; rows `recurrent_kernel_stride` elements apart
   int64_t recurrent_kernel_stride;  //             at least 4H
@@ -91,6 +91,7 @@ typedef struct {
   int32_t z_dtype;     // LstmfastCudaDtype
   int32_t reverse;     // not 0: each row runs from its own last step down to step 0
   int32_t spin_limit;  // how often a word of h is looked at before the launch is given up; 0: 2^22, about two seconds
+  int32_t reuse_weights;  // not 0: the workspace still holds the weights as a forward call with this plan packed them
 } LstmfastCudaForward;
 
 typedef struct {
