@@ -47,6 +47,8 @@ class Row:
     """The same call replayed as a CUDA graph; None where it could not be captured."""
     torch: Spread
     difference: float
+    estimated_us_per_step: float
+    """Of the recurrence alone, forward: what the plan was chosen by. To be held against milliseconds / time_steps."""
 
     @property
     def ratio(self) -> float:
@@ -130,10 +132,11 @@ def _measure(
                 graph = None if library.is_emulated else _captured(torch, ours)
                 contenders = {"ours": ours, "theirs": theirs, **({"graph": graph} if graph else {})}
                 spreads = clock.in_turns(contenders, rounds, seconds)
-                plan = library.plan(0, hidden_size, batch, dtype, work == "train")
+                plan = library.plan(0, hidden_size, batch, dtype, work == "train").forward
                 yield Row(
-                    shape, dtype, work, PATHS[plan.forward.path],
+                    shape, dtype, work, PATHS[plan.path],
                     spreads["ours"], spreads.get("graph"), spreads["theirs"], difference,
+                    float(plan.microseconds_per_step),
                 )  # fmt: skip
 
 

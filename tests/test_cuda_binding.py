@@ -7,6 +7,9 @@ The kernels themselves are tested elsewhere. Without a device, everything says s
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +24,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import lstmfast as lf
 from cuda_host import HostArray, emulated_device, host_cupy_arrays
-from kernel_builds import compiler
+from kernel_builds import CSRC, compiler
 from lstmfast import cuda
 from lstmfast.cuda import _health, _library, _sequences, selftest
 from lstmfast.cuda.models import CudaCharLM
@@ -30,6 +33,7 @@ from tolerances import gradients, states
 torch = pytest.importorskip("torch", reason="needs PyTorch, whose tensors play device arrays")
 
 Array = npt.NDArray[Any]
+_STRUCTURES = (_library.Device, _library.DirectionPlan, _library.Plan, _library.Forward, _library.Backward)
 needs_emulator = [
     pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs Linux"),
@@ -140,6 +144,34 @@ def check_against_cpu(
 
 
 pytestmark = needs_emulator
+
+
+# --- the C ABI --------------------------------------------------------------------------------------------------------
+
+
+def test_structures_lie_in_memory_as_the_header_has_them(tmp_path: Path) -> None:
+    header = (CSRC / "cuda" / "lstmfast_cuda.h").read_text()
+    names = {"LstmfastCuda" + kind.__name__: kind for kind in _STRUCTURES}
+    lines = []
+    for name, kind in names.items():
+        lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
+        lines += [f'printf("{name}.{f} %zu\\n", offsetof({name}, {f}));' for f, *_ in kind._fields_]
+    program = tmp_path / "layout.c"
+    program.write_text(
+        f"#include <stddef.h>\n#include <stdio.h>\n{header}\nint main(void) {{ {' '.join(lines)} return 0; }}\n"
+    )
+    subprocess.run([str(compiler()), "-x", "c++", program, "-o", tmp_path / "layout"], check=True)
+    printed = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout
+    ours = []
+    for name, kind in names.items():
+        ours.append(f"{name} {ctypes.sizeof(kind)}")
+        ours += [f"{name}.{f} {getattr(kind, f).offset}" for f, *_ in kind._fields_]
+    assert printed.splitlines() == ours
+    # A field that only the header has might hide in padding.
+    for name, kind in names.items():
+        (body,) = re.findall(r"typedef struct \{([^{}]*)\} " + name + ";", header)
+        declared = re.findall(r"(\w+)(?:\[\d+\])?\s*(?=[,;])", re.sub(r"//[^\n]*", "", body))
+        assert declared == [f for f, *_ in kind._fields_]
 
 
 # --- functions --------------------------------------------------------------------------------------------------------

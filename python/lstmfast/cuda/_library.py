@@ -67,6 +67,7 @@ class Forward(ctypes.Structure):
         ("h0", c_void_p), ("c0", c_void_p), ("lengths", c_void_p), ("resets", c_void_p), ("h", c_void_p),
         ("h_n", c_void_p), ("c_n", c_void_p), ("gates", c_void_p), ("cells", c_void_p), ("workspace", c_void_p),
         ("workspace_bytes", c_int64), ("z_dtype", c_int32), ("reverse", c_int32), ("spin_limit", c_int32),
+        ("reuse_weights", c_int32),
     ]  # fmt: skip
 
 
