@@ -570,6 +570,13 @@ def test_float64_layers_stay_on_the_cpu() -> None:
         lf.LSTM(3, 4, dtype="float64")(torch.zeros(2, 1, 3))  # type: ignore[arg-type]
 
 
+def test_a_layer_with_a_variant_of_the_cell_is_refused() -> None:
+    layer = lf.LSTM(3, 4)
+    layer.cell_clip = 1.0  # type: ignore[attr-defined, unused-ignore]
+    with pytest.raises(ValueError, match="cell_clip must not be given for a layer that runs on a CUDA device"):
+        layer(torch.zeros(2, 1, 3))  # type: ignore[arg-type]
+
+
 # --- the model and the trainer ----------------------------------------------------------------------------------------
 
 

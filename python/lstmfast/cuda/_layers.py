@@ -20,6 +20,7 @@ class LayerOnDevice:
     def __init__(self, layer: LSTM, x: DeviceArray) -> None:
         if layer.dtype != np.float32:
             raise TypeError(f"a layer must be float32 to run on a CUDA device, this one is {layer.dtype}")
+        _stacks.refuse_variants(layer)
         on = _sequences.context_of(x)
         self._layer, self._on = layer, on
         self._mirror = _stacks.Mirror(on.framework, on.like, _stacks.shapes_of(layer.parameters))

@@ -8,7 +8,7 @@ Refuses to check what `layers` has checked, and variants of the cell that the ke
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -146,12 +146,12 @@ class Stack:
 
 
 def shapes_of(parameters: Mapping[str, npt.NDArray[Any]]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, in the order of the buffer. Raises ValueError for variables that no kernel here knows."""
-    shapes = {name: values.shape for name, values in parameters.items()}
-    if unknown := _without(shapes, ("kernel", "bias", "embedding")):
-        raise ValueError(f"variants of the cell do not run on a CUDA device yet; this layer has {', '.join(unknown)}")
-    return shapes
+    """Names and shapes of the variables, in the order of the buffer."""
+    return {name: values.shape for name, values in parameters.items()}
 
 
-def _without(names: Iterable[str], known: tuple[str, ...]) -> list[str]:
-    return [name for name in names if name.rsplit(".", 1)[-1] not in known]
+def refuse_variants(layer: object) -> None:
+    """Raise ValueError for a layer whose cell is another than the kernels', by what it was made with."""
+    given = [name for name in ("projection_size", "peepholes", "cell_clip", "coupled_gates") if getattr(layer, name, 0)]
+    if given:
+        raise ValueError(f"{given[0]} must not be given for a layer that runs on a CUDA device: no kernel there has it")

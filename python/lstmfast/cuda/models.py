@@ -31,6 +31,7 @@ class CudaCharLM(CharLM):
         super().__init__(*arguments, **options)
         if self.dtype != np.float32:
             raise TypeError(f"dtype must be float32 on a CUDA device, got {self.dtype}")
+        _stacks.refuse_variants(self.lstm)
         self._framework, like = default_device()
         self._mirror = _stacks.Mirror(self._framework, like, _stacks.shapes_of(self.parameters))
         self._stack = _stacks.Stack(
