@@ -281,6 +281,34 @@ def test_backward_needs_no_more_than_arrays_of_the_forward_call(rng: np.random.G
         assert torch.equal(getattr(d, name), getattr(again, name))
 
 
+def test_an_autograd_function_of_these_two_gives_pytorchs_own_gradients(rng: np.random.Generator) -> None:
+    class Function(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(context: Any, *given: Any) -> Any:
+            out = lf.lstm(*given, return_cells=True, return_gates=True)
+            context.save_for_backward(*given, out.h, out.cells, out.gates)
+            return out.h, out.h_n, out.c_n
+
+        @staticmethod
+        def backward(context: Any, *derivatives: Any) -> Any:
+            x, kernel, _, h0, c0, h, cells, gates = context.saved_tensors
+            kept = _sequences.kept_from(x, kernel, h0, c0, h, cells, gates, lengths=None, resets=None, reverse=False)
+            d = lf.lstm_backward(kept, *derivatives)
+            return d.x, d.kernel, d.bias, d.h0, d.c0
+
+    theirs = torch.nn.LSTM(5, 6)
+    sent = [torch.from_numpy(value) for value in problem(rng, 4, 3, 5, 6, False).values()]
+    x, _, _, h0, c0 = (tensor.requires_grad_(True) for tensor in sent)
+    kernel = torch.cat([theirs.weight_ih_l0.T, theirs.weight_hh_l0.T])
+    h, h_n, c_n = Function.apply(x, kernel, theirs.bias_ih_l0 + theirs.bias_hh_l0, h0, c0)
+    wanted, (wanted_h_n, wanted_c_n) = theirs(x, (h0[None], c0[None]))
+    leaves = [x, h0, c0, theirs.weight_ih_l0, theirs.weight_hh_l0, theirs.bias_ih_l0]
+    got = torch.autograd.grad((h.sin().sum() + h_n.sum() + c_n.sum()), leaves)
+    want = torch.autograd.grad((wanted.sin().sum() + wanted_h_n.sum() + wanted_c_n.sum()), leaves)
+    for ours, other in zip(got, want, strict=True):
+        assert_allclose(ours.numpy(), other.numpy(), **gradients("float32", 18))
+
+
 def test_autocast_and_autograd_around_a_call_change_nothing(rng: np.random.Generator) -> None:
     p = {name: torch.from_numpy(value) for name, value in problem(rng, 4, 3, 5, 6, False).items()}
     wanted = lf.lstm(**p).h
