@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from lstmfast._checks import Array, State
 from lstmfast.gates import Gates
 from lstmfast.initializers import Initializer, Shape
 from lstmfast.variables import Variable, Writes, wrote
+
+if TYPE_CHECKING:
+    from lstmfast.cuda._layers import LayerOnDevice
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +229,9 @@ class LSTM:
         self._packed_at: list[int | None] = [None] * len(self.cells)  # writes when each sequence packed its weights
         self._dropouts = [Dropout(self.dropout, self.dtype) for _ in range(self.num_layers - 1)]
         self._scratch = Scratch(self.dtype)
-        self._trained: tuple[int, int, bool] | None = None  # time_steps, batch, ids of the call `backward` belongs to
+        # The call that `backward` belongs to: its time_steps, batch, ids, or the device it was made on.
+        self._trained: tuple[int, int, bool] | LayerOnDevice | None = None
+        self._device: LayerOnDevice | None = None
 
     @staticmethod
     def shapes(
@@ -267,8 +272,12 @@ class LSTM:
         `zero_state`, which None stands for; lengths [B] and resets [T, B] as in `lstm`. With batch_first, x, resets and
         the returned h begin [B, T]; states do not. training keeps what `backward` needs and applies dropout; x and
         the returned h must then stay as they are until `backward` is done. What is returned is new in every call.
+        Where x lies on a CUDA device (a float32 array of torch or cupy), so must the state, and so do the results;
+        weights are sent there when they have changed, and `backward` brings their gradients back.
         Raises ValueError naming the argument whose shape or values are wrong; TypeError for a dtype not the layer's.
         """
+        if not isinstance(x, np.ndarray) and check.is_on_device(x):
+            return self._call_on_device(x, state, lengths, resets, bool(training))
         x = self.check_input(x)
         axes = x.shape[:2]
         if resets is not None:
@@ -296,6 +305,8 @@ class LSTM:
         """
         if self._trained is None:
             raise RuntimeError("backward needs the last call of this layer to have had training=True")
+        if not isinstance(self._trained, tuple):
+            return self._trained.backward(d_h, d_state)
         time_steps, batch, token_input = self._trained
         axes = (batch, time_steps) if self.batch_first else (time_steps, batch)
         if d_h is not None:
@@ -396,7 +407,7 @@ class LSTM:
         d_c0: Array | None = None,
     ) -> None:
         """As `backward`, for models: time-major, arguments already checked; d_x, d_h0, d_c0 are written if given."""
-        assert self._trained is not None
+        assert isinstance(self._trained, tuple)
         for layer in reversed(range(self.num_layers)):
             below = d_x
             if layer:
@@ -417,6 +428,19 @@ class LSTM:
             if layer and below is not None:
                 self._dropouts[layer - 1].backward(below)
             d_h = below
+
+    def _call_on_device(self, x: Any, state: Any, lengths: Any, resets: Any, training: bool) -> tuple[Any, Any]:
+        from lstmfast.cuda._layers import LayerOnDevice
+
+        self._trained = None
+        if self._device is None or not self._device.serves(x):
+            self._device = LayerOnDevice(self, x)
+        h, final = self._device(
+            x, state, lengths=lengths, resets=resets, training=training,
+            rng=self._rng if training else None, writes=self._writes.count,
+        )  # fmt: skip
+        self._trained = self._device if training else None
+        return h, final
 
     @overload
     def _time_major(self, a: Array) -> Array: ...
