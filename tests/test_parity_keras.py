@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,13 @@ import lstmfast.keras  # noqa: E402  it imports keras
 
 BACKEND = keras.backend.backend()
 BATCH, TIME_STEPS, INPUT_SIZE, UNITS = 5, 7, 3, 4
-MASKS = ("no mask", "padded", "anywhere")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64_where_it_must_be_asked_for() -> Any:
-    """JAX has float64 only on demand."""
-    if BACKEND != "jax":
-        yield
-        return
-    import jax
-
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
+# Of Keras' backends only TensorFlow keeps float64 throughout: under the others its type promotion sends some products
+# and functions of a float64 layer through float32 (measured: 3e-8 in one step of a cell).
+KERAS_IS_EXACT = BACKEND == "tensorflow"
+DTYPE = "float64" if KERAS_IS_EXACT else "float32"
+CASES = [case for case in parity.CASES if KERAS_IS_EXACT or case[0] == "float32"]
+CLOSE = tolerances.SAME if KERAS_IS_EXACT else tolerances.gradients("float32", BATCH * TIME_STEPS)
 
 
 def outputs_and_gradients(
@@ -113,6 +106,11 @@ def mask_of(kind: str, rng: np.random.Generator) -> Array | None:
     return rng.random((BATCH, TIME_STEPS)) < 1 / 2
 
 
+def random(rng: np.random.Generator, *shape: int) -> Array:
+    """Normal numbers in the dtype that this backend is compared in."""
+    return rng.standard_normal(shape).astype(DTYPE)
+
+
 def tiny_model(layer: Any) -> Any:
     """Masked input, the layer, one number out of it."""
     return keras.Sequential(
@@ -130,7 +128,7 @@ def data(rng: np.random.Generator) -> tuple[Array, Array]:
 # --- the same numbers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "time_steps"), parity.CASES)
+@pytest.mark.parametrize(("dtype", "time_steps"), CASES)
 def test_outputs_and_derivatives_are_those_of_keras_within_the_promise(
     dtype: str, time_steps: int, rng: np.random.Generator
 ) -> None:
@@ -149,25 +147,53 @@ def test_outputs_and_derivatives_are_those_of_keras_within_the_promise(
     parity.assert_same(parity.ours(p), theirs, tolerances.PARITY[dtype, time_steps])
 
 
-@pytest.mark.parametrize("mask_kind", MASKS)
-@pytest.mark.parametrize("zero_where_masked", [False, True], ids=["repeats", "zeros"])
+@pytest.fixture
+def float64_in_jax() -> Iterator[None]:
+    """JAX has float64 only on demand."""
+    if BACKEND != "jax":
+        yield
+        return
+    import jax
+
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+def test_float64_stays_float64_under_every_backend(float64_in_jax: None, rng: np.random.Generator) -> None:
+    p = parity.problem(rng, "float64", 10)
+    layer = lstmfast.keras.LSTM(parity.HIDDEN_SIZE, return_sequences=True, return_state=True, dtype="float64")
+    layer.build((parity.BATCH, 10, parity.INPUT_SIZE))
+    layer.set_weights([*np.split(p["kernel"], [parity.INPUT_SIZE]), p["bias"]])
+    d = [p["d_h"].swapaxes(0, 1), p["d_h_n"], p["d_c_n"]]
+    actual, gradients = outputs_and_gradients(layer, p["x"].swapaxes(0, 1), [p["h0"], p["c0"]], d)
+    expected = parity.ours(p)
+    theirs = {"h": actual[0].swapaxes(0, 1), "d_x": gradients[0].swapaxes(0, 1), "d_bias": gradients[5]}
+    parity.assert_same(theirs, {name: expected[name] for name in theirs}, tolerances.PARITY["float64", 10])
+
+
+@pytest.mark.parametrize(
+    ("mask_kind", "zero_where_masked"),
+    [("no mask", False), ("padded", False), ("padded", True), ("anywhere", False), ("anywhere", True)],
+)
 @pytest.mark.parametrize("go_backwards", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("return_sequences", [False, True], ids=["last", "all"])
 def test_the_layer_does_what_keras_does_with_masks_and_directions(
-    return_sequences: bool, go_backwards: bool, zero_where_masked: bool, mask_kind: str, rng: np.random.Generator
+    return_sequences: bool, go_backwards: bool, mask_kind: str, zero_where_masked: bool, rng: np.random.Generator
 ) -> None:
     theirs, ours = pair(
         return_sequences=return_sequences, return_state=True, go_backwards=go_backwards,
-        zero_output_for_mask=zero_where_masked, dtype="float64",
+        zero_output_for_mask=zero_where_masked, dtype=DTYPE,
     )  # fmt: skip
-    x, mask = rng.standard_normal((BATCH, TIME_STEPS, INPUT_SIZE)), mask_of(mask_kind, rng)
+    x, mask = random(rng, BATCH, TIME_STEPS, INPUT_SIZE), mask_of(mask_kind, rng)
     output_shape = (BATCH, TIME_STEPS, UNITS) if return_sequences else (BATCH, UNITS)
-    d = [rng.standard_normal(shape) for shape in (output_shape, (BATCH, UNITS), (BATCH, UNITS))]
-    state = [rng.standard_normal((BATCH, UNITS)) for _ in range(2)]
+    d = [random(rng, *shape) for shape in (output_shape, (BATCH, UNITS), (BATCH, UNITS))]
+    state = [random(rng, BATCH, UNITS) for _ in range(2)]
     expected = outputs_and_gradients(theirs, x, state, d, mask)
     actual = outputs_and_gradients(ours, x, state, d, mask)
     for a, e in zip((*actual[0], *actual[1]), (*expected[0], *expected[1]), strict=True):
-        np.testing.assert_allclose(a, e, **tolerances.SAME)
+        np.testing.assert_allclose(a, e, **CLOSE)
 
 
 @pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no-bias"])
@@ -184,14 +210,13 @@ def test_a_model_trains_as_it_does_with_the_layer_of_keras(use_bias: bool, rng: 
 
 
 def test_dropout_falls_where_that_of_keras_falls(rng: np.random.Generator) -> None:
-    x, state = rng.standard_normal((BATCH, TIME_STEPS, INPUT_SIZE)), [np.zeros((BATCH, UNITS))] * 2
-    d = [np.ones((BATCH, UNITS))] * 3
+    x, state = random(rng, BATCH, TIME_STEPS, INPUT_SIZE), [np.zeros((BATCH, UNITS), DTYPE)] * 2
+    d = [np.ones((BATCH, UNITS), DTYPE)] * 3
     theirs, ours = (
-        outputs_and_gradients(layer, x, state, d)
-        for layer in pair(dropout=0.5, seed=3, return_state=True, dtype="float64")
+        outputs_and_gradients(layer, x, state, d) for layer in pair(dropout=0.5, seed=3, return_state=True, dtype=DTYPE)
     )
     for a, e in zip((*ours[0], *ours[1]), (*theirs[0], *theirs[1]), strict=True):
-        np.testing.assert_allclose(a, e, **tolerances.SAME)
+        np.testing.assert_allclose(a, e, **CLOSE)
     assert np.any(ours[1][0] == 0)
 
 
@@ -200,32 +225,32 @@ def test_bidirectional_wraps_it(merge_mode: str, rng: np.random.Generator) -> No
     x = data(rng)[0]
     mask = np.any(x != 0, axis=2)
     theirs, ours = (
-        keras.layers.Bidirectional(layer(UNITS, return_sequences=True, dtype="float64"), merge_mode, dtype="float64")
+        keras.layers.Bidirectional(layer(UNITS, return_sequences=True, dtype=DTYPE), merge_mode, dtype=DTYPE)
         for layer in (keras.layers.LSTM, lstmfast.keras.LSTM)
     )
     for layer in (theirs, ours):
         layer.build(x.shape)
     ours.set_weights(theirs.get_weights())
-    (expected,), (actual,) = (to_arrays([layer(x.astype("float64"), mask=mask)]) for layer in (theirs, ours))
-    np.testing.assert_allclose(actual, expected, **tolerances.SAME)
+    (expected,), (actual,) = (to_arrays([layer(x.astype(DTYPE), mask=mask)]) for layer in (theirs, ours))
+    np.testing.assert_allclose(actual, expected, **CLOSE)
 
 
 def test_a_stateful_layer_goes_on_where_it_was(rng: np.random.Generator) -> None:
-    x, d = rng.standard_normal((BATCH, TIME_STEPS, INPUT_SIZE)), [np.ones((BATCH, UNITS))] * 3
-    _, whole = pair(return_state=True, dtype="float64")
-    _, parts = pair(return_state=True, stateful=True, dtype="float64", input_shape=(BATCH, None, INPUT_SIZE))
+    x, d = random(rng, BATCH, TIME_STEPS, INPUT_SIZE), [np.ones((BATCH, UNITS), DTYPE)] * 3
+    _, whole = pair(return_state=True, dtype=DTYPE)
+    _, parts = pair(return_state=True, stateful=True, dtype=DTYPE, input_shape=(BATCH, None, INPUT_SIZE))
     parts(x[:, :3])
     expected = to_arrays(whole(x))
     for a, e in zip(to_arrays(parts(x[:, 3:])), expected, strict=True):
-        np.testing.assert_allclose(a, e, **tolerances.SAME)
+        np.testing.assert_allclose(a, e, **CLOSE)
     parts.reset_state()
     assert all(not np.any(values) for values in to_arrays(parts.states))
-    state = [rng.standard_normal((BATCH, UNITS)) for _ in range(2)]  # overwritten by the call's end, before backward
-    theirs, ours = pair(return_state=True, stateful=True, dtype="float64")
+    state = [random(rng, BATCH, UNITS) for _ in range(2)]  # overwritten by the call's end, before backward
+    theirs, ours = pair(return_state=True, stateful=True, dtype=DTYPE)
     _, expected = outputs_and_gradients(theirs, x, state, d)
     _, actual = outputs_and_gradients(ours, x, state, d)
     for a, e in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, e, **tolerances.SAME)
+        np.testing.assert_allclose(a, e, **CLOSE)
 
 
 # --- one in place of the other ----------------------------------------------------------------------------------------
