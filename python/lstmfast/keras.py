@@ -279,7 +279,7 @@ def _in_tensorflow(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...
             result.set_shape(shape)
         return list(results)
 
-    @tf.custom_gradient
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(*tensors: Any) -> Any:
         if tf.executing_eagerly():
             arrays = [tensor.numpy() for tensor in (*tensors, *masks)]
@@ -361,7 +361,7 @@ def _torch_loop() -> Any:
             return to_torch(results, tensors[0])
 
         @staticmethod
-        @torch.autograd.function.once_differentiable
+        @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
         def backward(ctx: Any, *d: Any) -> tuple[Any, ...]:
             assert len(ctx.saved_tensors) == 1  # reading them is what checks them
             return None, None, *to_torch(ctx.loop.backward_of(ctx.tape, *to_numpy(d)), d[0])
