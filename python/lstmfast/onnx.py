@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper, inliner, numpy_helper
 
 from lstmfast import __version__
 from lstmfast import _checks as check
@@ -45,7 +45,8 @@ def export(
     `LSTM`: x [T, B, I] (batch_first: [B, T, I]), h0, c0 [layers*directions, B, H] -> h, h_n, c_n, as in a call.
     `CharLM`: ids [T, B], int64, h0, c0 -> logits [T, B, V], h_n, c_n.
     `SequenceClassifier`: x [T, B, I] -> logits [B, classes]; its states begin at zero and stay inside, as in a call.
-    T and B are free. lengths: another input, lengths [B], int32, as in a call; ONNX Runtime wants them at least 1.
+    T and B are free. lengths: another input, lengths [B], int32, as in a call, but that ONNX Runtime ends a row of
+    length 0 in a state of zeros.
     The run-time forget_bias goes into the second of the operator's two biases, so that nothing is rounded. Dropout,
     which is for training, is left out. The file is checked by ONNX before it is written.
     Raises ValueError naming the argument at fault, also for what the operator cannot say (projection_size, cell_clip);
@@ -93,7 +94,7 @@ def read_weights(path: str | os.PathLike[str] | onnx.ModelProto) -> dict[str, LS
     """
     model = path if isinstance(path, onnx.ModelProto) else _read_model(Path(path))
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = inliner.inline_local_functions(model)
     nodes = onnx_nodes.lstm_nodes(model)
     if not nodes:
         kinds = ", ".join(sorted({node.op_type for node in model.graph.node})) or "none"
@@ -113,9 +114,9 @@ def read_weights(path: str | os.PathLike[str] | onnx.ModelProto) -> dict[str, LS
 def load(path: str | os.PathLike[str] | onnx.ModelProto, *, name: str | None = None, **options: Any) -> LSTM:
     """Return the LSTM in a graph as a layer. path and errors as of `read_weights`.
 
-    name: of its first node, where there are several. options: batch_first, dropout, rng of `LSTM`. The operator's two
-    biases become the layer's one, a sum; its forget_bias is 0. Raises ValueError listing the names where `name` must
-    choose.
+    name: of its first node, where there are several. options: batch_first, dropout, rng of `LSTM`. A second bias that
+    is the same number in the forget gate and zero elsewhere, as `export` writes it, becomes forget_bias; any other is
+    added to the first, and forget_bias is 0. Raises ValueError listing the names where `name` must choose.
     """
     found = read_weights(path)
     if name is None and len(found) > 1:

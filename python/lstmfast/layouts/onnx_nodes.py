@@ -46,7 +46,7 @@ class LSTMNode:
             )
         if self.clip:
             raise ValueError(
-                f"LSTM node {self.name} clips what goes into its gates' functions to {self.clip:g}, and no LSTM here does"
+                f"LSTM node {self.name} clips what enters its gates' functions to {self.clip:g}, and no LSTM here does"
             )
         if self.direction == "reverse":
             raise ValueError(f"LSTM node {self.name} has no forward direction, which every LSTM here has")
