@@ -6,7 +6,7 @@ the extension and nothing else; the trainer, the data pipeline, the sampler and 
 own.
 """
 
-from lstmfast import gates, initializers, losses, optimizers, reference, schedules
+from lstmfast import gates, initializers, layouts, losses, optimizers, reference, schedules
 from lstmfast._core import __version__
 from lstmfast.functional import Gradients, Output, lstm, lstm_backward, lstm_step
 from lstmfast.layers import LSTM, Embedding, Linear, LSTMCell, ParameterBuffer
@@ -40,6 +40,7 @@ __all__ = [
     "get_matmul_precision",
     "get_num_threads",
     "initializers",
+    "layouts",
     "losses",
     "lstm",
     "lstm_backward",
