@@ -1,7 +1,7 @@
 """What `lstmfast.onnx.export` writes, run by ONNX Runtime: our numbers, for every kind of layer and model.
 
 ONNX Runtime has no float64 LSTM, so float64 is held against ONNX's own reference evaluator. Nothing here has a backward
-pass. Graphs as such, and import, are `test_border_onnx`'s affair.
+pass. Graphs as such, and import, are `test_onnx`'s affair.
 """
 
 from __future__ import annotations
