@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "core/float_mode.h"
 #include "cpu/panel_sizes.h"
 #include "lstm/sequence.h"
 
@@ -16,6 +17,7 @@ constexpr Index kRowsOfGroup = kTransposedRows;
 
 template <typename T>
 void Sequence<T>::backward(const SequenceBackwardArgs<T>& args) {
+  const FlushDenormals flush_denormals;
   if (run_backward(args)) return;
   products_ = fma_.get();
   products_->prepare(num_threads());
