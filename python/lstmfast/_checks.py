@@ -48,6 +48,16 @@ def finite(name: str, value: Any, minimum: float = -math.inf) -> float:
     return number
 
 
+def cell_clip(value: Any) -> float | None:
+    """Return `value` as a float above 0, or None for no clip."""
+    if value is None:
+        return None
+    bound = finite("cell_clip", value)
+    if bound <= 0:
+        raise ValueError(f"cell_clip must be above 0, got {bound:g}")
+    return bound
+
+
 def fraction(name: str, value: Any) -> float:
     """Return `value` as a float in [0, 1)."""
     number = finite(name, value)
