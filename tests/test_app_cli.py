@@ -303,7 +303,7 @@ def test_info_json_says_what_is_in_use(lstmfast: Run) -> None:
 
 
 def test_info_is_readable(lstmfast: Run) -> None:
-    assert re.search(r"^cuda +not built$", lstmfast("info")[1], re.MULTILINE)
+    assert re.search(r"^cuda +not available: .*LSTMFAST_CUDA=1", lstmfast("info")[1], re.MULTILINE)
 
 
 # --- help -------------------------------------------------------------------------------------------------------------

@@ -31,6 +31,12 @@ DIFFERENCE = {"rtol": 1e-8, "atol": 1e-8}
 # Two ways to the same float64 numbers within the reference: only the order of additions differs.
 SAME = {"rtol": 1e-12, "atol": 1e-12}
 
+# CUDA kernels in float32, against the reference in float64: what the design promises, at H up to 129 and 4 steps.
+CUDA_FLOAT32 = {"rtol": 1e-6, "atol": 1e-6}
+
+# A value that was rounded to bfloat16 once: 8 bits of significand, so at most half of 2**-7 of its power of two.
+ONE_BFLOAT16_ROUNDING = {"rtol": 2.0**-8, "atol": CUDA_FLOAT32["atol"]}
+
 
 def sums(dtype: npt.DTypeLike, terms: int, size: float = 1.0) -> dict[str, float]:
     """Tolerance for results that are sums of `terms` products of about `size`: a matrix product, a norm, a loss."""
@@ -54,6 +60,11 @@ def gradients(dtype: npt.DTypeLike, terms: int) -> dict[str, float]:
     float64: 1e-12 where the gradients are of size one.
     """
     return {name: 10 * bound for name, bound in sums(dtype, terms).items()}
+
+
+# Beside another framework, which rounds too: how far results may lie apart, as a share of the largest in their array,
+# forward and backward, over this many steps. That is what the project promises.
+PARITY = {("float32", 10): 1e-6, ("float32", 820): 1e-5, ("float64", 10): 1e-10, ("float64", 820): 1e-10}
 
 
 def of(table: dict[str, float], dtype: Any) -> float:

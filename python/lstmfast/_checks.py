@@ -95,6 +95,13 @@ def ndarray(name: str, value: Any, kind: str) -> None:
         raise TypeError(f"{name} must be a NumPy array of {kind}, got {type(value).__name__}")
 
 
+def is_on_device(value: Any) -> bool:
+    """Tell an array that lies on a GPU, whichever library it is of."""
+    from lstmfast.cuda import _arrays  # no earlier than somebody brings what is no NumPy array
+
+    return _arrays.is_device_array(value)
+
+
 def is_ready(value: Any, axes: int, size: int, dtype: np.dtype[Any]) -> bool:
     """Tell an array with nothing to check or copy: `axes` axes, the last of this size, this dtype, C-contiguous.
 

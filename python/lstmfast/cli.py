@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
-from lstmfast import _core, checkpoint, gates, losses, runtime
+from lstmfast import _core, checkpoint, cuda, gates, losses, runtime
 from lstmfast.config import (
     PRESETS,
     Config,
@@ -79,6 +79,9 @@ class TrainOptions(_Machine):
     then ends at the new last step."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Replace the run that is in the run folder."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where loss and gradients are made; cuda needs a build with CUDA, a GPU, and torch or cupy. As with threads, a run
+    can go on on another device, but not with the same bits."""
     data: OmitArgPrefixes[DataConfig]
     model: OmitArgPrefixes[ModelConfig]
     optimizer: OmitArgPrefixes[OptimizerConfig]
@@ -213,14 +216,14 @@ def _train(folder: RunFolder, config: Config, options: TrainOptions, display: Di
     try:
         corpus = _load_text(config, folder.path, display)
         config = dataclasses.replace(config, text=corpus.sources)
-        trainer = make_trainer(config, corpus, [display])
+        trainer = make_trainer(config, corpus, [display], device=options.device)
     except BaseException:
         if fresh:
             with contextlib.suppress(OSError):
                 folder.path.rmdir()
         raise
     (folder.resume if resuming else folder.begin)(config, corpus, trainer)
-    display.begin(trainer, _introduction(folder, config, corpus, trainer))
+    display.begin(trainer, _introduction(folder, config, corpus, trainer, options))
     with _stop_on_signal(trainer) as received:
         done = trainer.run()
     run = shlex.quote(str(folder.path))
@@ -244,16 +247,19 @@ def _load_text(config: Config, run: Path, display: Display) -> Corpus:
     )
 
 
-def _introduction(folder: RunFolder, config: Config, corpus: Corpus, trainer: Trainer) -> str:
+def _introduction(folder: RunFolder, config: Config, corpus: Corpus, trainer: Trainer, options: TrainOptions) -> str:
     shape, training = config.model, config.training
     layers = "1 layer" if shape.num_layers == 1 else f"{shape.num_layers} layers"
     threads, portion = runtime.get_num_threads(), f"{training.batch_size} x {training.unroll} characters"
     begun = f", resumed after {trainer.step:,}" if trainer.step else ""
+    machine = f"CPU:   {_core.current_isa()}, {threads} thread{'s' if threads > 1 else ''}"
+    if options.device == "cuda":
+        machine = f"CUDA:  {cuda.describe()}"
     return (
         f"Text:  {corpus.description}\n"
         f"Model: {layers} of {shape.hidden_size} units, {trainer.model.parameter_buffer.size:,} variables\n"
         f"Run:   {folder.path}, {training.steps:,} steps of {portion}{begun}\n"
-        f"CPU:   {_core.current_isa()}, {threads} thread{'s' if threads > 1 else ''}\n"
+        f"{machine}\n"
     )
 
 
@@ -433,7 +439,7 @@ def info(argv: Sequence[str]) -> int:
         "isas_available": _core.available_isas(),
         "isa": _core.current_isa(),
         "threads": runtime.get_num_threads(),
-        "cuda": "not built",
+        "cuda": cuda.describe(),
     }
     if options.json:
         print(json.dumps(facts))
@@ -504,7 +510,7 @@ def _usage() -> str:
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         words = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif isinstance(error, (ValueError, OSError)):
+    elif isinstance(error, (ValueError, OSError, cuda.CudaUnavailableError)):
         words = str(error)
     else:
         words = f"{type(error).__name__}: {error} (--traceback shows where)"

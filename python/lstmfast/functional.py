@@ -1,14 +1,15 @@
 """The LSTM as functions: NumPy arrays in, NumPy arrays out. One layer, one direction, weights as arguments.
 
-Checks and allocates; the extension computes. Refuses to hold weights (see `layers`) and batch-major arrays (see
-`LSTM(batch_first=True)`). The equations are in `reference`, the order of the gates in `gates`.
+Checks and allocates; the extension computes. Arrays that lie on a GPU go to `cuda`. Refuses to hold weights (see
+`layers`) and batch-major arrays (see `LSTM(batch_first=True)`). The equations are in `reference`, the order of the
+gates in `gates`.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ class Output:
     c_n: Array
     cells: Array | None
     gates: Array | None
-    _kept: _Kept | None = field(default=None, repr=False)
+    _kept: _Kept | _KeptOnDevice | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,12 @@ class _Kept:
     sequence: _core.Sequence
     x_shape: tuple[int, ...] | None  # None for token ids
     kernel_shape: tuple[int, int]
+
+
+class _KeptOnDevice(Protocol):
+    """What a call on a GPU has kept: it brings its own backward."""
+
+    def backward(self, d_h: Any, d_h_n: Any, d_c_n: Any) -> Gradients: ...
 
 
 class _StepWorkspace(threading.local):
@@ -72,10 +79,13 @@ def lstm_step(
     Shapes: x [batch, input_size], or integer ids [batch] (see `lstm`); h, c [batch, hidden_size];
     kernel [input_size + hidden_size, 4*hidden_size]; bias [4*hidden_size]. Columns lie i, f, g, o (see `gates`).
     Returns (h_next, c_next), both new, [batch, hidden_size]. Many steps with the same weights are faster through
-    `LSTM.stream`, which packs them once.
+    `LSTM.stream`, which packs them once. Arrays on a CUDA device are taken as in `lstm`.
     Raises ValueError naming the argument whose shape or ids are wrong; TypeError if float32 and float64 are mixed.
     Source: Gers, Schmidhuber & Cummins 2000, eqs. 1-5; `reference.lstm_step` is the same in NumPy.
     """
+    if not isinstance(x, np.ndarray) and check.is_on_device(x):
+        out = lstm(x[None], kernel, bias, h, c, forget_bias=forget_bias)
+        return out.h_n, out.c_n
     kernel, bias, hidden_size = _weights(kernel, bias, x, h, axes=1)
     x = _input(x, kernel, hidden_size, ("batch",))
     batch = len(x)
@@ -115,10 +125,20 @@ def lstm(
     Returns Output: h [T, B, H]; h_n, c_n [B, H]; with return_cells, cells [T, B, H]; with return_gates, the activated
     gates [T, B, 4, H] in order i, f, g, o. keep_for_backward keeps what `lstm_backward` needs, references to x, kernel
     and the output among it: do not write to them in between. matmul_precision: see `set_matmul_precision`.
+    Where x lies on a CUDA device (an array of torch or cupy), so must all float arrays, and so do the results: float32
+    or bfloat16, with c, cells and gates in float32. Nobody waits for the device, and autograd sees nothing of it.
     Raises ValueError naming the argument whose shape or values are wrong; TypeError for other or mixed dtypes.
     Source: `reference.lstm` is the same in NumPy.
     """
     precision = runtime.resolve_matmul_precision(matmul_precision)
+    if not isinstance(x, np.ndarray) and check.is_on_device(x):
+        from lstmfast.cuda import _sequences
+
+        return _sequences.lstm(
+            x, kernel, bias, h0, c0, lengths=lengths, resets=resets, reverse=reverse,
+            forget_bias=check.finite("forget_bias", forget_bias), return_cells=return_cells, return_gates=return_gates,
+            keep_for_backward=keep_for_backward, matmul_precision=precision,
+        )  # fmt: skip
     kernel, bias, hidden_size = _weights(kernel, bias, x, h0, axes=2)
     x = _input(x, kernel, hidden_size, ("time_steps", "batch"))
     time_steps, batch = x.shape[:2]
@@ -158,6 +178,8 @@ def lstm_backward(
         raise TypeError(f"out must be what lstm returned, got {type(out).__name__}")
     if out._kept is None:
         raise ValueError("out must come from lstm(..., keep_for_backward=True), got one that kept nothing")
+    if not isinstance(out._kept, _Kept):
+        return out._kept.backward(d_h, d_h_n, d_c_n)
     kept, dtype = out._kept, out.h.dtype
     if d_h is not None:
         d_h = check.array("d_h", d_h, out.h.shape, "(time_steps, batch, hidden_size)", dtype=dtype, like="h")
