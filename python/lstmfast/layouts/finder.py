@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,17 +26,26 @@ class FoundLSTM:
     """A stack of LSTMs in a file.
 
     name: the scope of its variables there. arrays: by the names of their layout, `arrays.layout`. names: what each of
-    them is called in the file. notes: what the file says that a weight does not, in sentences.
+    them is called in the file. notes: what the file says that a weight does not, in sentences. differs: what makes its
+    outputs others than those of any LSTM here.
     """
 
     name: str
     arrays: LayoutArrays
     names: Names
     notes: tuple[str, ...] = ()
+    differs: tuple[str, ...] = ()
+    coupled_gates: bool = False
 
     def weights(self, *, forget_bias: float | None = None) -> LSTMWeights:
-        """The weights in the hub's order. forget_bias as in `convert`. Raises as `from_arrays` does."""
-        return from_arrays(self.arrays, self.arrays.layout, forget_bias=forget_bias)
+        """The weights in the hub's order. forget_bias as in `convert`.
+
+        Raises ValueError for an LSTM that computes something else, and as `from_arrays` does.
+        """
+        if self.differs:
+            raise ValueError(self.differs[0])
+        weights = from_arrays(self.arrays, self.arrays.layout, forget_bias=forget_bias)
+        return replace(weights, coupled_gates=True) if self.coupled_gates else weights
 
 
 @dataclass
@@ -48,6 +57,7 @@ class _Candidate:
     names: Names = field(default_factory=dict)
     forget_bias: float | None = None
     notes: list[str] = field(default_factory=list)
+    differs: list[str] = field(default_factory=list)
 
 
 def find(
@@ -81,7 +91,7 @@ def _found(candidate: _Candidate, arrays: Mapping[str, Array]) -> FoundLSTM:
             values = values.astype(np.float32)
         by_layout[name] = values
     found = LayoutArrays(by_layout, candidate.layout, forget_bias=candidate.forget_bias)
-    return FoundLSTM(candidate.name, found, candidate.names, tuple(notes))
+    return FoundLSTM(candidate.name, found, candidate.names, tuple(notes), tuple(candidate.differs))
 
 
 def _by_scope(arrays: Mapping[str, Array], pattern: str) -> dict[str, Names]:
@@ -103,13 +113,15 @@ def _pytorch(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
     for scope, names in _by_scope(arrays, pattern).items():
         recurrent = next((given for name, given in names.items() if name.startswith("weight_hh")), None)
         projected = any(name.startswith("weight_hr") for name in names)
-        if recurrent is not None and not projected and _gates_by_rows(arrays[recurrent]) in (1, 3):
+        if recurrent is not None and not projected and _is_gru_or_rnn(arrays[recurrent].T):
             continue
         yield _Candidate("pytorch", scope.removesuffix("."), names)
 
 
-def _gates_by_rows(values: Array) -> int | None:
-    return values.shape[0] // values.shape[1] if values.ndim == 2 and values.shape[1] and not values.shape[0] % values.shape[1] else None
+def _is_gru_or_rnn(recurrent_kernel: Array) -> bool:
+    """Whether a recurrent kernel, gates along its columns, has the three gates of a GRU or the one of a simple RNN."""
+    rows, columns = (recurrent_kernel.shape + (0, 0))[:2]
+    return columns in (rows, 3 * rows)
 
 
 def _ours(arrays: Mapping[str, Array], forget_bias: float | None) -> Iterator[_Candidate]:
@@ -198,7 +210,7 @@ def _keras(arrays: Mapping[str, Array], settings: Mapping[str, Mapping[str, Any]
     layers: dict[str, _KerasLayer] = {}
     pattern = r"(?P<scope>(?:.*/)?)(?P<name>kernel|recurrent_kernel|bias)(?::0)?"
     for scope, names in _by_scope(arrays, pattern).items():
-        if "recurrent_kernel" not in names or not _has_four_gates(arrays[names["recurrent_kernel"]]):
+        if "recurrent_kernel" not in names or _is_gru_or_rnn(arrays[names["recurrent_kernel"]]):
             continue
         parts = [part for part in scope.split("/") if part]
         reverse = any(part.startswith("backward_") for part in parts)
@@ -209,16 +221,12 @@ def _keras(arrays: Mapping[str, Array], settings: Mapping[str, Mapping[str, Any]
         layer.cells[reverse] = names
     stacks: list[list[_KerasLayer]] = []
     for layer in sorted(layers.values(), key=lambda each: (each.base, each.number)):
-        if stacks and _reads(layer, stacks[-1][-1], arrays):
+        if stacks and _reads(layer, stacks[-1][-1], arrays) and _is_fed_by(layer, stacks[-1][-1], settings):
             stacks[-1].append(layer)
         else:
             stacks.append([layer])
     for stack in stacks:
         yield _keras_candidate(stack, settings)
-
-
-def _has_four_gates(recurrent: Array) -> bool:
-    return recurrent.ndim == 2 and (recurrent.shape[1] % 4 == 0 or recurrent.shape[1] % max(recurrent.shape[0], 1) != 0) and recurrent.shape[1] != 3 * recurrent.shape[0] and recurrent.shape[1] != recurrent.shape[0]
 
 
 def _reads(layer: _KerasLayer, below: _KerasLayer, arrays: Mapping[str, Array]) -> bool:
@@ -231,6 +239,16 @@ def _reads(layer: _KerasLayer, below: _KerasLayer, arrays: Mapping[str, Array]) 
     return bool(own == other and arrays[layer.cells[False]["kernel"]].shape[:1] == (len(below.cells) * other[0],))
 
 
+def _is_fed_by(layer: _KerasLayer, below: _KerasLayer, settings: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a graph, if the file has one, leads from one layer to the other with nothing but dropout between."""
+    sources = {name: each["source"] for name, each in settings.items() if each.get("source")}
+    names = {each.get("path", name): name for name, each in settings.items()}
+    source = sources.get(names.get(layer.name, ""))
+    while source is not None and "Dropout" in settings.get(source, {}).get("class_name", ""):
+        source = sources.get(source)
+    return source is None or source == names.get(below.name)
+
+
 def _keras_candidate(stack: list[_KerasLayer], settings: Mapping[str, Mapping[str, Any]]) -> _Candidate:
     bidirectional = True in stack[0].cells
     candidate = _Candidate("keras", ", ".join(layer.name for layer in stack))
@@ -239,19 +257,20 @@ def _keras_candidate(stack: list[_KerasLayer], settings: Mapping[str, Mapping[st
     for k, layer in enumerate(stack):
         for reverse, names in layer.cells.items():
             candidate.names |= {write(name, Place(k, reverse), shape): given for name, given in names.items()}
-        candidate.notes += _keras_notes(settings.get(layer.name.rpartition("/")[2], {}), layer.name)
+        candidate.differs += _keras_differences(settings, layer.name)
     if len(stack) > 1:
         candidate.notes.append(f"{candidate.name} are taken as one stack: each reads what the one before gives.")
     return candidate
 
 
-def _keras_notes(settings: Mapping[str, Any], name: str) -> list[str]:
+def _keras_differences(settings: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
     """What a layer is set to that an LSTM of ours is not."""
     wanted = {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False, "merge_mode": "concat"}
-    inner = settings.get("layer") or settings.get("cell") or {}
-    found = {**settings, **(inner.get("config") or {})} if isinstance(inner, Mapping) else settings
+    own = next((each for given, each in settings.items() if each.get("path", given) == name), {})
+    inner = own.get("layer") or own.get("cell") or {}
+    found = {**own, **(inner.get("config") or {})} if isinstance(inner, Mapping) else own
     return [
-        f"{name} has {setting}={found[setting]!r}; with {value!r}, as here, its outputs are others."
+        f"{name} has {setting}={found[setting]!r}; an LSTM here has {value!r}"
         for setting, value in wanted.items()
         if setting in found and found[setting] != value
     ]

@@ -1,7 +1,7 @@
 """LSTMs out of real files: `read` says all that a file holds, `load` gives the weights of one LSTM in it.
 
-Formats are in `files`, `onnx_files` and `tensor_bundle`; which arrays belong together is in `finder`. Here is only the
-way from a path to them. Refuses to write files.
+Formats are in `files` and `tensor_bundle`; which arrays belong together is in `finder`. Here is only the way from a
+path to them. Refuses to write files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from lstmfast._checks import Array
 from lstmfast.layouts import files, finder
 from lstmfast.layouts.finder import FoundLSTM
-from lstmfast.layouts.onnx_files import read_onnx
 from lstmfast.layouts.weights import LSTMWeights
 
 
@@ -38,20 +37,14 @@ def read(path: str | os.PathLike[str], *, layout: str | None = None) -> Contents
     one of `LAYOUTS`, where names alone do not tell, as of haste's in an .npz. Raises OSError if the file cannot be
     read, ImportError naming the extra for what is not installed, ValueError in a sentence naming the file otherwise.
     """
-    given = Path(path)
-    path = _resolved(given)
-    kind = files.kind_of(path)
-    try:
-        if kind == "onnx":
-            file, lstms = read_onnx(path)
-        else:
-            file = files.READERS[kind](path)
-            lstms = finder.find(
-                file.arrays, layout_name=layout, forget_bias=file.forget_bias, settings=file.settings
-            )  # fmt: skip
-    except KeyError:
-        raise ValueError(f"{path} is no file of weights: it is {files.describe(kind)}") from None
-    return Contents(given, file.kind, tuple(lstms), file.arrays, file.notes)
+    found = _resolved(Path(path))
+    file = files.READERS[files.kind_of(found)](found)
+    lstms = file.lstms
+    if lstms is None or layout is not None:
+        lstms = tuple(
+            finder.find(file.arrays, layout_name=layout, forget_bias=file.forget_bias, settings=file.settings)
+        )
+    return Contents(Path(path), file.kind, lstms, file.arrays, file.notes)
 
 
 def load(
@@ -68,14 +61,20 @@ def load(
     contents = read(path, layout=layout)
     found = [each for each in contents.lstms if name is None or each.name == name]
     if len(found) != 1:
-        names = ", ".join(repr(each.name) for each in contents.lstms) or "none"
-        wanted = "no LSTM" if not contents.lstms else "several LSTMs: name one" if name is None else f"none named {name!r}"
-        raise ValueError(f"{path} holds {wanted}; its LSTMs are {names}")
-    return found[0].weights(forget_bias=forget_bias)
+        if not contents.lstms:
+            raise ValueError(f"{path} holds no LSTM: its arrays are {', '.join(contents.arrays) or 'none'}")
+        names = ", ".join(repr(each.name) for each in contents.lstms)
+        if name is None:
+            raise ValueError(f"name must choose one of the LSTMs in {path}: {names}")
+        raise ValueError(f"name must be that of one LSTM in {path}: {names}, got {name!r}")
+    try:
+        return found[0].weights(forget_bias=forget_bias)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _resolved(path: Path) -> Path:
-    """The file to read for a path: in a folder the checkpoint of a run or TensorFlow's latest; of a prefix its index."""
+    """The file to read: in a folder the checkpoint of a run or TensorFlow's latest; of a prefix its index."""
     if path.is_dir():
         if (path / "checkpoint.safetensors").exists():
             return path / "checkpoint.safetensors"

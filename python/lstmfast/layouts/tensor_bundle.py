@@ -2,7 +2,7 @@
 
 The index is a sorted table of blocks, as LevelDB has them, from a tensor's name to a small protocol buffer that says
 where its bytes lie. TensorFlow writes the blocks uncompressed; others are refused. The checksums of the index are
-checked, those of the data are not (in Python that is a minute for half a gigabyte); sizes are held against the files.
+checked, those of the data are not, which plain Python would take minutes for; sizes are held against the files.
 Refuses partitioned variables and strings, which are left out, and the one-file checkpoints of version 1.
 Source: the comments of tensorflow/core/util/tensor_bundle and of LevelDB's table_format.md.
 """
@@ -21,9 +21,11 @@ from lstmfast._checks import Array
 
 _MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER_BYTES, _TRAILER_BYTES = 48, 5  # a block's trailer: one byte of compression, four of checksum
-_LIMIT_BYTES = 1 << 30
 # The numbers of tensorflow/core/framework/types.proto that NumPy has a dtype for; bfloat16 is widened, which is exact.
-_DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "<u1", 5: "<i2", 6: "<i1", 9: "<i8", 10: "?", 17: "<u2", 19: "<f2", 22: "<u4", 23: "<u8"}
+_DTYPES = {
+    1: "<f4", 2: "<f8", 3: "<i4", 4: "<u1", 5: "<i2", 6: "<i1", 9: "<i8", 10: "?", 17: "<u2", 19: "<f2", 22: "<u4",
+    23: "<u8",
+}  # fmt: skip
 _BFLOAT16 = 14
 
 
@@ -59,10 +61,7 @@ def read(prefix: Path) -> tuple[dict[str, Array], list[str]]:
     index = prefix.with_name(f"{prefix.name}.index")
     try:
         entries = dict(_entries(index.read_bytes()))
-        header = _fields(entries.pop(b"", b""))
-        shards = next((value for number, value in header if number == 1), 0)
-        if not 1 <= shards <= 100_000:
-            raise ValueError(f"it speaks of {shards} data files")
+        shards = _shards(entries.pop(b"", b""))
         # The parts of partitioned variables have names that begin with a zero byte.
         described = {_text(name): _entry(value) for name, value in entries.items() if name[0]}
     except (IndexError, ValueError) as error:
@@ -74,6 +73,11 @@ def read(prefix: Path) -> tuple[dict[str, Array], list[str]]:
         if not entry.slices and (entry.dtype in _DTYPES or entry.dtype == _BFLOAT16)
     }
     return tensors, [name for name, entry in described.items() if entry.slices]
+
+
+def widened_bfloat16(bits: Array) -> Array:
+    """float32 of the 16 bits of bfloat16, which are the upper half of it."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -172,6 +176,19 @@ def _fields(message: bytes) -> list[tuple[int, Any]]:
     return fields
 
 
+def _shards(header: bytes) -> int:
+    """How many data files there are. Of a BundleHeaderProto: 1 num_shards, 2 endianness (1: big)."""
+    fields = dict(_fields(header))
+    shards = fields.get(1)
+    if not isinstance(shards, int):
+        raise ValueError("it is a checkpoint of version 1, which only TensorFlow itself reads")
+    if fields.get(2):
+        raise ValueError("its numbers are big-endian, which is not read")
+    if not 1 <= shards <= 100_000:
+        raise ValueError(f"it speaks of {shards} data files")
+    return shards
+
+
 def _entry(message: bytes) -> _Entry:
     """A BundleEntryProto: 1 dtype, 2 shape, 3 shard, 4 offset, 5 size, 6 checksum, 7 slices."""
     entry = _Entry()
@@ -196,7 +213,7 @@ def _tensor(name: str, entry: _Entry, files: list[Path]) -> Array:
     if entry.shard >= len(files):
         raise ValueError(f"{name} lies in data file {entry.shard} of {len(files)}")
     path = files[entry.shard]
-    if entry.size > _LIMIT_BYTES or math.prod(entry.shape) * dtype.itemsize != entry.size:
+    if math.prod(entry.shape) * dtype.itemsize != entry.size:
         raise ValueError(f"{name} of shape {entry.shape} cannot take the {entry.size} bytes that its index says")
     with path.open("rb") as file:
         file.seek(entry.offset)
@@ -205,5 +222,5 @@ def _tensor(name: str, entry: _Entry, files: list[Path]) -> Array:
         raise ValueError(f"{path} ends before {name} does: it is cut short, or belongs to another index")
     values = np.frombuffer(data, dtype).reshape(entry.shape)
     if entry.dtype == _BFLOAT16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
+        return widened_bfloat16(values)
     return values.astype(dtype.newbyteorder("="))
