@@ -208,17 +208,25 @@ class _KerasLayer:
 def _keras(arrays: Mapping[str, Array], settings: Mapping[str, Mapping[str, Any]]) -> Iterator[_Candidate]:
     """Cells with a recurrent kernel of four gates; layers named alike whose sizes fit are taken as a stack."""
     layers: dict[str, _KerasLayer] = {}
+    own_cells = re.compile(r"(?:lstm_)?cell(?:_(?P<number>\d+))?")
     pattern = r"(?P<scope>(?:.*/)?)(?P<name>kernel|recurrent_kernel|bias)(?::0)?"
     for scope, names in _by_scope(arrays, pattern).items():
         if "recurrent_kernel" not in names or _is_gru_or_rnn(arrays[names["recurrent_kernel"]]):
             continue
         parts = [part for part in scope.split("/") if part]
         reverse = any(part.startswith("backward_") for part in parts)
-        parts = [part for part in parts if not re.fullmatch(r"(?:lstm_)?cell(?:_\d+)?|(?:forward|backward)_.*", part)]
+        cells = [match["number"] for match in map(own_cells.fullmatch, parts) if match]
+        parts = [part for part in parts if not own_cells.fullmatch(part)]
+        parts = [part for part in parts if not re.match("(?:forward|backward)_", part)] or parts[:1]
         name = "/".join(dict.fromkeys(parts))  # an .h5 file names a layer twice: lstm/lstm/...
+        if "cells" in name and cells and cells[-1]:  # StackedRNNCells: layers of their own
+            name = f"{name}_{cells[-1]}"
         number = re.search(r"_(\d+)$", name)
         layer = layers.setdefault(name, _KerasLayer(name, int(number[1]) if number else 0))
         layer.cells[reverse] = names
+    for layer in layers.values():
+        if False not in layer.cells:  # a layer that someone named backward_...
+            layer.cells[False] = layer.cells.pop(True)
     stacks: list[list[_KerasLayer]] = []
     for layer in sorted(layers.values(), key=lambda each: (each.base, each.number)):
         if stacks and _reads(layer, stacks[-1][-1], arrays) and _is_fed_by(layer, stacks[-1][-1], settings):
@@ -266,11 +274,14 @@ def _keras_candidate(stack: list[_KerasLayer], settings: Mapping[str, Mapping[st
 def _keras_differences(settings: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
     """What a layer is set to that an LSTM of ours is not."""
     wanted = {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False, "merge_mode": "concat"}
-    own = next((each for given, each in settings.items() if each.get("path", given) == name), {})
-    inner = own.get("layer") or own.get("cell") or {}
-    found = {**own, **(inner.get("config") or {})} if isinstance(inner, Mapping) else own
-    return [
-        f"{name} has {setting}={found[setting]!r}; an LSTM here has {value!r}"
-        for setting, value in wanted.items()
-        if setting in found and found[setting] != value
-    ]
+    own = [each for given, each in settings.items() if each.get("path", given) in (name, *name.split("/"))]
+    pending, words = list(own), []
+    while pending:
+        found = pending.pop()
+        for setting, value in wanted.items():
+            if setting in found and found[setting] != value:
+                words.append(f"{name} has {setting}={found[setting]!r}; an LSTM here has {value!r}")
+        for inner in (found.get("layer"), found.get("cell"), *(found.get("cells") or ())):
+            if isinstance(inner, Mapping):
+                pending.append(inner.get("config") or {})
+    return words
