@@ -215,8 +215,7 @@ def read_npz(path: Path) -> File:
 
 def read_bundle(path: Path) -> File:
     """A TensorFlow checkpoint by its index."""
-    arrays, left_out = tensor_bundle.read(path.with_name(path.name.removesuffix(".index")))
-    notes = [f"{name} is partitioned and was left out." for name in left_out]
+    arrays, notes = tensor_bundle.read(path)
     return File(path, "TensorFlow checkpoint", arrays, notes=tuple(notes))
 
 

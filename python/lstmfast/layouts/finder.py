@@ -137,13 +137,14 @@ def _udacity(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
 
 
 def _onnx(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
-    for scope, names in _by_scope(arrays, r"(?P<scope>(?:.*[./])?)(?P<name>[WRBP])").items():
-        if {"W", "R"} <= set(names) and arrays[names["R"]].ndim == 3:
+    for scope, names in _by_scope(arrays, r"(?P<scope>(?:.*?[./])??)(?P<name>(?:layer\d+\.)?[WRBP])").items():
+        recurrent = [given for name, given in names.items() if name.endswith("R")]
+        if recurrent and arrays[recurrent[0]].ndim == 3:
             yield _Candidate("onnx", scope.rstrip("./"), names)
 
 
 def _char_rnn(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
-    pattern = r"(?P<scope>(?:.*[./])?)(?P<name>(?:i2h|h2h)_\d+\.(?:weight|bias))"
+    pattern = r"(?P<scope>(?:.*[./])?)(?P<name>(?:i2h|h2h)_\d+(?:_reverse)?\.(?:weight|bias))"
     for scope, names in _by_scope(arrays, pattern).items():
         yield _Candidate("char-rnn", scope.rstrip("./"), names)
 

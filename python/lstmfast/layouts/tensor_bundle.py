@@ -26,7 +26,7 @@ _DTYPES = {
     1: "<f4", 2: "<f8", 3: "<i4", 4: "<u1", 5: "<i2", 6: "<i1", 9: "<i8", 10: "?", 17: "<u2", 19: "<f2", 22: "<u4",
     23: "<u8",
 }  # fmt: skip
-_BFLOAT16 = 14
+_BFLOAT16, _STRING = 14, 7
 
 
 @dataclass
@@ -51,14 +51,12 @@ def is_index(path: Path) -> bool:
         return file.read() == _MAGIC
 
 
-def read(prefix: Path) -> tuple[dict[str, Array], list[str]]:
-    """The tensors of numbers in a checkpoint by name, and the names of partitioned ones, which are left out.
-
-    `prefix` is its path without `.index`.
+def read(index: Path) -> tuple[dict[str, Array], list[str]]:
+    """The tensors of a checkpoint by name, and in sentences which were left out; of strings nothing is said.
 
     Raises ValueError saying what is wrong with which of its files; OSError where one is missing.
     """
-    index = prefix.with_name(f"{prefix.name}.index")
+    prefix = index.with_name(index.name.removesuffix(".index"))
     try:
         entries = dict(_entries(index.read_bytes()))
         shards = _shards(entries.pop(b"", b""))
@@ -67,12 +65,15 @@ def read(prefix: Path) -> tuple[dict[str, Array], list[str]]:
     except (IndexError, ValueError) as error:
         raise ValueError(f"{index} is no index of a TensorFlow checkpoint that can be used: {error}") from error
     files = [prefix.with_name(f"{prefix.name}.data-{number:05}-of-{shards:05}") for number in range(shards)]
-    tensors = {
-        name: _tensor(name, entry, files)
-        for name, entry in described.items()
-        if not entry.slices and (entry.dtype in _DTYPES or entry.dtype == _BFLOAT16)
-    }
-    return tensors, [name for name, entry in described.items() if entry.slices]
+    tensors, left_out = {}, []
+    for name, entry in described.items():
+        if entry.slices:
+            left_out.append(f"{name} is partitioned, which is not read, and was left out.")
+        elif entry.dtype in _DTYPES or entry.dtype == _BFLOAT16:
+            tensors[name] = _tensor(name, entry, files)
+        elif entry.dtype != _STRING:
+            left_out.append(f"{name} is of TensorFlow's type {entry.dtype}, which is not read, and was left out.")
+    return tensors, left_out
 
 
 def widened_bfloat16(bits: Array) -> Array:
