@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -119,7 +120,9 @@ def read_torch(path: Path) -> File:
     """What torch.save wrote: a state_dict, or dicts that hold some. No code in it is executed: it is refused."""
     torch = need("torch", "torch", f"reading {path}")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it cannot read it says more in its error
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(_torch_refusal(path, str(error))) from error
     tensors: dict[str, Any] = {}

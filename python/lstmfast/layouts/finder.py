@@ -219,7 +219,8 @@ def _keras(arrays: Mapping[str, Array], settings: Mapping[str, Mapping[str, Any]
         cells = [match["number"] for match in map(own_cells.fullmatch, parts) if match]
         parts = [part for part in parts if not own_cells.fullmatch(part)]
         parts = [part for part in parts if not re.match("(?:forward|backward)_", part)] or parts[:1]
-        name = "/".join(dict.fromkeys(parts))  # an .h5 file names a layer twice: lstm/lstm/...
+        again = len(parts) - 1 - parts[::-1].index(parts[0]) if parts else 0
+        name = "/".join(parts[again:])  # an .h5 file names a layer twice: lstm/lstm/..., lstm/sequential/lstm/...
         if "cells" in name and cells and cells[-1]:  # StackedRNNCells: layers of their own
             name = f"{name}_{cells[-1]}"
         number = re.search(r"_(\d+)$", name)
