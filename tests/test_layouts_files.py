@@ -389,6 +389,26 @@ def test_a_layer_comes_back_out_of_the_onnx_file_it_was_written_to(layer: lf.LST
     assert same(load(tmp_path / "w.onnx"), layer)
 
 
+def test_onnx_runtime_and_the_layer_of_its_file_give_the_same_numbers(tmp_path: Path, rng: Any) -> None:
+    """Both biases random and no forget bias: a file of another exporter."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
+    shapes = {"w": (2, 16, 3), "r": (2, 16, 4), "b": (2, 32)}
+    stored = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    given = {"name": "n", "hidden_size": 4, "direction": "bidirectional"}
+    node = onnx.helper.make_node("LSTM", ["x", *shapes], ["y", "h_n"], **given)
+    values = [onnx.helper.make_tensor_value_info("x", 1, ["t", "b", 3])]
+    outputs = [onnx.helper.make_tensor_value_info("y", 1, None)]
+    arrays = [onnx.numpy_helper.from_array(array, name) for name, array in stored.items()]
+    graph = onnx.helper.make_graph([node], "g", values, outputs, arrays)
+    version = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[version], ir_version=8), tmp_path / "w.onnx")
+    x = rng.standard_normal((6, 5, 3)).astype(np.float32)
+    [y] = runtime.InferenceSession(tmp_path / "w.onnx").run(["y"], {"x": x})
+    h, _ = load(tmp_path / "w.onnx").to_layer()(x)
+    assert_allclose(h, y.swapaxes(1, 2).reshape(6, 5, 8), **tolerances.states(np.float32, 7))
+
+
 def test_an_onnx_node_that_computes_something_else_is_listed_but_not_loaded(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
     stored = {"W": np.ones((1, 8, 3), np.float32), "R": np.ones((1, 8, 2), np.float32)}

@@ -457,7 +457,7 @@ def _usage() -> str:
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         words = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif isinstance(error, (ValueError, OSError, cuda.CudaUnavailableError)):
+    elif isinstance(error, (ValueError, OSError, ImportError, cuda.CudaUnavailableError)):
         words = str(error)
     else:
         words = f"{type(error).__name__}: {error} (--traceback shows where)"
