@@ -1,7 +1,8 @@
 """lstmfast: the fastest LSTM for Python that does not need a framework.
 
 NumPy arrays in, NumPy arrays out. Functions: `lstm_step`, `lstm`, `lstm_backward`. Layers with weights: `LSTMCell`,
-`LSTM`, and around it `Embedding` and `Linear`. Models: `CharLM`, `SequenceClassifier`. Importing this loads numpy and
+`LSTM`, and around it `Embedding` and `Linear`. Models: `CharLM`, `SequenceClassifier`. `inspect` shows the variables of
+any of them, and of files, which `layouts` reads. Importing this loads numpy and
 the extension and nothing else; the trainer, the data pipeline, the sampler and the command line are modules of their
 own.
 """
@@ -9,6 +10,7 @@ own.
 from lstmfast import gates, initializers, layouts, losses, optimizers, reference, schedules
 from lstmfast._core import __version__
 from lstmfast.functional import Gradients, Output, lstm, lstm_backward, lstm_step
+from lstmfast.inspection import Inspection, inspect
 from lstmfast.layers import LSTM, Embedding, Linear, LSTMCell, ParameterBuffer
 from lstmfast.models import CharLM, CharStream, SequenceClassifier
 from lstmfast.runtime import (
@@ -27,6 +29,7 @@ __all__ = [
     "CharStream",
     "Embedding",
     "Gradients",
+    "Inspection",
     "LSTMCell",
     "Linear",
     "Output",
@@ -40,6 +43,7 @@ __all__ = [
     "get_matmul_precision",
     "get_num_threads",
     "initializers",
+    "inspect",
     "layouts",
     "losses",
     "lstm",

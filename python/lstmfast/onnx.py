@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, inliner, numpy_helper
+from onnx import helper, numpy_helper
 
 from lstmfast import __version__
 from lstmfast import _checks as check
@@ -92,9 +92,7 @@ def read_weights(path: str | os.PathLike[str] | onnx.ModelProto) -> dict[str, LS
     `clip` is set or the direction is reverse alone; if there is no LSTM node; if the file is no ONNX model; OSError if
     it cannot be read; TypeError for weights of other types than float32 and float64.
     """
-    model = path if isinstance(path, onnx.ModelProto) else _read_model(Path(path))
-    if model.functions:
-        model = inliner.inline_local_functions(model)
+    model = path if isinstance(path, onnx.ModelProto) else onnx_nodes.read_model(Path(path))
     nodes = onnx_nodes.lstm_nodes(model)
     if not nodes:
         kinds = ", ".join(sorted({node.op_type for node in model.graph.node})) or "none"
@@ -124,18 +122,6 @@ def load(path: str | os.PathLike[str] | onnx.ModelProto, *, name: str | None = N
     if name is not None and name not in found:
         raise ValueError(f"name must be one of the LSTMs in the graph: {', '.join(found)}, got {name!r}")
     return found[next(iter(found)) if name is None else name].to_layer(**options)
-
-
-def _read_model(path: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load(path)
-    except OSError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is no ONNX model that can be used: {' '.join(str(error).split())[:160]}") from error
-    if not model.graph.node:
-        raise ValueError(f"{path} is no ONNX model that can be used: it has no nodes")
-    return model
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

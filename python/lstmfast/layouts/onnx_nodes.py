@@ -1,13 +1,14 @@
 """LSTM nodes of an ONNX graph: the weights they were given, what they are set to, and which one feeds which.
 
 Weights may be stored or be made by the graph of what is stored, as exporters do it (slices, concatenations,
-transposes); those are worked out. Refuses to run anything that depends on an input. The package `onnx` is imported by
-whoever calls: here is a `ModelProto` already.
+transposes); those are worked out. Refuses to run anything that depends on an input. The package `onnx`, an extra, is
+imported when a function is called.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,13 @@ _DOMAINS = ("", "ai.onnx")
 class LSTMNode:
     """One node: arrays W, R and, where given, B and P; attributes with the operator's defaults filled in.
 
-    below: the node whose outputs this one reads through nothing but moves, None if there is none.
+    values: what the graph calls each of the arrays. below: the node whose outputs this one reads through nothing but
+    moves, None if there is none.
     """
 
     name: str
     arrays: dict[str, Array]
+    values: dict[str, str]
     direction: str
     activations: tuple[str, ...]
     clip: float | None
@@ -66,11 +69,30 @@ class LSTMNode:
         )
 
 
+def read_model(path: Path) -> Any:
+    """The `onnx.ModelProto` in a file. Raises ValueError if it is none, OSError if it cannot be read."""
+    import onnx
+
+    try:
+        model = onnx.load(path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is no ONNX model that can be used: {' '.join(str(error).split())[:160]}") from error
+    if not model.graph.node:
+        raise ValueError(f"{path} is no ONNX model that can be used: it has no nodes")
+    return model
+
+
 def lstm_nodes(model: Any) -> list[LSTMNode]:
     """The LSTM nodes of a model's main graph, in its order. model: an `onnx.ModelProto`.
 
     Raises ValueError naming a node whose weights depend on an input of the graph, or cannot be worked out.
     """
+    from onnx import inliner
+
+    if model.functions:
+        model = inliner.inline_local_functions(model)
     constants = _Constants(model)
     makers = {output: node for node in model.graph.node for output in node.output if output}
     found: list[LSTMNode] = []
@@ -132,17 +154,16 @@ def _read(node: Any, constants: _Constants, below: LSTMNode | None) -> LSTMNode:
     name = node.name or node.output[0]
     direction = set_to.get("direction", b"forward").decode()
     activations = tuple(each.decode().lower() for each in set_to.get("activations", ()))
-    arrays = {
-        letter: constants.value(node.input[place], f"{letter} of LSTM node {name}")
-        for letter, place in _WEIGHTS.items()
-        if place < len(node.input) and node.input[place]
+    values = {
+        letter: node.input[place] for letter, place in _WEIGHTS.items() if place < len(node.input) and node.input[place]
     }
-    for letter, values in arrays.items():
+    arrays = {letter: constants.value(value, f"{letter} of LSTM node {name}") for letter, value in values.items()}
+    for letter, array in arrays.items():
         wanted = 3 if letter in "WR" else 2
-        if values.ndim != wanted:
-            raise ValueError(f"{letter} of LSTM node {name} must have {wanted} axes, got shape {values.shape}")
+        if array.ndim != wanted:
+            raise ValueError(f"{letter} of LSTM node {name} must have {wanted} axes, got shape {array.shape}")
     return LSTMNode(
-        name, arrays, direction,
+        name, arrays, values, direction,
         activations or _DEFAULT_ACTIVATIONS * (2 if direction == "bidirectional" else 1),
         set_to.get("clip"), bool(set_to.get("input_forget", 0)), below,
     )  # fmt: skip
