@@ -5,7 +5,7 @@ NumPy arrays in, NumPy arrays out. Functions: `lstm_step`, `lstm`, `lstm_backwar
 trainer, the data pipeline, the sampler and the command line are modules of their own.
 """
 
-from lstmfast import gates, initializers, losses, optimizers, reference, schedules
+from lstmfast import gates, initializers, layouts, losses, optimizers, reference, schedules
 from lstmfast._core import __version__
 from lstmfast.functional import Gradients, Output, lstm, lstm_backward, lstm_step
 from lstmfast.layers import LSTM, LSTMCell, ParameterBuffer
@@ -37,6 +37,7 @@ __all__ = [
     "get_matmul_precision",
     "get_num_threads",
     "initializers",
+    "layouts",
     "losses",
     "lstm",
     "lstm_backward",

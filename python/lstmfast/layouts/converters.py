@@ -1,0 +1,511 @@
+"""From any layout to the hub and from the hub to any layout: `convert`, `from_arrays`, `to_arrays`, `reorder`.
+
+Columns and rows are moved, never computed with, so that there and back is the same bits. The one thing that can need
+arithmetic is the bias: where the target has fewer places for it than the source, addends become a sum. That is said in
+`assumptions`, and the arrays that are returned remember the addends, so that converting them back takes the sum apart.
+Refuses to drop what a layout has no place for (peepholes, projections), and to convert dtypes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lstmfast import _checks as check
+from lstmfast import gates
+from lstmfast._checks import Array
+from lstmfast.layouts.table import OURS, PEEPHOLES, Layout, Place, Stack, Variable, gate_order
+from lstmfast.layouts.table import layout as layout_of
+from lstmfast.layouts.weights import CellWeights, LSTMWeights, in_layers
+
+
+class LayoutArrays(dict[str, Array]):
+    """Arrays by the names of a layout, and what is to be known of them.
+
+    layout: its name. forget_bias: what is to be added at run time, None where the layout has nothing of the kind.
+    assumptions: sentences, what was taken for granted and what was changed on the way.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Array],
+        layout: str,
+        *,
+        forget_bias: float | None = None,
+        assumptions: Iterable[str] = (),
+        sums: Iterable[_Sum | None] = (),
+    ) -> None:
+        super().__init__(arrays)
+        self.layout, self.forget_bias, self.assumptions = layout, forget_bias, tuple(assumptions)
+        self._sums = tuple(sums)
+
+    def taken_apart(self, cells: list[CellWeights]) -> list[CellWeights]:
+        """The cells with every bias that is still the sum it was when it was made as its addends again."""
+        if len(cells) != len(self._sums):
+            return cells
+        return [
+            cell if made is None or not _same_bits(made.total, cell.bias) else made.before(cell)
+            for cell, made in zip(cells, self._sums, strict=True)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Sum:
+    """A bias that was made of several, and the cell that had these."""
+
+    total: Array
+    addends: CellWeights
+
+    def before(self, cell: CellWeights) -> CellWeights:
+        """The cell with the biases there were."""
+        was = self.addends
+        return replace(cell, bias=was.bias, recurrent_bias=was.recurrent_bias, forget_bias=was.forget_bias)
+
+
+# --- what is called ---------------------------------------------------------------------------------------------------
+
+
+def convert(
+    weights: Mapping[str, Array], *, source: str, target: str, forget_bias: float | None = None
+) -> LayoutArrays:
+    """Arrays in one layout as arrays in another: names, shapes, gate order and the meaning of the biases.
+
+    forget_bias: what the side that adds one at run time adds (TensorFlow 1, lstmfast; both sides alike, if both do).
+    None: of a source what came with the arrays, or its default, 1.0; of a target whatever needs no arithmetic. What
+    was assumed stands in `.assumptions` of the result, and `.forget_bias` says what the target must add.
+    Raises ValueError naming missing, extra and misshapen variables, an unknown layout, what the target has no place
+    for, or a forget_bias where no side adds one; TypeError for dtypes that are mixed, or neither float32 nor float64.
+    """
+    first, second = layout_of(source), layout_of(target)
+    if forget_bias is not None and first.forget_bias is None and second.forget_bias is None:
+        raise ValueError(
+            f"forget_bias must be None from {source} to {target}, since neither adds one at run time: "
+            f"it is part of the bias; got {forget_bias!r}"
+        )
+    read = from_arrays(weights, source, forget_bias=None if first.forget_bias is None else forget_bias)
+    return to_arrays(read, target, forget_bias=None if second.forget_bias is None else forget_bias)
+
+
+def from_arrays(weights: Mapping[str, Array], source: str, *, forget_bias: float | None = None) -> LSTMWeights:
+    """The hub's object of arrays in the layout `source`, copied. Arguments and errors as of `convert`."""
+    layout = layout_of(source)
+    _check_forget_bias(layout, forget_bias)
+    assumptions: list[str] = []
+    at_run_time = 0.0
+    if layout.forget_bias is not None:
+        known = forget_bias if forget_bias is not None else getattr(weights, "forget_bias", None)
+        at_run_time = layout.forget_bias if known is None else check.finite("forget_bias", known)
+        if known is None:
+            assumptions.append(
+                f"{layout.name} adds a forget bias at run time that its arrays do not hold: {at_run_time:g} was "
+                "taken, its default."
+            )
+    groups, directions = _cells_of(weights, layout)
+    cells = [_decoded(group, layout, at_run_time) for group in groups]
+    if isinstance(weights, LayoutArrays):
+        cells = weights.taken_apart(cells)
+    if not any(
+        variable.role in _BIASES and variable.name in group for variable in layout.variables for group in groups
+    ):
+        assumptions.append(f"There is no bias among the arrays of {layout.name}: zeros were taken.")
+    return LSTMWeights(in_layers(cells, directions), assumptions=tuple(assumptions))
+
+
+def to_arrays(weights: LSTMWeights, target: str, *, forget_bias: float | None = None) -> LayoutArrays:
+    """The hub's object as arrays in the layout `target`, copied. Arguments and errors as of `convert`."""
+    layout = layout_of(target)
+    if not isinstance(weights, LSTMWeights):
+        raise TypeError(f"weights must be an LSTMWeights, got {type(weights).__name__}")
+    _check_forget_bias(layout, forget_bias)
+    assumptions = [*weights.assumptions, *_settings(weights, layout)]
+    if layout.biases == 2:
+        cells, sums, at_run_time = *_fit_two_biases(weights.cells, layout, assumptions), None
+    else:
+        at_run_time = _run_time_forget_bias(weights.cells, layout, forget_bias)
+        cells, sums = _fit_one_bias(weights.cells, layout, at_run_time, assumptions)
+    stack = Stack(weights.num_layers, weights.bidirectional, not (weights.has_peepholes or weights.has_projection))
+    arrays: dict[str, Array] = {}
+    for k, layer in enumerate(in_layers(cells, 2 if weights.bidirectional else 1)):
+        encoded = [_encoded(cell, layout) for cell in layer]
+        if layout.directions_stacked:
+            encoded = [{name: np.stack([each[name] for each in encoded]) for name in encoded[0]}]
+        for reverse, variables in zip((False, True), encoded, strict=False):
+            arrays |= {layout.write(name, Place(k, reverse), stack): values for name, values in variables.items()}
+    return LayoutArrays(
+        arrays, target, forget_bias=None if layout.forget_bias is None else at_run_time,
+        assumptions=assumptions, sums=sums,
+    )  # fmt: skip
+
+
+def reorder(values: Array, *, source: str, target: str, axis: int = -1) -> Array:
+    """The same array with its four blocks along `axis` in another order, copied.
+
+    source, target: orders such as "igfo", or layouts' names. Raises ValueError for an unknown order, or where 4 does
+    not divide the axis.
+    """
+    first, second = gate_order(source), gate_order(target)
+    values = np.asarray(values)
+    size = values.shape[axis]
+    if size % gates.COUNT:
+        raise ValueError(f"values must have 4*hidden_size along axis {axis}, got {size}, which 4 does not divide")
+    blocks = np.split(values, gates.COUNT, axis)
+    return np.concatenate([blocks[first.index(letter)] for letter in second], axis)
+
+
+def _check_forget_bias(layout: Layout, forget_bias: float | None) -> None:
+    if forget_bias is None:
+        return
+    if layout.forget_bias is None:
+        raise ValueError(
+            f"forget_bias must be None for {layout.name}, which adds none at run time, got {forget_bias!r}"
+        )
+    check.finite("forget_bias", forget_bias)
+
+
+# --- biases -----------------------------------------------------------------------------------------------------------
+
+_BIASES = ("bias", "recurrent_bias", "biases")
+
+
+def _run_time_forget_bias(cells: Sequence[CellWeights], layout: Layout, wanted: float | None) -> float:
+    """What is to be added at run time: what is wanted, or else what needs no arithmetic, if all cells agree on it."""
+    if layout.forget_bias is None:
+        return 0.0
+    if wanted is not None:
+        return float(wanted)
+    separable = {_separable_forget_bias(cell) for cell in cells}
+    alone = separable.pop()
+    return 0.0 if separable or alone is None else alone
+
+
+def _separable_forget_bias(cell: CellWeights) -> float | None:
+    """The forget bias that stands apart from `cell.bias`, as an addend of its own; None if something else does too."""
+    second = cell.recurrent_bias
+    if second is None:
+        return cell.forget_bias
+    value = float(gates.split(second)[OURS.index("f")][0])
+    alone = cell.forget_bias == 0.0 and math.isfinite(value) and _same_bits(second, _forget_bias_alone(cell, value))
+    return value if alone else None
+
+
+def _forget_bias_alone(cell: CellWeights, value: float) -> Array:
+    """A bias that is `value` at the forget gate and zero elsewhere."""
+    bias = np.zeros_like(cell.bias)
+    gates.split(bias)[OURS.index("f")][...] = value
+    return bias
+
+
+def _fit_one_bias(
+    cells: Sequence[CellWeights], layout: Layout, at_run_time: float, assumptions: list[str]
+) -> tuple[list[CellWeights], list[_Sum | None]]:
+    """The cells with one bias, beside which `at_run_time` is added: by leaving out if that can be, else by adding."""
+    fitted, sums = [], []
+    for cell in cells:
+        separable = _separable_forget_bias(cell)
+        kind = cell.dtype.type
+        if separable is not None and kind(separable) == kind(at_run_time):
+            total, made = cell.bias, None
+        else:
+            total = cell.bias.copy() if cell.recurrent_bias is None else cell.bias + cell.recurrent_bias
+            gates.split(total)[OURS.index("f")][...] += kind(cell.forget_bias - at_run_time)
+            made = _Sum(total.copy(), cell)
+        fitted.append(replace(cell, bias=total, recurrent_bias=None, forget_bias=at_run_time))
+        sums.append(made)
+    moved = sorted({cell.forget_bias - at_run_time for cell, made in zip(cells, sums, strict=True) if made} - {0.0})
+    two = any(made and cell.recurrent_bias is not None for cell, made in zip(cells, sums, strict=True))
+    if two:
+        assumptions.append(f"The two biases of every cell were added, because {layout.name} has one.")
+    if moved:
+        why = "adds none at run time" if layout.forget_bias is None else f"is to add {at_run_time:g} at run time"
+        assumptions.append(
+            f"Forget bias {', '.join(f'{value:g}' for value in moved)} was added into the bias, because "
+            f"{layout.name} {why}."
+        )
+    if two or moved:
+        assumptions.append(
+            f"Sums are rounded to {cells[0].dtype}. These very arrays remember their addends and convert back bit for "
+            "bit; once stored and read again they do not."
+        )
+    if layout.forget_bias is not None and at_run_time != layout.forget_bias:
+        assumptions.append(
+            f"The LSTM must be built with forget_bias={at_run_time:g}; the default of {layout.name} is "
+            f"{layout.forget_bias:g}."
+        )
+    return fitted, sums
+
+
+def _fit_two_biases(
+    cells: Sequence[CellWeights], layout: Layout, assumptions: list[str]
+) -> tuple[list[CellWeights], list[_Sum | None]]:
+    """The cells with two biases and nothing added at run time: a forget bias has the second one to itself."""
+    fitted = []
+    for cell in cells:
+        second = _forget_bias_alone(cell, cell.forget_bias)
+        if cell.recurrent_bias is not None:
+            second = cell.recurrent_bias + second if cell.forget_bias else cell.recurrent_bias
+        fitted.append(replace(cell, recurrent_bias=second, forget_bias=0.0))
+    if moved := sorted({cell.forget_bias for cell in cells} - {0.0}):
+        assumptions.append(
+            f"The run-time forget bias {', '.join(f'{value:g}' for value in moved)} stands in the forget gate's part "
+            f"of the second bias, because {layout.name} adds none at run time; the first bias is as it was."
+        )
+    return fitted, [None] * len(fitted)
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+# --- what a layout has a place for ------------------------------------------------------------------------------------
+
+
+def _settings(weights: LSTMWeights, layout: Layout) -> list[str]:
+    """What is no array and must be set in the target, in words. Raises ValueError for what it has no place for."""
+    for role, there in (("peepholes", weights.has_peepholes), ("projection", weights.has_projection)):
+        if there and not layout.has(role):
+            raise ValueError(f"{layout.name} has no place for {role}, and these weights have one in every cell")
+    words = []
+    for name, value, there in (
+        ("cell_clip", weights.cell_clip, layout.cell_clip),
+        ("coupled_gates", weights.coupled_gates, layout.coupled_gates),
+    ):
+        if not value:
+            continue
+        if not there:
+            raise ValueError(f"{layout.name} has no {name}, and these weights are of an LSTM with {name}={value}")
+        words.append(f"The LSTM must be built with {name}={value}, which is no array.")
+    return words
+
+
+# --- one cell ---------------------------------------------------------------------------------------------------------
+
+
+def _encoded(cell: CellWeights, layout: Layout) -> dict[str, Array]:
+    """The variables of one cell, by their names within it."""
+    ours = {
+        "kernel": cell.kernel, "input": cell.kernel[: cell.input_size], "recurrent": cell.kernel[cell.input_size :],
+        "bias": cell.bias, "recurrent_bias": cell.recurrent_bias, "projection": cell.projection,
+        "peepholes": None if cell.peepholes is None else cell.peepholes.reshape(-1),
+    }  # fmt: skip
+    variables = {}
+    for variable in layout.variables:
+        parts = [ours[role] for role in (_BIASES[:2] if variable.role == "biases" else (variable.role,))]
+        values = [_gates_out_of(part, variable) for part in parts if part is not None]
+        if values:
+            variables[variable.name] = np.array(_turned(np.concatenate(values, axis=-1), variable), order="C")
+    return variables
+
+
+def _gates_out_of(values: Array, variable: Variable) -> Array:
+    """The columns of a variable's gates, in its order, of an array of ours."""
+    if variable.role == "projection":
+        return values
+    order = PEEPHOLES if variable.role == "peepholes" else OURS
+    blocks = np.split(values, len(order), axis=-1)
+    return np.concatenate([blocks[order.index(letter)] for letter in variable.gates], axis=-1)
+
+
+def _turned(values: Array, variable: Variable) -> Array:
+    """Between the columns of ours and the shape of a variable; forward and back are the same but for `rows`."""
+    if variable.rows:
+        return values.reshape(len(variable.gates), -1)
+    return values.T if variable.transposed else values
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    input_size: int
+    hidden_size: int
+    output_size: int
+
+
+_Group = dict[str, tuple[str, Array]]  # a variable's name within its cell: its whole name, and its values
+
+
+def _decoded(group: _Group, layout: Layout, at_run_time: float) -> CellWeights:
+    """One cell of its variables. Raises ValueError naming the one whose shape is wrong."""
+    sizes = _sizes_of(group, layout)
+    ours: dict[str, Array] = {}
+    for variable in layout.variables:
+        if variable.name in group:
+            name, values = group[variable.name]
+            check.has_shape(name, values, *_shape_of(variable, sizes))
+            _gates_into(ours, values.reshape(-1) if variable.rows else _turned(values, variable), variable, sizes)
+    kernel = ours["kernel"] if "kernel" in ours else np.concatenate([ours["input"], ours["recurrent"]])
+    hidden_size = sizes.hidden_size
+    return CellWeights(
+        kernel,
+        ours.get("bias", np.zeros(gates.COUNT * hidden_size, kernel.dtype)),
+        forget_bias=at_run_time,
+        peepholes=ours["peepholes"].reshape(-1, hidden_size) if "peepholes" in ours else None,
+        projection=ours.get("projection"),
+        recurrent_bias=ours.get("recurrent_bias"),
+    )
+
+
+def _gates_into(ours: dict[str, Array], values: Array, variable: Variable, sizes: _Sizes) -> None:
+    """Copy the gates of a variable to where they lie in ours."""
+    if variable.role == "projection":
+        ours["projection"] = np.array(values, order="C")
+        return
+    roles = _BIASES[:2] if variable.role == "biases" else (variable.role,)
+    order = PEEPHOLES if variable.role == "peepholes" else OURS
+    for role, part in zip(roles, np.split(values, len(roles), axis=-1), strict=True):
+        if role not in ours:
+            ours[role] = np.empty((*part.shape[:-1], len(order) * sizes.hidden_size), part.dtype)
+        places = np.split(ours[role], len(order), axis=-1)
+        for letter, block in zip(variable.gates, np.split(part, len(variable.gates), axis=-1), strict=True):
+            places[order.index(letter)][...] = block
+
+
+def _sizes_of(group: _Group, layout: Layout) -> _Sizes:
+    """Sizes of a cell, of the arrays that tell them. Raises ValueError naming the one that does not divide."""
+    found: dict[str, tuple[int, int]] = {}
+    for variable in layout.variables:
+        if variable.role in ("kernel", "input", "recurrent", "projection") and variable.name in group:
+            name, values = group[variable.name]
+            check.has_shape(name, values, ("rows", "columns"))
+            rows, columns = values.T.shape if variable.transposed else values.shape
+            count = max(len(variable.gates), 1)
+            if columns == 0 or columns % count:
+                axis = "rows" if variable.transposed else "columns"
+                raise ValueError(
+                    f"{name} must have {count}*hidden_size {axis}, got {columns}, which {count} does not divide"
+                )
+            found.setdefault(variable.role, (rows, columns // count))
+    rows, hidden_size = found.get("kernel") or found["recurrent"]
+    output_size = found["projection"][1] if "projection" in found else hidden_size
+    input_size = found["input"][0] if "input" in found else rows - output_size
+    if input_size < 1:
+        name = next(group[v.name][0] for v in layout.variables if v.role in ("kernel", "input"))
+        raise ValueError(f"{name} must have at least one row for the input beside {output_size} for h, got {rows}")
+    return _Sizes(input_size, hidden_size, output_size)
+
+
+def _shape_of(variable: Variable, sizes: _Sizes) -> tuple[tuple[int, ...], str]:
+    """The shape that a variable must have, and the same in words."""
+    count, hidden_size = len(variable.gates), sizes.hidden_size
+    columns, words = count * hidden_size, f"{count}*hidden_size" if count > 1 else "hidden_size"
+    if variable.role == "biases":
+        return (2 * columns,), "(8*hidden_size,): both biases"
+    if variable.role in ("bias", "recurrent_bias", "peepholes"):
+        return ((count, hidden_size), f"({count}, hidden_size)") if variable.rows else ((columns,), f"({words},)")
+    if variable.role == "projection":
+        shape, names = (hidden_size, sizes.output_size), ("hidden_size", "output_size")
+    else:
+        rows = {
+            "kernel": sizes.input_size + sizes.output_size,
+            "input": sizes.input_size,
+            "recurrent": sizes.output_size,
+        }
+        row_words = {"kernel": "input_size + output_size", "input": "input_size", "recurrent": "output_size"}
+        shape, names = (rows[variable.role], columns), (row_words[variable.role], words)
+    if variable.transposed:
+        shape, names = shape[::-1], names[::-1]
+    return shape, f"({', '.join(names)})"
+
+
+# --- which array is whose ---------------------------------------------------------------------------------------------
+
+
+def _cells_of(weights: Mapping[str, Array], layout: Layout) -> tuple[list[_Group], int]:
+    """The variables of every cell in the order of an LSTM's cells, and the number of directions."""
+    _check_arrays(weights)
+    places: dict[Place, _Group] = {}
+    extra = []
+    known = {variable.name for variable in layout.variables}
+    for name, values in weights.items():
+        variable, place = layout.read(name) or ("", Place(0))
+        if variable not in known:
+            extra.append(name)
+            continue
+        group = places.setdefault(place, {})
+        if variable in group:
+            raise ValueError(f"{name} and {group[variable][0]} are both {variable} of the same cell of {layout.name}")
+        group[variable] = name, values
+    if extra:
+        raise ValueError(
+            f"weights hold what is no variable of {layout.name}: {', '.join(extra)}; "
+            f"a cell there has {', '.join(variable.name for variable in layout.variables)}"
+        )
+    if not places:
+        raise ValueError(f"weights must hold at least one cell of {layout.name}, got no arrays")
+    if layout.directions_stacked:
+        places = _directions_apart(places)
+    _check_complete(places, layout)
+    numbers = sorted({place.layer for place in places})
+    if layout.counts_from_zero and numbers != list(range(len(numbers))):
+        raise ValueError(f"layers of {layout.name} must be numbered from 0 without gaps, got {numbers}")
+    directions = 2 if any(place.reverse for place in places) else 1
+    wanted = [Place(number, reverse) for number in numbers for reverse in (False, True)[:directions]]
+    for place in wanted:
+        if place not in places:
+            direction = "reverse" if place.reverse else "forward"
+            raise ValueError(
+                f"layer {place.layer} of {layout.name} has no {direction} direction, but a reverse one is there"
+            )
+    return [places[place] for place in wanted], directions
+
+
+def _check_arrays(weights: Mapping[str, Array]) -> None:
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights must be a dict of arrays by name, got {type(weights).__name__}")
+    by_dtype: dict[Any, str] = {}
+    for name, values in weights.items():
+        check.ndarray(name, values, "float32 or float64")
+        if values.dtype not in (check.FLOAT32, check.FLOAT64):
+            raise TypeError(f"{name} must be a float32 or float64 array, got {values.dtype}; use .astype")
+        by_dtype.setdefault(values.dtype, name)
+    if len(by_dtype) > 1:
+        words = " and ".join(f"{name} of {dtype}" for dtype, name in by_dtype.items())
+        raise TypeError(f"weights must be all float32 or all float64, got {words}")
+
+
+def _directions_apart(places: Mapping[Place, _Group]) -> dict[Place, _Group]:
+    """Cells of arrays that have the directions along their first axis."""
+    apart: dict[Place, _Group] = {}
+    for place, group in places.items():
+        directions = {len(values) if values.ndim else 0 for _, values in group.values()}
+        if directions not in ({1}, {2}):
+            name, values = next(iter(group.values()))
+            raise ValueError(
+                f"{name} must have 1 or 2 directions along its first axis like its others, got {values.shape}"
+            )
+        for reverse in (False, True)[: directions.pop()]:
+            apart[Place(place.layer, reverse)] = {
+                variable: (name, values[int(reverse)]) for variable, (name, values) in group.items()
+            }
+    return apart
+
+
+def _check_complete(places: Mapping[Place, _Group], layout: Layout) -> None:
+    """Raise ValueError naming what is missing: kernels never may be; the rest only everywhere at once."""
+    anywhere = {layout_role for group in places.values() for layout_role in _roles_of(group, layout)}
+    missing = []
+    for group in places.values():
+        model_variable, (model_name, _) = next(iter(group.items()))
+        for variable in layout.variables:
+            must = variable.role in ("kernel", "input", "recurrent") or variable.role in anywhere
+            if must and variable.name not in group:
+                missing.append(_renamed(model_name, model_variable, variable.name))
+    if missing:
+        raise ValueError(f"weights lack variables of {layout.name}: {', '.join(missing)}")
+
+
+def _roles_of(group: _Group, layout: Layout) -> set[str]:
+    """The roles of a cell's variables; one bias calls for the other."""
+    roles = {variable.role for variable in layout.variables if variable.name in group}
+    return roles | set(_BIASES) if roles & set(_BIASES) else roles
+
+
+def _renamed(name: str, variable: str, other: str) -> str:
+    """The name of another variable of the same cell."""
+    if "." in variable:  # char-rnn: i2h_1.weight
+        (module, part), (other_module, other_part) = variable.split("."), other.split(".")
+        return f"{other_module}{name.removeprefix(module).removesuffix(part)}{other_part}"
+    head, _, tail = name.rpartition(variable)
+    return f"{head}{other}{tail}"

@@ -1,0 +1,209 @@
+"""The weights of a stack of LSTMs as one object: the hub through which every layout passes.
+
+Gates lie in our order (see `gates`), kernels hold the input's rows above the state's. The meaning of biases is kept as
+the source had it: one or two, and what is added at run time apart, so that nothing is rounded on the way through.
+Refuses to compute an LSTM (see `layers`) and to know another library's names and orders (see `table`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lstmfast import _checks as check
+from lstmfast import gates
+from lstmfast._checks import Array
+from lstmfast.layers import LSTM
+
+
+@dataclass(frozen=True, eq=False)
+class CellWeights:
+    """The weights of one layer in one direction: what the gates are computed from is x, h and these.
+
+    Shapes: kernel [input_size + output_size, 4*hidden_size]; bias and recurrent_bias [4*hidden_size]; peepholes
+    [3, hidden_size], rows i, f, o; projection [hidden_size, output_size], without which output_size is hidden_size.
+    The pre-activation of the forget gate gets bias + recurrent_bias + forget_bias, that of the others bias +
+    recurrent_bias. Raises ValueError naming what has a wrong shape, TypeError for dtypes that differ.
+    """
+
+    kernel: Array
+    bias: Array
+    forget_bias: float = 0.0
+    peepholes: Array | None = None
+    projection: Array | None = None
+    recurrent_bias: Array | None = None
+
+    def __post_init__(self) -> None:
+        check.array("kernel", self.kernel, ("input_size + output_size", "4*hidden_size"))
+        rows, columns = self.kernel.shape
+        if columns == 0 or columns % gates.COUNT:
+            raise ValueError(f"kernel must have 4*hidden_size columns, got {columns}, which 4 does not divide")
+        hidden_size = columns // gates.COUNT
+        wanted: dict[str, tuple[int | str, ...]] = {
+            "bias": (columns,), "recurrent_bias": (columns,), "peepholes": (3, hidden_size),
+            "projection": (hidden_size, "output_size"),
+        }  # fmt: skip
+        for name, shape in wanted.items():
+            values = getattr(self, name)
+            if values is not None or name == "bias":
+                check.array(name, values, shape, dtype=self.kernel.dtype, like="kernel")
+        if rows <= self.output_size:
+            raise ValueError(
+                f"kernel must have input_size + {self.output_size} rows with input_size at least 1, got {rows}"
+            )
+        object.__setattr__(self, "forget_bias", check.finite("forget_bias", self.forget_bias))
+
+    @property
+    def hidden_size(self) -> int:
+        """Units: a quarter of the kernel's columns."""
+        return int(self.kernel.shape[1]) // gates.COUNT
+
+    @property
+    def output_size(self) -> int:
+        """Numbers in h: the projection's columns, or hidden_size without one."""
+        return self.hidden_size if self.projection is None else int(self.projection.shape[1])
+
+    @property
+    def input_size(self) -> int:
+        """Numbers in x: the kernel's rows less those of h."""
+        return int(self.kernel.shape[0]) - self.output_size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self.kernel.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class LSTMWeights:
+    """All weights of a stack: `layers[k]` is (forward,) or (forward, reverse), each a `CellWeights`.
+
+    Layer k > 0 reads the outputs of the one below, forward first. All cells have the same hidden_size, output_size and
+    dtype, and all or none have peepholes and a projection. cell_clip and coupled_gates as in `LSTM`. assumptions: what
+    was taken for granted when these were read, in sentences. Raises ValueError naming the layer that does not fit.
+    """
+
+    layers: tuple[tuple[CellWeights, ...], ...]
+    cell_clip: float | None = None
+    coupled_gates: bool = False
+    assumptions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        layers = tuple(tuple(layer) for layer in self.layers)
+        object.__setattr__(self, "layers", layers)
+        if not layers or len(layers[0]) not in (1, 2):
+            raise ValueError(f"layers must hold at least one layer of one or two directions, got {layers!r:.60}")
+        first = layers[0][0]
+        for k, layer in enumerate(layers):
+            if len(layer) != len(layers[0]):
+                raise ValueError(f"layer {k} must have {len(layers[0])} directions like layer 0, got {len(layer)}")
+            for cell in layer:
+                self._check_cell(k, cell, first)
+
+    def _check_cell(self, k: int, cell: CellWeights, first: CellWeights) -> None:
+        input_size = len(self.layers[0]) * first.output_size if k else first.input_size
+        wanted = {
+            "hidden_size": first.hidden_size, "output_size": first.output_size, "input_size": input_size,
+            "dtype": first.dtype,
+        }  # fmt: skip
+        for name, value in wanted.items():
+            if (given := getattr(cell, name)) != value:
+                raise ValueError(f"layer {k} must have {name} {value} to stand in this stack, got {given}")
+        for name in ("peepholes", "projection"):
+            if (getattr(cell, name) is None) != (getattr(first, name) is None):
+                raise ValueError(f"layer {k} must have {name} if and only if the other cells of its stack do")
+
+    @property
+    def cells(self) -> tuple[CellWeights, ...]:
+        """Every cell, in the order of an LSTM's cells and states: layer 0 forward, layer 0 reverse, layer 1 ..."""
+        return tuple(cell for layer in self.layers for cell in layer)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the stack."""
+        return len(self.layers)
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether every layer has a reverse direction."""
+        return len(self.layers[0]) == 2
+
+    @property
+    def input_size(self) -> int:
+        """Numbers in x."""
+        return self.layers[0][0].input_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Units of every cell."""
+        return self.layers[0][0].hidden_size
+
+    @property
+    def output_size(self) -> int:
+        """Numbers in one direction's h."""
+        return self.layers[0][0].output_size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self.layers[0][0].dtype
+
+    @property
+    def has_peepholes(self) -> bool:
+        """Whether the gates see the cell state."""
+        return self.layers[0][0].peepholes is not None
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether h is projected."""
+        return self.layers[0][0].projection is not None
+
+    @classmethod
+    def from_layer(cls, layer: LSTM) -> LSTMWeights:
+        """The weights of a layer as they are now, copied."""
+        if not isinstance(layer, LSTM):
+            raise TypeError(f"layer must be an lstmfast.LSTM, got {type(layer).__name__}")
+        cells = [
+            CellWeights(
+                forget_bias=layer.forget_bias,
+                **{name: np.array(values) for name, values in cell.parameters.items()},
+            )
+            for cell in layer.cells
+        ]  # fmt: skip
+        return cls(
+            in_layers(cells, layer.num_directions),
+            cell_clip=getattr(layer, "cell_clip", None),
+            coupled_gates=getattr(layer, "coupled_gates", False),
+        )
+
+    def to_layer(self, **options: Any) -> LSTM:
+        """A layer with these weights, copied. options: batch_first, dropout, rng of `LSTM`.
+
+        A layer has one bias and one forget_bias for all cells. Where these weights have more, they are added, which
+        rounds; `layouts.to_arrays(weights, "lstmfast").assumptions` says what it would do.
+        """
+        from lstmfast.layouts.converters import to_arrays  # converters build weights; weights ask them only here
+
+        arrays = to_arrays(self, "lstmfast")
+        for name in ("cell_clip", "coupled_gates"):
+            if value := getattr(self, name):
+                options[name] = value
+        if self.has_peepholes:
+            options["peepholes"] = True
+        if self.has_projection:
+            options["projection_size"] = self.output_size
+        layer = LSTM(
+            self.input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=self.bidirectional,
+            forget_bias=arrays.forget_bias or 0.0, dtype=self.dtype, **options,
+        )  # fmt: skip
+        for name, values in arrays.items():
+            layer.parameters[name][...] = values
+        return layer
+
+
+def in_layers(cells: Sequence[CellWeights], directions: int) -> tuple[tuple[CellWeights, ...], ...]:
+    """Cells in the order of `LSTMWeights.cells`, as its `layers`."""
+    return tuple(tuple(cells[first : first + directions]) for first in range(0, len(cells), directions))
