@@ -7,6 +7,7 @@ write. How cells are unrolled over time: see `rnn`. Refuses to compute: that is 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from lstmfast.compat.tf1.graph import Reuse, Variable, get_variable, variable_sc
 from lstmfast.compat.tf1.initializers import Initializer, zeros_initializer
 from lstmfast.compat.tf1.steps import by_steps
 from lstmfast.initializers import Shape
+from lstmfast.layouts import reorder
 
 _PEEPHOLES = ("w_i_diag", "w_f_diag", "w_o_diag")  # the rows of our peepholes [3, H]; TensorFlow makes f's first
 
@@ -55,6 +57,7 @@ class _LSTM(RNNCell):
         self.cell_clip = _positive("cell_clip", cell_clip)
         self.num_proj = None if num_proj is None else check.whole_number("num_proj", num_proj)
         self.proj_clip = _positive("proj_clip", proj_clip) if self.num_proj else None  # as in TensorFlow: else ignored
+        _check_kernels_have(peepholes=self.use_peepholes, projection=self.num_proj, cell_clip=self.cell_clip)
         self._initializer = initializer
         self._made: dict[str, Variable] = {}
         self._ours: dict[str, Array] = {}  # the arguments of `lstmfast.lstm` that they become
@@ -146,13 +149,13 @@ class _LSTM(RNNCell):
         def backward(d_outputs: Array | None, d_pairs: list[Pair], add: tape.Add) -> tuple[Array, list[Pair]]:
             ((d_c_n, d_h_n),) = d_pairs
             d = functional.lstm_backward(out, d_outputs, d_h_n, d_c_n)
-            add(self.kernel, _reordered(d.kernel))
-            add(self.bias, _reordered(d.bias))
+            for name in ("kernel", "bias"):
+                add(self._made[name], reorder(getattr(d, name), source="lstmfast", target="tf1"))
             if self.use_peepholes:
-                for name, gradient in zip(_PEEPHOLES, d.peepholes, strict=True):
+                for name, gradient in zip(_PEEPHOLES, vars(d)["peepholes"], strict=True):
                     add(self._made[name], gradient)
             if self.num_proj:
-                add(self._made["projection/kernel"], d.projection)
+                add(self._made["projection/kernel"], vars(d)["projection"])
             assert d.x is not None
             return d.x, [(d.c0, d.h0)]
 
@@ -203,7 +206,7 @@ class _LSTM(RNNCell):
         writes = [variable.writes.count for variable in self._made.values() if variable.writes is not None]
         if writes != self._ours_at:
             plain = {name: variable.view(np.ndarray) for name, variable in self._made.items()}
-            self._ours = {"kernel": _reordered(plain["kernel"]), "bias": _reordered(plain["bias"])}
+            self._ours = {name: reorder(plain[name], source="tf1", target="lstmfast") for name in ("kernel", "bias")}
             if self.use_peepholes:
                 self._ours["peepholes"] = np.stack([plain[name] for name in _PEEPHOLES])
             if self.num_proj:
@@ -389,11 +392,12 @@ def _refuse_shared(cells: list[RNNCell]) -> None:
             )
 
 
-def _reordered(array: Array) -> Array:
-    """Return a kernel or bias with the second and third gate exchanged: i f g o of i j f o, and back. A new array."""
-    hidden_size = array.shape[-1] // 4
-    blocks = array.reshape(*array.shape[:-1], 4, hidden_size)
-    return blocks[..., [0, 2, 1, 3], :].reshape(array.shape)
+def _check_kernels_have(**arguments: object) -> None:
+    """Raise NotImplementedError for an argument that is asked for and that `lstmfast.lstm` of this version lacks."""
+    known = inspect.signature(functional.lstm).parameters
+    missing = [name for name, value in arguments.items() if value and name not in known]
+    if missing:
+        raise NotImplementedError(f"LSTMCell needs {', '.join(missing)} of lstmfast.lstm, which this version lacks")
 
 
 def _only_tanh(activation: Any) -> None:
