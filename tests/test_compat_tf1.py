@@ -1,4 +1,4 @@
-"""TensorFlow 1's cells over our kernels: names, scopes, states, derivatives, mistakes. Real TensorFlow is asked elsewhere.
+"""TensorFlow 1's cells over our kernels: names, scopes, states, derivatives, mistakes. No TensorFlow is asked here.
 
 What cells compute is compared with their equations in NumPy (`tf1_cells`), derivatives with central differences.
 """
@@ -21,7 +21,7 @@ import lstmfast.compat.tf1 as tf
 from lstmfast import functional
 from oracles import slopes
 from tf1_cells import INPUT_SIZE, MODELS, NAMES, STEPWISE, VARIANTS, Equations, backwards
-from tolerances import DIFFERENCE, SAME, gradients, states
+from tolerances import DIFFERENCE, SAME, states
 
 T, B, H = 7, 3, 5
 LENGTHS = [T, 0, 3]
@@ -54,7 +54,7 @@ def scramble(rng, *cells):
             variable.assign(rng.normal(scale=0.5, size=variable.shape))
 
 
-def equations(cell, **settings) -> Equations:
+def equations(cell) -> Equations:
     """The equations with a cell's variables, in float64."""
     scope = cell.kernel.op.name.removesuffix("kernel")
     named = {v.op.name.removeprefix(scope): np.array(v, np.float64) for v in cell.trainable_variables}
@@ -103,7 +103,7 @@ def test_trainable_variables_can_be_asked_for_one_scope(rng):
 
 def test_a_second_cell_in_the_same_scope_is_an_error_that_tells_the_ways_out(rng):
     tf.dynamic_rnn(BasicLSTMCell(H), inputs(rng))
-    with pytest.raises(ValueError, match="Variable rnn/basic_lstm_cell/kernel already exists: pass the same cell.*AUTO"):
+    with pytest.raises(ValueError, match="rnn/basic_lstm_cell/kernel already exists: pass the same cell.*AUTO"):
         tf.dynamic_rnn(BasicLSTMCell(H), inputs(rng))
 
 
@@ -355,12 +355,13 @@ def check_derivatives(rng, call, arguments):
     """
 
     def run(values, upstream=None):
-        with tf.Graph(np.random.default_rng(5)).as_default(), tf.GradientTape() as tape:
+        with tf.Graph(np.random.default_rng(5)).as_default():
             call(values)  # makes the variables
             for variable in tf.trainable_variables():
                 variable.assign(values[variable.op.name])
-            results = call(values)
-        xs = [*(v for k, v in values.items() if "/" not in k), *tf.trainable_variables()]
+            with tf.GradientTape() as tape:
+                results = call(values)
+            xs = [*(v for k, v in values.items() if "/" not in k), *tf.trainable_variables()]
         return results, tape.gradients(results, xs, upstream)
 
     with tf.Graph(np.random.default_rng(5)).as_default():
@@ -372,7 +373,7 @@ def check_derivatives(rng, call, arguments):
     def loss(values):
         return sum(float(np.vdot(d, a)) for d, a in zip(upstream, flat(run(values)[0]), strict=True))
 
-    results, derivatives = run(values, _like(run(values)[0], iter(upstream)))
+    _, derivatives = run(values, _like(run(values)[0], iter(upstream)))
     directions = {name: rng.standard_normal(value.shape) for name, value in values.items()}
     wanted = slopes(loss, values, directions)
     actual = [float(np.vdot(d, directions[name])) for name, d in zip(values, derivatives, strict=True)]
@@ -390,8 +391,6 @@ def _arguments(rng, *shapes):
 
 
 def test_derivatives_of_a_stack_with_lengths_and_state(rng):
-    cell = [None]
-
     def call(v):
         cells = MultiRNNCell([BasicLSTMCell(3), LSTMCell(2, forget_bias=0.5)])
         state = (tf.LSTMStateTuple(v["s0"], v["s1"]), tf.LSTMStateTuple(v["s2"], v["s3"]))
@@ -399,7 +398,6 @@ def test_derivatives_of_a_stack_with_lengths_and_state(rng):
             return tf.dynamic_rnn(cells, v["x"], LENGTHS, state)
 
     check_derivatives(rng, call, _arguments(rng, 3, 3, 2, 2))
-    assert cell == [None]
 
 
 def test_derivatives_of_two_directions_over_steps(rng):
@@ -502,14 +500,14 @@ def test_without_a_tape_nothing_is_kept(rng, monkeypatch):
 def test_gradient_descent_on_the_users_own_loss_fits(rng):
     cell, x, target = BasicLSTMCell(8), inputs(rng), rng.uniform(-0.5, 0.5, (B, T, 8))
     losses = []
-    for _ in range(60):
+    for _ in range(150):
         with tf.GradientTape() as tape:
             outputs, _ = tf.dynamic_rnn(cell, x)
         losses.append(0.5 * np.sum((outputs - target) ** 2))
         derivatives = tape.gradients(outputs, cell.variables, outputs - target)
         derivatives, _ = tf.clip_by_global_norm(derivatives, 5.0)
         for variable, derivative in zip(cell.variables, derivatives, strict=True):
-            variable -= 0.3 * derivative  # noqa: PLW2901  (in place: the variable itself is changed)
+            variable -= 0.3 * derivative
     assert losses[-1] < losses[0] / 4
 
 
@@ -667,7 +665,7 @@ def test_mistakes_are_answered_with_one_clear_sentence(mistake):
 def test_a_cell_is_made_for_one_input_size_and_dtype(rng):
     cell = BasicLSTMCell(H)
     tf.dynamic_rnn(cell, inputs(rng))
-    with pytest.raises(ValueError, match=r"inputs must have input_size 4, for which rnn/basic_lstm_cell/kernel:0.*got 3"):
+    with pytest.raises(ValueError, match=r"inputs must have input_size 4, for which rnn/basic_lstm_cell/.*got 3"):
         tf.dynamic_rnn(cell, inputs(rng)[:, :, :3])
     with pytest.raises(TypeError, match="inputs must be float64 like rnn/basic_lstm_cell/kernel:0, got float32"):
         tf.dynamic_rnn(cell, inputs(rng, "float32"))

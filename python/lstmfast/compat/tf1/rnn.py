@@ -235,9 +235,7 @@ def _stacked(inputs: Any, dtype: npt.DTypeLike | None) -> Array:
 
 def _check_dtype(x: Array, dtype: npt.DTypeLike | None) -> None:
     if dtype is not None and check.float_dtype(dtype) != x.dtype:
-        raise TypeError(
-            f"dtype must be that of inputs, {x.dtype}, got {np.dtype(dtype)}; nothing is converted silently"
-        )
+        raise TypeError(f"dtype must be {x.dtype} like inputs, got {np.dtype(dtype)}; nothing is converted silently")
 
 
 def _check_two(cell_fw: Any, cell_bw: Any) -> None:
