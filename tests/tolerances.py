@@ -56,6 +56,11 @@ def gradients(dtype: npt.DTypeLike, terms: int) -> dict[str, float]:
     return {name: 10 * bound for name, bound in sums(dtype, terms).items()}
 
 
+# Beside another framework, which rounds too: how far results may lie apart, as a share of the largest in their array,
+# forward and backward, over this many steps. That is what the project promises.
+PARITY = {("float32", 10): 1e-6, ("float32", 820): 1e-5, ("float64", 10): 1e-10, ("float64", 820): 1e-10}
+
+
 def of(table: dict[str, float], dtype: Any) -> float:
     """The entry of one of the tables above for a dtype."""
     return table[np.dtype(dtype).name]
