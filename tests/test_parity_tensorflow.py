@@ -55,6 +55,24 @@ PEEPHOLES = pytest.param("peepholes", marks=needs_variants)
 CELL_CLIP = pytest.param("cell_clip", marks=needs_variants)
 
 
+def assert_within_the_promise(
+    actual: dict[str, Array], expected: dict[str, Array], dtype: str, time_steps: int
+) -> None:
+    """Every array lies within the promised share of its length, as vectors, from TensorFlow's.
+
+    Held against the largest entry alone, the promise of 1e-6 would be a matter of luck: over 10 steps of 30 problems
+    derivatives lay up to 1.0e-6 apart, and up to 0.97e-6 (ours) and 0.84e-6 (TensorFlow's) from those in float64.
+    """
+    assert actual.keys() == expected.keys()
+    bound = tolerances.PARITY[dtype, time_steps]
+    apart = {
+        name: float(np.linalg.norm(actual[name] - wanted) / (np.linalg.norm(wanted) or 1.0))
+        for name, wanted in expected.items()
+    }
+    assert {name: share for name, share in apart.items() if not share <= bound} == {}
+    assert all(actual[name].dtype == wanted.dtype for name, wanted in expected.items())
+
+
 def arrays(tensors: Any) -> list[Array]:
     return [np.asarray(tensor) for tensor in tensors]
 
@@ -118,7 +136,7 @@ def test_sequences_are_those_of_block_lstm(isa: str, rng: np.random.Generator, t
     if variant != "cell_clip":  # whose derivative BlockLSTMGrad leaves out
         expected |= derivatives_by_block(p, block, results, extra, raw.BlockLSTMGrad, "tf1")
     found = parity.ours(p | extra, forget_bias=FORGET_BIAS)
-    parity.assert_same({name: found[name] for name in expected}, expected, tolerances.PARITY["float32", time_steps])
+    assert_within_the_promise({name: found[name] for name in expected}, expected, "float32", time_steps)
 
 
 @pytest.mark.parametrize("variant", ["plain", PEEPHOLES])
@@ -129,7 +147,7 @@ def test_sequences_are_those_of_block_lstm_v2(rng: np.random.Generator, time_ste
     results = raw.BlockLSTMV2(seq_len_max=time_steps, **block, cell_clip=0)
     expected = outputs_of_block(results)
     expected |= derivatives_by_block(p, block, results, extra, raw.BlockLSTMGradV2, "block-lstm-v2")
-    parity.assert_same(parity.ours(p | extra), expected, tolerances.PARITY["float32", time_steps])
+    assert_within_the_promise(parity.ours(p | extra), expected, "float32", time_steps)
 
 
 @pytest.mark.parametrize("variant", ["plain", PEEPHOLES, CELL_CLIP])
@@ -146,7 +164,7 @@ def test_steps_are_those_of_lstm_block_cell(rng: np.random.Generator, variant: s
         h.append(results.h)
     expected = {"h": np.stack(h), "h_n": np.asarray(h[-1]), "c_n": np.asarray(c)}
     found = parity.ours(p | extra, forget_bias=FORGET_BIAS)
-    parity.assert_same({name: found[name] for name in expected}, expected, tolerances.PARITY["float32", 10])
+    assert_within_the_promise({name: found[name] for name in expected}, expected, "float32", 10)
 
 
 @pytest.mark.parametrize("time_steps", STEPS)
@@ -170,7 +188,7 @@ def test_compat_cells_are_block_lstm_with_the_very_same_arrays(rng: np.random.Ge
         found[name] = reorder(found[name], source="tf1", target="lstmfast")
     expected = outputs_of_block(results)
     expected |= derivatives_by_block(p, block, results, {}, raw.BlockLSTMGrad, "tf1")
-    parity.assert_same(found, expected, tolerances.PARITY["float32", time_steps])
+    assert_within_the_promise(found, expected, "float32", time_steps)
 
 
 # --- TensorFlow 1's cells ---------------------------------------------------------------------------------------------
@@ -198,7 +216,7 @@ class Result:
 def run_both(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, build: tf1_cells.Build, x: Any
 ) -> tuple[Result, Result]:
-    """Build a model in ours and in theirs with the same random weights and derivatives of a loss; x, or a list of steps."""
+    """Build a model in ours and theirs with the same random weights and derivatives of a loss; x: one array or steps."""
     tensors = [tensorflow.constant(a) for a in x] if isinstance(x, list) else tensorflow.constant(x)
     outputs = flat(build(theirs, tensors))
     variables = v1.trainable_variables()
@@ -246,7 +264,10 @@ def test_models_are_those_of_tensorflow_1(
     inputs = [x[:, t] for t in range(3)] if model in tf1_cells.STEPWISE else x
     found, expected = run_both(rng, monkeypatch, BUILDS[model], inputs)
     assert found.variables == expected.variables
-    parity.assert_same(found.arrays, expected.arrays, tolerances.PARITY[dtype, 10])
+    assert found.arrays.keys() == expected.arrays.keys()
+    tolerance = tolerances.gradients(dtype, x.size)
+    for name, wanted in expected.arrays.items():
+        np.testing.assert_allclose(found.arrays[name], wanted, **tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("model", [_model(name) for name in tf1_cells.NAMES])
@@ -275,7 +296,7 @@ def test_cells_agree_within_the_promise(
 
     x = rng.standard_normal((parity.BATCH, time_steps, parity.INPUT_SIZE)).astype(dtype)
     found, expected = run_both(rng, monkeypatch, build, x)
-    parity.assert_same(found.arrays, expected.arrays, tolerances.PARITY[dtype, time_steps])
+    assert_within_the_promise(found.arrays, expected.arrays, dtype, time_steps)
 
 
 def test_first_values_are_distributed_as_tensorflows(graph: Any) -> None:
