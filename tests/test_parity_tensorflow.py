@@ -216,7 +216,7 @@ class Result:
 def run_both(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, build: tf1_cells.Build, x: Any
 ) -> tuple[Result, Result]:
-    """Build a model in ours and theirs with the same random weights and derivatives of a loss; x: one array or steps."""
+    """Build a model in ours and theirs with the same random weights and derivatives of a loss; x: array or steps."""
     tensors = [tensorflow.constant(a) for a in x] if isinstance(x, list) else tensorflow.constant(x)
     outputs = flat(build(theirs, tensors))
     variables = v1.trainable_variables()
