@@ -95,10 +95,20 @@ def block_arguments(p: dict[str, Array], variant: dict[str, Any], order: str) ->
 
 
 def variant_arguments(rng: np.random.Generator, variant: str) -> dict[str, Any]:
-    """The extra arguments of `lf.lstm`."""
+    """The extra arguments of `lf.lstm`.
+
+    Peepholes are small because larger ones let cells run away: drawn as TensorFlow draws them, within 0.22, c comes to
+    500 after 820 steps of some problems, and TensorFlow's own float32 derivatives are then off by 1e-5.
+    """
     if variant == "peepholes":
-        return {"peepholes": rng.normal(scale=0.5, size=(3, parity.HIDDEN_SIZE)).astype(np.float32)}
+        return {"peepholes": rng.uniform(-0.05, 0.05, (3, parity.HIDDEN_SIZE)).astype(np.float32)}
     return {"cell_clip": 0.5} if variant == "cell_clip" else {}
+
+
+def ours_of(p: dict[str, Array], variant: dict[str, Any], **options: Any) -> dict[str, Array]:
+    """Our outputs and derivatives."""
+    more = {name: value for name, value in variant.items() if isinstance(value, np.ndarray)}
+    return parity.ours(p | more, **options, **{name: variant[name] for name in variant.keys() - more.keys()})
 
 
 def derivatives_by_block(
@@ -135,7 +145,7 @@ def test_sequences_are_those_of_block_lstm(isa: str, rng: np.random.Generator, t
     expected = outputs_of_block(results)
     if variant != "cell_clip":  # whose derivative BlockLSTMGrad leaves out
         expected |= derivatives_by_block(p, block, results, extra, raw.BlockLSTMGrad, "tf1")
-    found = parity.ours(p | extra, forget_bias=FORGET_BIAS)
+    found = ours_of(p, extra, forget_bias=FORGET_BIAS)
     assert_within_the_promise({name: found[name] for name in expected}, expected, "float32", time_steps)
 
 
@@ -147,7 +157,7 @@ def test_sequences_are_those_of_block_lstm_v2(rng: np.random.Generator, time_ste
     results = raw.BlockLSTMV2(seq_len_max=time_steps, **block, cell_clip=0)
     expected = outputs_of_block(results)
     expected |= derivatives_by_block(p, block, results, extra, raw.BlockLSTMGradV2, "block-lstm-v2")
-    assert_within_the_promise(parity.ours(p | extra), expected, "float32", time_steps)
+    assert_within_the_promise(ours_of(p, extra), expected, "float32", time_steps)
 
 
 @pytest.mark.parametrize("variant", ["plain", PEEPHOLES, CELL_CLIP])
@@ -163,7 +173,7 @@ def test_steps_are_those_of_lstm_block_cell(rng: np.random.Generator, variant: s
         c = results.cs
         h.append(results.h)
     expected = {"h": np.stack(h), "h_n": np.asarray(h[-1]), "c_n": np.asarray(c)}
-    found = parity.ours(p | extra, forget_bias=FORGET_BIAS)
+    found = ours_of(p, extra, forget_bias=FORGET_BIAS)
     assert_within_the_promise({name: found[name] for name in expected}, expected, "float32", 10)
 
 
