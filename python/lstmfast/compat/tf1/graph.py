@@ -1,0 +1,266 @@
+"""Variables by name, in scopes: what in TensorFlow 1's graph decides how a variable is called and who shares it.
+
+A `Graph` holds variables, the scope that is open and the generator that draws first values; there is always a default
+one. Refuses to hold operations: nothing here is computed later. One graph serves one thread at a time.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmfast import _checks as check
+from lstmfast import variables
+from lstmfast.compat.tf1 import initializers
+from lstmfast.compat.tf1.initializers import Initializer
+from lstmfast.initializers import Shape
+
+
+class _AutoReuse(enum.Enum):
+    AUTO_REUSE = enum.auto()
+
+
+AUTO_REUSE: Final = _AutoReuse.AUTO_REUSE
+"""As `reuse`: take the variable if it is there, make it if it is not."""
+
+Reuse = bool | _AutoReuse | None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What makes a variable: here a name only, `rnn/basic_lstm_cell/kernel`, which is the one in checkpoints."""
+
+    name: str
+
+
+class Variable(variables.Variable):
+    """An array with a name, `rnn/basic_lstm_cell/kernel:0`, that counts its writes.
+
+    Change it as any array: `variable -= learning_rate * gradient`, `variable[...] = values`, `variable.assign(values)`.
+    Cells notice. Its views have no name.
+    """
+
+    name: str = ""
+
+    @classmethod
+    def named(cls, name: str, values: npt.NDArray[Any]) -> Variable:
+        """Return `values` as a variable; the name is given without ":0"."""
+        variable = values.view(cls)
+        variable.writes = variables.Writes()
+        variable.name = f"{name}:0"
+        return variable
+
+    @property
+    def op(self) -> Operation:
+        """As in TensorFlow, for the sake of `variable.op.name`: the name without ":0", as checkpoints have it."""
+        return Operation(self.name.removesuffix(":0"))
+
+    def assign(self, values: npt.ArrayLike) -> Variable:
+        """Write all of the variable. Raises ValueError for another shape."""
+        values = np.asarray(values)
+        check.has_shape(f"value of {self.name or 'the variable'}", values, self.shape)
+        self[...] = values
+        return self
+
+    def load(self, values: npt.ArrayLike, session: object = None) -> None:
+        """As `assign`; there is no session to pass."""
+        self.assign(values)
+
+
+@dataclass(frozen=True)
+class VariableScope:
+    """A place for variables: names made in it begin with `name` and a slash."""
+
+    name: str = ""
+    reuse: Reuse = None
+    initializer: Initializer | None = field(default=None, repr=False, compare=False)
+
+
+class Graph:
+    """Variables by name, and the scope that is open.
+
+    rng draws first values and what cells leave to it; None: one seeded by the operating system.
+    """
+
+    def __init__(self, rng: np.random.Generator | None = None) -> None:
+        self.rng = np.random.default_rng() if rng is None else check.generator("rng", rng)
+        self.scope = VariableScope()
+        self.variables: dict[str, Variable] = {}
+        self._opened: dict[str, int] = {}  # how often each scope was opened since its parent was
+
+    @contextmanager
+    def as_default(self) -> Iterator[Graph]:
+        """Make this the graph of everything within the `with` block, in this thread."""
+        _defaults.stack.append(self)
+        try:
+            yield self
+        finally:
+            _defaults.stack.remove(self)
+
+    @contextmanager
+    def open(self, scope: VariableScope, *, again: bool = False) -> Iterator[VariableScope]:
+        """Have this scope open within the `with` block. `again` leaves the counts of what is inside as they were."""
+        before, opened = self.scope, dict(self._opened) if again else None
+        self.scope = scope
+        self._opened[scope.name] = self._opened.get(scope.name, 0) + 1
+        try:
+            yield scope
+        finally:
+            self.scope = before
+            for name in self._opened:
+                if name.startswith(f"{scope.name}/"):
+                    self._opened[name] = 0
+            if opened is not None:
+                self._opened = opened
+
+    def unique(self, name: str) -> str:
+        """Return `name`, or name_1, name_2, ..., such that no scope of this name was opened in the one that is open."""
+        number, candidate = 0, name
+        while self._opened.get(self.full_name(candidate), 0):
+            number += 1
+            candidate = f"{name}_{number}"
+        return candidate
+
+    def full_name(self, name: str) -> str:
+        """Return the name that `name` has within the scope that is open."""
+        return f"{self.scope.name}/{name}" if self.scope.name else name
+
+
+class _Defaults(threading.local):
+    """The graphs that are default in this thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Graph] = []
+
+
+_defaults = _Defaults()
+_outermost = Graph()
+
+
+def get_default_graph() -> Graph:
+    """Return the graph that holds variables made now."""
+    return _defaults.stack[-1] if _defaults.stack else _outermost
+
+
+def reset_default_graph() -> None:
+    """Forget all variables and scopes of the default graph; cells made before keep theirs. A new seed is drawn."""
+    graph = get_default_graph()
+    if graph.scope.name:
+        raise RuntimeError(
+            f"reset_default_graph must not be called within a variable_scope, got one in {graph.scope.name}"
+        )
+    graph.__init__()  # type: ignore[misc]  # the object stays, because others may hold it
+
+
+def set_random_seed(seed: int | np.random.Generator) -> None:
+    """Seed what the default graph draws from here on: first values, and dropout of wrappers without a seed."""
+    get_default_graph().rng = np.random.default_rng(seed)
+
+
+@contextmanager
+def variable_scope(
+    name_or_scope: str | VariableScope | None = None,
+    default_name: str | None = None,
+    *,
+    initializer: Initializer | None = None,
+    reuse: Reuse = None,
+) -> Iterator[VariableScope]:
+    """Have names of variables begin with this scope's within the `with` block.
+
+    name_or_scope: a name within the scope that is open, or a scope that was open before, which is opened again at its
+    own place; None takes default_name and numbers it where it was taken. reuse True: variables must be there; False or
+    None: as the scope around; AUTO_REUSE: either. initializer: for variables that name none.
+    Raises ValueError where there is no name.
+    """
+    graph = get_default_graph()
+    around = graph.scope
+    if isinstance(name_or_scope, VariableScope):
+        scope = VariableScope(
+            name_or_scope.name,
+            reuse or name_or_scope.reuse,
+            name_or_scope.initializer if initializer is None else initializer,
+        )
+        opened = graph.open(scope, again=True)
+    else:
+        if not name_or_scope:
+            if not default_name:
+                raise ValueError("variable_scope needs a name, a scope or a default_name")
+            name_or_scope = graph.unique(default_name)
+        opened = graph.open(
+            VariableScope(
+                graph.full_name(name_or_scope),
+                reuse or around.reuse,
+                around.initializer if initializer is None else initializer,
+            )
+        )
+    with opened as scope:
+        yield scope
+
+
+def get_variable_scope() -> VariableScope:
+    """Return the scope that is open."""
+    return get_default_graph().scope
+
+
+def get_variable(
+    name: str,
+    shape: int | tuple[int, ...] | list[int] | None = None,
+    dtype: npt.DTypeLike = np.float32,
+    initializer: Initializer | None = None,
+) -> Variable:
+    """Return the variable of this name in the scope that is open: a new one, or with `reuse` the one that is there.
+
+    initializer: `initializer(shape, rng)` or a value; None: the scope's, or Glorot's uniform distribution.
+    Raises ValueError for a variable that is there and is not to be reused, that is not there and is to be, or that has
+    another shape; TypeError for another dtype.
+    """
+    graph = get_default_graph()
+    full_name, reuse = graph.full_name(name), graph.scope.reuse
+    wanted: Shape | None = None
+    if shape is not None:
+        sizes = (shape,) if isinstance(shape, int) else shape
+        wanted = tuple(check.whole_number(f"shape of {full_name}", size, 0) for size in sizes)
+    found = graph.variables.get(full_name)
+    if found is not None:
+        if not reuse:
+            raise ValueError(
+                f"Variable {full_name} already exists: pass the same cell object to share its weights, open the scope "
+                "with reuse=True or reuse=AUTO_REUSE, give this one a scope of its own, or begin with "
+                "reset_default_graph()"
+            )
+        if wanted is not None and wanted != found.shape:
+            raise ValueError(f"Variable {full_name} is to be shared with shape {wanted}, but has shape {found.shape}")
+        if check.float_dtype(dtype) != found.dtype:
+            raise TypeError(f"Variable {full_name} is to be shared as {np.dtype(dtype)}, but is {found.dtype}")
+        return found
+    if reuse is True:
+        raise ValueError(
+            f"Variable {full_name} does not exist, and reuse=True makes none: use reuse=AUTO_REUSE, or make it first"
+        )
+    if initializer is None:
+        initializer = graph.scope.initializer
+    if wanted is None:
+        if initializer is None or callable(initializer):
+            raise ValueError(f"Variable {full_name} needs a shape, or an array as initializer")
+        wanted = np.shape(initializer)
+    values = np.empty(wanted, check.float_dtype(dtype))
+    values[...] = initializers.draw(initializer, full_name, wanted, graph.rng)
+    variable = graph.variables[full_name] = Variable.named(full_name, values)
+    return variable
+
+
+def trainable_variables(scope: str | None = None) -> list[Variable]:
+    """Return the default graph's variables in the order of their making.
+
+    scope: a regular expression; only names that begin with a match of it.
+    """
+    found = get_default_graph().variables
+    return [v for name, v in found.items() if scope is None or re.match(scope, name)]

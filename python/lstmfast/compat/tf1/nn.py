@@ -1,0 +1,11 @@
+"""TensorFlow's own paths to the same names: `tf.nn.dynamic_rnn`, `tf.nn.rnn_cell.BasicLSTMCell`. Nothing of its own."""
+
+from lstmfast.compat.tf1 import rnn_cell
+from lstmfast.compat.tf1.rnn import (
+    bidirectional_dynamic_rnn,
+    dynamic_rnn,
+    static_bidirectional_rnn,
+    static_rnn,
+)
+
+__all__ = ["bidirectional_dynamic_rnn", "dynamic_rnn", "rnn_cell", "static_bidirectional_rnn", "static_rnn"]

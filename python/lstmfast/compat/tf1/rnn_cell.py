@@ -1,0 +1,7 @@
+"""What TensorFlow 1 called `tf.nn.rnn_cell`, and before that `tf.contrib.rnn`. Nothing of its own."""
+
+from lstmfast.compat.tf1.base import LSTMStateTuple, RNNCell
+from lstmfast.compat.tf1.cells import BasicLSTMCell, LSTMCell, MultiRNNCell
+from lstmfast.compat.tf1.dropout import DropoutWrapper
+
+__all__ = ["BasicLSTMCell", "DropoutWrapper", "LSTMCell", "LSTMStateTuple", "MultiRNNCell", "RNNCell"]
