@@ -264,7 +264,7 @@ def lstm_backward(
 
 def _without_forget_gate(weights: FloatArray) -> FloatArray:
     """A copy of weights [..., 4H] in which the forget gate's are zero: what is not read may be anything, nan too."""
-    copy = weights.copy()
+    copy: FloatArray = weights.copy()
     gates.split(copy)[1][...] = 0
     return copy
 
