@@ -1,14 +1,11 @@
-"""`inspect`: every variable, its gates in their own order, and why the shapes are what they are; and the docs about it.
+"""`inspect`: every variable, its gates in their own order, and why the shapes are what they are.
 
 What the command prints for a trained run is test_app_cli's affair as well.
 """
 
 from __future__ import annotations
 
-import doctest
 import json
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,6 @@ import pytest
 import lstmfast as lf
 from lstmfast import cli
 from lstmfast.layouts import LAYOUTS, LSTMWeights, gate_order, to_arrays
-
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def shapes(found: lf.Inspection) -> dict[str, tuple[int, ...]]:
@@ -193,7 +188,7 @@ def test_what_is_written_to_a_gate_reaches_the_next_call_of_a_layer_or_model(thi
     assert np.count_nonzero(thing.parameter_buffer == -90.0) == 2 * len(lstm.cells)
 
 
-# --- the command and the docs -----------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_names_a_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,31 +206,3 @@ def test_escape_sequences_in_the_names_of_a_file_do_not_reach_the_terminal(
     np.savez(tmp_path / "w.npz", **{"a\x1b[2J": np.ones(3)})
     assert cli.main(["inspect", str(tmp_path / "w.npz")]) == 0
     assert "\x1b" not in capsys.readouterr().out
-
-
-def as_doctest(text: str) -> str:
-    """A page of Markdown as doctest reads it: no fences, and empty lines of what is printed marked as such."""
-    parts = text.split("```")
-    for number in range(1, len(parts), 2):
-        language, _, code = parts[number].partition("\n")
-        parts[number] = (
-            re.sub(r"\n(?=\n(?!>>>))", "\n<BLANKLINE>", code.rstrip("\n")) + "\n\n" if language == "python" else ""
-        )
-    return "".join(parts)
-
-
-def test_the_calls_of_the_docs_give_what_stands_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
-    monkeypatch.chdir(tmp_path)
-    text = (DOCS / "gates.md").read_text()
-    lines = text.splitlines()
-    examples = doctest.DocTestParser().get_doctest(as_doctest(text), {}, "gates.md", "gates.md", 0)
-    said: list[str] = []
-    assert len(examples.examples) > 30
-    failed = doctest.DocTestRunner().run(examples, out=said.append).failed
-    assert failed == 0, "".join(said)
-    commands = [shlex.split(line)[1:] for line in lines if line.startswith("lstmfast ")]
-    assert [cli.main(command) for command in commands] == [0, 0]
-    assert "weight_hh_l1_reverse" in capsys.readouterr().out

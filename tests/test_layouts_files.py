@@ -317,6 +317,42 @@ def test_a_checkpoint_of_version_1_is_refused() -> None:
         read(FILES / "version1.ckpt")
 
 
+CELL = {"kernel": (7, 16), "bias": (16,), "weights": (7, 16), "biases": (16,), "Matrix": (7, 16), "Bias": (16,)}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [  # of TensorFlow 0.x, 1.0, 1.2 and later; input 3, 4 units
+        (["RNN/BasicLSTMCell/Linear/Matrix", "RNN/BasicLSTMCell/Linear/Bias"], {"RNN": (1, 1)}),
+        (["rnn/basic_lstm_cell/weights", "rnn/basic_lstm_cell/biases"], {"rnn": (1, 1)}),
+        (["a/rnn/lstm_cell/kernel", "b/rnn/lstm_cell/kernel"], {"a/rnn": (1, 1), "b/rnn": (1, 1)}),
+        (["rnn/lstm_cell/kernel", "rnn/lstm_cell_1/kernel"], {"rnn": (1, 1), "rnn/lstm_cell_1": (1, 1)}),
+        (["BiRNN/FW/LSTMCell/kernel", "BiRNN/BW/LSTMCell/kernel"], {"": (1, 2)}),
+        (
+            [f"x/stack_bidirectional_rnn/cell_0/bidirectional_rnn/{d}w/basic_lstm_cell/kernel" for d in "fb"],
+            {"x": (1, 2)},
+        ),
+        (
+            [f"bidirectional_rnn/{d}w/multi_rnn_cell/cell_0/lstm_cell/kernel" for d in "fb"],
+            {"fw": (1, 1), "bw": (1, 1)},
+        ),
+        (["rnn/lstm_cell/kernel", "rnn/lstm_cell/kernel/Adam", "rnn/gru_cell/gates/kernel"], {"rnn": (1, 1)}),
+    ],
+)
+def test_cells_of_tensorflow_1_are_found_by_the_names_of_its_versions(
+    names: list[str], expected: dict[str, tuple[int, int]], tmp_path: Path
+) -> None:
+    arrays = {name: np.ones(CELL.get(name.rpartition("/")[2], (3,)), np.float32) for name in names}
+    np.savez(tmp_path / "w.npz", **arrays)
+    found = {each.name: each.weights() for each in read(tmp_path / "w.npz").lstms}
+    assert {name: (w.num_layers, 1 + w.bidirectional) for name, w in found.items()} == expected
+
+
+def test_cells_of_cudnn_in_tensorflow_add_no_forget_bias(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", **{"cudnn_lstm/rnn/cudnn_compatible_lstm_cell/kernel": np.ones((7, 16))})
+    assert load(tmp_path / "w.npz").cells[0].forget_bias == 0.0
+
+
 def copied(tmp_path: Path, name: str = "two") -> Path:
     for file in FILES.glob(f"{name}.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())

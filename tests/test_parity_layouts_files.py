@@ -110,6 +110,7 @@ PROGRAM = """
 import sys
 import numpy as np
 import tensorflow as tf
+import tf_keras
 from tf_keras.src.layers.rnn import legacy_cells as cells
 
 v1 = tf.compat.v1
@@ -136,7 +137,18 @@ with tf.Graph().as_default():
         values = session.run(dict(zip(names, v1.global_variables())))
         y, z, w = session.run([y, tf.concat(z, -1), w], {x: xs})
 np.savez(folder + "/variables.npz", **values)
-np.savez(folder + "/outputs.npz", **{"model/rnn": y, "both": z, "wide/rnn": w})
+
+layers = tf_keras.layers
+given = {"return_sequences": True, "bias_initializer": "random_normal"}
+model = tf_keras.Sequential([tf_keras.Input((None, 3)), layers.LSTM(4, **given), layers.LSTM(4, **given)])
+model.add(layers.Bidirectional(layers.LSTM(5, **given)))
+model.save(folder + "/old.h5")
+model.save_weights(folder + "/old_weights.h5")
+low = model.layers[1](model.layers[0](xs))
+both = model.layers[2](low)
+
+outputs = {"model/rnn": y, "both": z, "wide/rnn": w, "lstm, lstm_1": low, "bidirectional": both, "low": low}
+np.savez(folder + "/outputs.npz", **outputs)
 """
 
 
@@ -171,3 +183,11 @@ def test_cells_of_a_checkpoint_give_the_numbers_of_tensorflow(
     layer = load(tf1_run / "run", name=name, forget_bias=forget_bias).to_layer()
     expected = np.load(tf1_run / "outputs.npz")[name]
     assert parity.distance(outputs(layer, np.load(tf1_run / "x.npy")), expected) <= BOUND
+
+
+@pytest.mark.parametrize("file", ["old.h5", "old_weights.h5"])
+def test_layers_of_an_old_keras_file_give_its_numbers(tf1_run: Path, file: str) -> None:
+    expected = np.load(tf1_run / "outputs.npz")
+    for name, x in {"lstm, lstm_1": np.load(tf1_run / "x.npy"), "bidirectional": expected["low"]}.items():
+        layer = load(tf1_run / file, name=name).to_layer()
+        assert parity.distance(outputs(layer, x), expected[name]) <= BOUND

@@ -370,14 +370,14 @@ def _source(kind: str, arrays: Mapping[str, Array]) -> str:
 
 
 def _embedding(arrays: Mapping[str, Array]) -> list[str]:
-    if "embedding" not in arrays:
+    if getattr(arrays.get("embedding"), "ndim", 0) != 2:
         return []
     symbols, size = arrays["embedding"].shape
     return [f"embedding: {size} numbers for each symbol: {symbols} x {size} = {symbols * size:,}."]
 
 
 def _projection(arrays: Mapping[str, Array]) -> list[str]:
-    if "projection.kernel" not in arrays:
+    if getattr(arrays.get("projection.kernel"), "ndim", 0) != 2:
         return []
     features, outputs = arrays["projection.kernel"].shape
     total = (features + 1) * outputs

@@ -164,6 +164,7 @@ def _tensorflow(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
     """Cells whose scope says lstm, by what remains of the scope without layers and directions."""
     keras_scopes = {name.rpartition("/")[0] for name in arrays if name.removesuffix(":0").endswith("/recurrent_kernel")}
     candidates: dict[tuple[str, str], _Candidate] = {}
+    taken: set[tuple[str, ...]] = set()
     for name in arrays:
         match = _TF1_VARIABLE.fullmatch(name)
         if match is None or name.rpartition("/")[0] in keras_scopes:
@@ -178,6 +179,9 @@ def _tensorflow(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
         alone = bool(directions and layers and places.index(directions[0]) < places.index(layers[0]))
         base = "/".join(part for part in parts if not _STRUCTURE.fullmatch(part))
         key = "/".join(filter(None, [base, directions[0] if alone else ""]))
+        if (key, *places, variable) in taken:  # several cells in one scope: lstm_cell, lstm_cell_1
+            key = f"{key}/{match['cell']}".removeprefix("/")
+        taken.add((key, *places, variable))
         candidate = candidates.setdefault((key, "tf1-legacy" if legacy else "tf1"), _Candidate("tf1", key))
         candidate.layout = "tf1-legacy" if legacy else "tf1"
         if "cudnn" in match["cell"].lower():

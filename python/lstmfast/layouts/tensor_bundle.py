@@ -197,12 +197,18 @@ def _entry(message: bytes) -> _Entry:
         if number == 2:
             for dimension_number, dimension in _fields(value):
                 if dimension_number == 2:
-                    entry.shape.append(next((size for each, size in _fields(dimension) if each == 1), 0))
+                    entry.shape.append(_whole(dict(_fields(dimension)).get(1, 0)))
         elif number == 7:
             entry.slices = True
         elif number in (1, 3, 4, 5):
-            setattr(entry, {1: "dtype", 3: "shard", 4: "offset", 5: "size"}[number], int(value))
+            setattr(entry, {1: "dtype", 3: "shard", 4: "offset", 5: "size"}[number], _whole(value))
     return entry
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int):
+        raise ValueError("an entry is damaged")
+    return value
 
 
 def _text(name: bytes) -> str:
