@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +221,7 @@ def _retraced(
         h_all[t], cells[t] = np.where(useful, step.h[0], 0), np.where(useful, step.cells[0], 0)
         gates_all[t] = np.where(useful[:, :, None], step.gates[0], 0)
         h, c = np.where(useful, own_h[t], h), np.where(useful, cells[t], c)
-    tape = reference.Tape(tape.x, tape.kernel, tape.order, tape.useful, tape.starts_anew, tape.h_prev, c_prev)
-    return reference.Output(h_all, h, c, cells, gates_all, tape)
+    return reference.Output(h_all, h, c, cells, gates_all, replace(tape, c_prev=c_prev, m=h_all))
 
 
 def _backward(
@@ -237,7 +236,9 @@ def _backward(
     for t in reversed(tape.order):
         useful, anew = tape.useful[t], tape.starts_anew[t]
         d_h_t = np.where(useful, d_h[t] + d_h_n, 0)
-        d_z[t], d_c_prev = reference._cell_backward(d_h_t, d_c_n, out.gates[t], tape.c_prev[t], out.cells[t])
+        d_z[t], d_c_prev = reference._cell_backward(
+            d_h_t, d_c_n, out.gates[t], tape.c_prev[t], out.cells[t], tape.variant
+        )
         d_h_n = np.where(useful, np.where(anew, 0, own_d_z[t] @ recurrent_kernel.T), d_h_n)
         d_c_n = np.where(useful, np.where(anew, 0, d_c_prev), d_c_n)
     return {"d_z": d_z, "d_h0": d_h_n, "d_c0": d_c_n}
