@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +221,7 @@ def _retraced(
         h_all[t], cells[t] = np.where(useful, step.h[0], 0), np.where(useful, step.cells[0], 0)
         gates_all[t] = np.where(useful[:, :, None], step.gates[0], 0)
         h, c = np.where(useful, own_h[t], h), np.where(useful, cells[t], c)
-    tape = reference.Tape(tape.x, tape.kernel, tape.order, tape.useful, tape.starts_anew, tape.h_prev, c_prev)
-    return reference.Output(h_all, h, c, cells, gates_all, tape)
+    return reference.Output(h_all, h, c, cells, gates_all, replace(tape, c_prev=c_prev, m=h_all))
 
 
 def _backward(

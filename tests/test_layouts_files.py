@@ -118,6 +118,17 @@ def test_a_torch_module_and_the_layer_of_its_file_give_the_same_numbers(tmp_path
     assert_allclose(load(tmp_path / "w.pt").to_layer()(x)[0], expected, **tolerances.states(dtype, 21))
 
 
+def test_a_projected_torch_module_and_the_weights_of_its_file_give_the_same_numbers(tmp_path: Path, rng: Any) -> None:
+    torch = torch_or_skip()
+    theirs = torch.nn.LSTM(5, 7, proj_size=3)
+    torch.save(theirs.state_dict(), tmp_path / "w.pt")
+    x = rng.standard_normal((6, 3, 5)).astype(np.float32)
+    [cell] = load(tmp_path / "w.pt").cells
+    out = lf.lstm(x, cell.kernel, cell.bias + cell.recurrent_bias, projection=cell.projection)
+    expected = theirs(torch.from_numpy(x))[0].detach().numpy()
+    assert_allclose(out.h, expected, **tolerances.states(np.float32, 8))
+
+
 def model_of_torch() -> Any:
     torch = torch_or_skip()
     parts = {
@@ -425,34 +436,56 @@ def test_a_layer_comes_back_out_of_the_onnx_file_it_was_written_to(layer: lf.LST
     assert same(load(tmp_path / "w.onnx"), layer)
 
 
+def save_graph(onnx: Any, node: Any, shapes: dict[str, tuple[int, ...]], path: Path, rng: Any) -> None:
+    """Write a model of one node over x [time, batch, 3], with random arrays of these shapes."""
+    stored = [
+        onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    x = onnx.helper.make_tensor_value_info("x", 1, ["t", "b", 3])
+    y = onnx.helper.make_tensor_value_info("y", 1, None)
+    graph = onnx.helper.make_graph([node], "graph", [x], [y], stored)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+
+
 def test_onnx_runtime_and_the_layer_of_its_file_give_the_same_numbers(tmp_path: Path, rng: Any) -> None:
     """Both biases random and no forget bias: a file of another exporter."""
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
     runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
     shapes = {"w": (2, 16, 3), "r": (2, 16, 4), "b": (2, 32)}
-    stored = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     given = {"name": "n", "hidden_size": 4, "direction": "bidirectional"}
-    node = onnx.helper.make_node("LSTM", ["x", *shapes], ["y", "h_n"], **given)
-    values = [onnx.helper.make_tensor_value_info("x", 1, ["t", "b", 3])]
-    outputs = [onnx.helper.make_tensor_value_info("y", 1, None)]
-    arrays = [onnx.numpy_helper.from_array(array, name) for name, array in stored.items()]
-    graph = onnx.helper.make_graph([node], "g", values, outputs, arrays)
-    version = onnx.helper.make_opsetid("", 17)
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[version], ir_version=8), tmp_path / "w.onnx")
+    node = onnx.helper.make_node("LSTM", ["x", *shapes], ["y"], **given)
+    save_graph(onnx, node, shapes, tmp_path / "w.onnx", rng)
     x = rng.standard_normal((6, 5, 3)).astype(np.float32)
     [y] = runtime.InferenceSession(tmp_path / "w.onnx").run(["y"], {"x": x})
     h, _ = load(tmp_path / "w.onnx").to_layer()(x)
     assert_allclose(h, y.swapaxes(1, 2).reshape(6, 5, 8), **tolerances.states(np.float32, 7))
 
 
-def test_an_onnx_node_that_computes_something_else_is_listed_but_not_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("coupled", [False, True])
+def test_onnx_runtime_and_the_peepholes_of_its_file_give_the_same_numbers(
+    coupled: bool, tmp_path: Path, rng: Any
+) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
-    stored = {"W": np.ones((1, 8, 3), np.float32), "R": np.ones((1, 8, 2), np.float32)}
-    node = onnx.helper.make_node("LSTM", ["x", "W", "R"], ["y"], name="n", hidden_size=2, clip=3.0)
-    value = onnx.helper.make_tensor_value_info("x", 1, ["t", "b", 3])
-    out = onnx.helper.make_empty_tensor_value_info("y")
-    arrays = [onnx.numpy_helper.from_array(values, name) for name, values in stored.items()]
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [out], arrays)), tmp_path / "w.onnx")
+    runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
+    shapes = {"w": (1, 16, 3), "r": (1, 16, 4), "b": (1, 32), "p": (1, 12)}
+    given = {"name": "n", "hidden_size": 4, "input_forget": int(coupled)}
+    node = onnx.helper.make_node("LSTM", ["x", "w", "r", "b", "", "", "", "p"], ["y"], **given)
+    save_graph(onnx, node, shapes, tmp_path / "w.onnx", rng)
+    x = rng.standard_normal((6, 5, 3)).astype(np.float32)
+    [y] = runtime.InferenceSession(tmp_path / "w.onnx").run(["y"], {"x": x})
+    weights = load(tmp_path / "w.onnx")
+    assert weights.coupled_gates == coupled
+    [cell] = weights.cells
+    bias = cell.bias + cell.recurrent_bias
+    out = lf.lstm(x, cell.kernel, bias, peepholes=cell.peepholes, coupled_gates=weights.coupled_gates)
+    assert_allclose(out.h, y[:, 0], **tolerances.states(np.float32, 7))
+
+
+def test_an_onnx_node_that_computes_something_else_is_listed_but_not_loaded(tmp_path: Path, rng: Any) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
+    node = onnx.helper.make_node("LSTM", ["x", "w", "r"], ["y"], name="n", hidden_size=2, clip=3.0)
+    save_graph(onnx, node, {"w": (1, 8, 3), "r": (1, 8, 2)}, tmp_path / "w.onnx", rng)
     assert [each.name for each in read(tmp_path / "w.onnx").lstms] == ["n"]
     with pytest.raises(ValueError, match=r"w\.onnx: LSTM node n clips what enters its gates' functions to 3"):
         load(tmp_path / "w.onnx")

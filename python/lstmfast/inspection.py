@@ -262,7 +262,8 @@ def _gate_parts(variable: Variable, values: Array) -> Iterator[GatePart]:
     for number, (letter, block) in enumerate(zip(letters, np.split(values, len(letters), axis), strict=True)):
         size = block.shape[axis]
         name = gates.NAMES[gates.LETTERS.index(letter)]
-        norm = float(np.sqrt(np.square(block, dtype=np.float64).sum()))
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is shown as it is
+            norm = float(np.sqrt(np.square(block, dtype=np.float64).sum()))
         yield GatePart(
             name, letter, "rows" if axis == -2 else "columns", number * size, (number + 1) * size, int(block.size),
             norm, halves[number // len(variable.gates)],

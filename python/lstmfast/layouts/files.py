@@ -12,6 +12,7 @@ import json
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,17 @@ def need(module: str, extra: str, what: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{what} needs {module}, which is not installed: pip install 'lstmfast[{extra}]'") from error
+
+
+# What the readers of NumPy, h5py and zipfile raise for files that are damaged or lie about themselves.
+_DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError)
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error)
+
+
+def _reason(error: BaseException) -> str:
+    """What a library says is wrong, on one line."""
+    words = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(words).split())[:160] or type(error).__name__
 
 
 # --- which kind -------------------------------------------------------------------------------------------------------
@@ -104,7 +116,7 @@ def _kind_of_zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except (*_DAMAGED, *_DAMAGED_ZIP) as error:
         raise ValueError(f"{path} begins like a zip archive, but is cut short or damaged") from error
     if "model.weights.h5" in names:
         return "keras"
@@ -185,7 +197,7 @@ def read_safetensors(path: Path) -> File:
                 notes.append(_WIDENED.format(name))
             arrays[name] = values.astype(values.dtype.newbyteorder("="), copy=False)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file that can be used: {error}") from error
+        raise ValueError(f"{path} is no safetensors file that can be used: {_reason(error)}") from error
     return File(path, "safetensors", arrays, notes=tuple(notes))
 
 
@@ -211,8 +223,8 @@ def read_npz(path: Path) -> File:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return File(path, "NumPy archive", {name: archive[name] for name in archive.files})
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        why = "it holds pickled objects, which are not loaded" if "allow_pickle" in str(error) else str(error)
+    except (*_DAMAGED, *_DAMAGED_ZIP) as error:
+        why = "it holds pickled objects, which are not loaded" if "allow_pickle" in str(error) else _reason(error)
         raise ValueError(f"{path} is no .npz archive that can be used: {why}") from error
 
 
@@ -225,7 +237,6 @@ def read_bundle(path: Path) -> File:
 # --- Keras ------------------------------------------------------------------------------------------------------------
 
 _CELL_VARIABLES = ("kernel", "recurrent_kernel", "bias")
-_HDF5_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError)
 
 
 def read_hdf5(path: Path) -> File:
@@ -236,8 +247,8 @@ def read_hdf5(path: Path) -> File:
             config = file.attrs.get("model_config")
             settings = _layer_settings(json.loads(config)) if config is not None else {}
             return File(path, "Keras HDF5 weights", _arrays_of_hdf5(file, h5py), settings=settings)
-    except _HDF5_ERRORS as error:
-        raise ValueError(f"{path} is no HDF5 file of Keras that can be used: {error}") from error
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is no HDF5 file of Keras that can be used: {_reason(error)}") from error
 
 
 def read_keras(path: Path) -> File:
@@ -249,8 +260,8 @@ def read_keras(path: Path) -> File:
             with archive.open("model.weights.h5") as inner, h5py.File(inner, "r") as file:
                 _add_paths(settings, file)
                 return File(path, "Keras model", _arrays_of_hdf5(file, h5py), settings=settings)
-    except (*_HDF5_ERRORS, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no Keras archive that can be used: {error}") from error
+    except (*_DAMAGED, *_DAMAGED_ZIP) as error:
+        raise ValueError(f"{path} is no Keras archive that can be used: {_reason(error)}") from error
 
 
 def _arrays_of_hdf5(file: Any, h5py: ModuleType) -> dict[str, Array]:
@@ -323,8 +334,8 @@ def read_onnx(path: Path) -> File:
     try:
         arrays = {each.name: np.asarray(onnx.numpy_helper.to_array(each)) for each in model.graph.initializer}
         nodes = onnx_nodes.lstm_nodes(model)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is no ONNX model that can be used: {_reason(error)}") from error
     lstms = []
     for stack in onnx_nodes.stacks(nodes):
         names: dict[str, str] = {}

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 from lstmfast import gates
 
 OURS = "".join(gates.LETTERS)
-PEEPHOLES = "ifo"  # the rows of our peepholes [3, H]; the cell gate has none
+PEEPHOLES = "".join(gates.LETTERS[gates.NAMES.index(name)] for name in gates.PEEPHOLES)  # the rows of ours [3, H]
 
 
 @dataclass(frozen=True)
