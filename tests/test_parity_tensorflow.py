@@ -232,7 +232,7 @@ def run_both(
     variables = v1.trainable_variables()
     dtype = flat(x)[0].dtype
     upstream = [rng.standard_normal(output.shape.as_list()).astype(dtype) for output in outputs]
-    values = {v.op.name: _weights(rng, v.shape.as_list()).astype(dtype) for v in variables}
+    values = {v.op.name: _weights(rng, v.op.name, v.shape.as_list()).astype(dtype) for v in variables}
     derivatives = v1.gradients(outputs, [*variables, *flat(tensors)], [tensorflow.constant(a) for a in upstream])
     with v1.Session() as session:
         for variable in variables:
@@ -246,9 +246,10 @@ def run_both(
     return Result(_named(outputs, derivatives), names(ours.trainable_variables())), Result(expected, names(variables))
 
 
-def _weights(rng: np.random.Generator, shape: list[int]) -> Array:
-    """Of a size that leaves the gates neither shut nor linear; larger ones make long sequences chaotic."""
-    return rng.normal(scale=1 / np.sqrt(shape[0]) if len(shape) == 2 else 0.5, size=shape)
+def _weights(rng: np.random.Generator, name: str, shape: list[int]) -> Array:
+    """Of a size that leaves the gates neither shut nor linear, and long sequences neither chaotic nor unbounded."""
+    scale = 1 / np.sqrt(shape[0]) if len(shape) == 2 else 0.05 if name.endswith("_diag") else 0.5
+    return rng.normal(scale=scale, size=shape)
 
 
 def _named(outputs: list[Array], derivatives: list[Array | None]) -> dict[str, Array]:
