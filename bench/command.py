@@ -10,12 +10,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from . import machine, report, shapes
+from . import machine, on_cuda, report, shapes
 from .harness import BenchError, Contender, Crew
 from .sections import SECTIONS, Bench
 
@@ -33,6 +33,9 @@ class BenchOptions:
     """What to measure, in this order."""
     against: str = "torch,onnxruntime,jax"
     """Contenders, separated by commas: torch, onnxruntime, jax, keras. Empty: lstmfast alone."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: one layer on the GPU beside PyTorch's cuDNN, instead of all else; of the options below only shapes, rounds,
+    seconds and json are asked."""
     threads: int = 1
     """Threads of every contender."""
     shapes: str = ""
@@ -65,6 +68,9 @@ class BenchOptions:
 
 def run(options: BenchOptions) -> int:
     """Measure or read, show, and write what was asked for. Raises ValueError for options that make no sense."""
+    if options.device == "cuda":
+        chosen = list(shapes.chosen(_names(options.shapes)).values())
+        return on_cuda.run(rounds=options.rounds, seconds=options.seconds, json_path=options.json, shapes=chosen)
     sections = _sections(options.sections)
     documents = {Path(name): Path(name).read_text(encoding="utf-8") for name in _names(options.write)}
     for path, text in documents.items():

@@ -25,16 +25,26 @@ def problem(
     *,
     dtype: npt.DTypeLike = np.float64,
     ids: bool = False,
+    peepholes: bool = False,
+    projection_size: int | None = None,
 ) -> dict[str, Array]:
-    """Random arguments x, kernel, bias, h0, c0 of `lstm`, of a size that leaves the gates neither shut nor linear."""
-    rows = input_size + hidden_size
+    """Random arguments of `lstm`, of a size that leaves the gates neither shut nor linear.
+
+    x, kernel, bias, h0, c0; peepholes and projection where they are asked for.
+    """
+    output_size = projection_size or hidden_size
+    rows = input_size + output_size
     values = {
         "x": rng.standard_normal((time_steps, batch, input_size)),
         "kernel": rng.standard_normal((rows, 4 * hidden_size)) / np.sqrt(max(rows, 1)),
         "bias": rng.standard_normal(4 * hidden_size) / 2,
-        "h0": rng.uniform(-1, 1, (batch, hidden_size)),
+        "h0": rng.uniform(-1, 1, (batch, output_size)),
         "c0": rng.standard_normal((batch, hidden_size)),
     }
+    if peepholes:
+        values["peepholes"] = rng.standard_normal((3, hidden_size)) / 2
+    if projection_size:
+        values["projection"] = rng.standard_normal((hidden_size, output_size)) / np.sqrt(hidden_size)
     arrays = {name: array.astype(dtype) for name, array in values.items()}
     if ids:
         arrays["x"] = rng.integers(0, input_size, (time_steps, batch)).astype(np.int32)

@@ -64,7 +64,7 @@ def strided(array: Array) -> Array:
 def upstream_for(rng: np.random.Generator, p: dict[str, Array]) -> dict[str, Array]:
     """Random gradients of the outputs of a problem."""
     state, dtype = p["h0"].shape, p["kernel"].dtype
-    shapes = {"d_h": (p["x"].shape[0], *state), "d_h_n": state, "d_c_n": state}
+    shapes = {"d_h": (p["x"].shape[0], *state), "d_h_n": state, "d_c_n": p["c0"].shape}
     return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
 
 
@@ -93,9 +93,11 @@ def run_core(
     d = {f"d_{name}": outputs.contiguous(f"d_{name}", p[name].shape, p["kernel"].dtype) for name in ("kernel", "bias")}
     d |= {
         f"d_{name}": outputs.strided(f"d_{name}", p[name].shape, p["kernel"].dtype)
-        for name in ("x", "h0", "c0")
-        if p[name].dtype != np.int32
+        for name in ("x", "h0", "c0", "projection")
+        if name in p and p[name].dtype != np.int32
     }
+    if "peepholes" in p:
+        d["d_peepholes"] = outputs.contiguous("d_peepholes", p["peepholes"].shape, p["kernel"].dtype)
     sequence.backward(**upstream, **d)
     return results | d
 
@@ -110,11 +112,11 @@ def run_core_forward(
 ) -> dict[str, Array]:
     """All outputs by the extension."""
     sequence, outputs = sequence or _core.Sequence(), outputs or Outputs()
-    (time_steps, batch), hidden_size = p["x"].shape[:2], p["h0"].shape[1]
+    (time_steps, batch), output_size, hidden_size = p["x"].shape[:2], p["h0"].shape[1], p["c0"].shape[1]
     dtype = p["kernel"].dtype
     results = {
-        "h": outputs.strided("h", (time_steps, batch, hidden_size), dtype),
-        "h_n": outputs.strided("h_n", (batch, hidden_size), dtype),
+        "h": outputs.strided("h", (time_steps, batch, output_size), dtype),
+        "h_n": outputs.strided("h_n", (batch, output_size), dtype),
         "c_n": outputs.strided("c_n", (batch, hidden_size), dtype),
         "cells": outputs.strided("cells", (time_steps, batch, hidden_size), dtype),
         "gates": outputs.contiguous("gates", (time_steps, batch, 4, hidden_size), dtype),

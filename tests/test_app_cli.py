@@ -303,7 +303,7 @@ def test_info_json_says_what_is_in_use(lstmfast: Run) -> None:
 
 
 def test_info_is_readable(lstmfast: Run) -> None:
-    assert re.search(r"^cuda +not built$", lstmfast("info")[1], re.MULTILINE)
+    assert re.search(r"^cuda +not available: .*LSTMFAST_CUDA=1", lstmfast("info")[1], re.MULTILINE)
 
 
 # --- help -------------------------------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ def test_version_is_that_of_the_package(lstmfast: Run) -> None:
         ("eval RUN missing.txt", "missing.txt does not exist"),
         ("eval RUN capital.txt", "character 'T' (U+0054) at position 0 is not one of the 11 characters"),
         ("eval RUN one.txt", "a text to validate on must have at least 2 characters, got 1"),
-        ("inspect text.txt", "text.txt is no checkpoint that can be used"),
+        ("inspect text.txt", "text.txt is no file of weights that can be read"),
         ("info please", "please"),
     ],
 )

@@ -15,7 +15,8 @@ import pytest
 
 from kernel_builds import CSRC, KERNEL_FLAGS, compile_kernels, compiler
 
-SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.rglob("*") if path.suffix in {".cc", ".cpp", ".h"})
+SUFFIXES = {".cc", ".cpp", ".cu", ".cuh", ".h"}
+SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.rglob("*") if path.suffix in SUFFIXES)
 KERNEL_SOURCES = [source for source in SOURCES if source.startswith("cpu/kernels/")]
 # Folder -> what its files may include. Headers of the language and of the standard library are everybody's but the
 # kernels'; the vendor's intrinsics define only always-inline functions.
@@ -28,6 +29,7 @@ FOLDERS_MAY_INCLUDE = {
     "cpu/kernels": KERNELS_MAY_INCLUDE,
     "lstm": r"(core|cpu|lstm)/[^/]*",
     "nn": r"(core|cpu|lstm|nn)/[^/]*",
+    "cuda": r"(core|cuda)/[^/]*",
     "bindings": r"(core|cpu|lstm|nn|bindings)/[^/]*",
 }
 

@@ -220,6 +220,19 @@ def test_reset_drops_even_a_state_that_is_not_finite(isa, dtype, rng):
     assert_same_bits(run_core(spoilt, upstream, resets=first), run_core(p, upstream, resets=first))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_gradients_that_fade_below_the_smallest_normal_number_become_zero(isa, dtype, rng, threads, count):
+    # Or a CPU takes 100 cycles for every operation on what a gradient becomes that fades over many steps.
+    p = problem(rng, 9, 70, 3, 17, dtype=dtype)
+    p["kernel"][...], p["bias"][...] = 0, -1  # f = 0.27: a factor of 7e-6 over the nine steps
+    smallest_normal = np.full(1, np.finfo(dtype).tiny, dtype)
+    upstream = {name: np.zeros_like(gradient) for name, gradient in upstream_for(rng, p).items()}
+    upstream["d_c_n"][...] = 100 * smallest_normal
+    threads.set_num_threads(count)
+    assert_array_equal(run_core(p, upstream)["d_c0"], 0)
+    assert smallest_normal / 2 > 0  # the caller's own arithmetic is as it was
+
+
 def assert_same_bits(actual: dict[str, Any], expected: dict[str, Any]) -> None:
     """Assert that two dicts of results are equal to the last bit (nan equals nan)."""
     assert actual.keys() == expected.keys()

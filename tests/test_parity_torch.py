@@ -16,6 +16,7 @@ import pytest
 from lstmfast.bench import problems
 
 import lstmfast as lf
+import parity
 import tolerances
 from lstmfast.config import PRESETS
 from lstmfast.data import Batches, Corpus
@@ -123,6 +124,28 @@ def test_derivatives_by_input_states_and_weights_are_those_of_torch(
 ) -> None:
     tolerance = tolerances.gradients(layer.dtype, TIME_STEPS * BATCH)
     assert_all_close(ours(layer, arguments, lengths)[1], theirs(layer, arguments, lengths)[1], tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "time_steps"), parity.CASES)
+def test_outputs_and_derivatives_are_those_of_torch_within_the_promise(
+    isa: str, dtype: str, time_steps: int, rng: np.random.Generator
+) -> None:
+    p = parity.problem(rng, dtype, time_steps)
+    lstm = torch.nn.LSTM(parity.INPUT_SIZE, parity.HIDDEN_SIZE, dtype=getattr(torch, dtype))
+    input_kernel, recurrent_kernel = np.split(p["kernel"], [parity.INPUT_SIZE])
+    with torch.no_grad():
+        for parameter, values in zip(
+            lstm.parameters(), (input_kernel.T, recurrent_kernel.T, p["bias"], 0 * p["bias"]), strict=True
+        ):
+            parameter.copy_(torch.from_numpy(values.copy()))
+    x, h0, c0 = (torch.from_numpy(p[name]).requires_grad_() for name in ("x", "h0", "c0"))
+    h, (h_n, c_n) = lstm(x, (h0[None], c0[None]))
+    outputs = {"h": h, "h_n": h_n[0], "c_n": c_n[0]}
+    torch.autograd.backward(list(outputs.values()), [torch.from_numpy(p[f"d_{name}"]) for name in outputs])
+    gradients = {"x": x.grad, "bias": lstm.bias_ih_l0.grad, "h0": h0.grad, "c0": c0.grad}
+    gradients["kernel"] = torch.cat([lstm.weight_ih_l0.grad, lstm.weight_hh_l0.grad], dim=1).T
+    theirs = as_arrays(outputs) | {f"d_{name}": values for name, values in as_arrays(gradients).items()}
+    parity.assert_same(parity.ours(p), theirs, tolerances.PARITY[dtype, time_steps])
 
 
 # SGD at a learning rate of 10 is chaotic: within 200 steps the losses of PyTorch itself in float32 and in float64 drift

@@ -73,7 +73,7 @@ def test_every_result_keeps_the_dtype_of_the_kernel(rng, dtype):
     out = run(problem(rng, T, B, INPUT, H, dtype=dtype), lengths=LENGTHS, forget_bias=1.0)
     gradients = reference.lstm_backward(out, d_h=np.ones_like(out.h))
     results = [out.h, out.h_n, out.c_n, out.cells, out.gates, *vars(gradients).values()]
-    assert {result.dtype for result in results} == {np.dtype(dtype)}
+    assert {result.dtype for result in results if result is not None} == {np.dtype(dtype)}
 
 
 # --- the sequence -----------------------------------------------------------------------------------------------------
@@ -347,6 +347,79 @@ def test_weight_decay_of_adam_does_not_pass_through_the_moments():
     assert_allclose([updated, first, second], [0.95 * P, np.zeros(2), np.zeros(2)], **SAME)
 
 
+# --- variants of the cell ---------------------------------------------------------------------------------------------
+
+VARIANTS = {
+    "peepholes": ({"peepholes": True}, {}),
+    "projection": ({"projection_size": 2}, {}),
+    "wide projection": ({"projection_size": 5}, {}),
+    "cell_clip": ({}, {"cell_clip": 0.4}),
+    "coupled_gates": ({}, {"coupled_gates": True}),
+    "all": ({"peepholes": True, "projection_size": 2}, {"cell_clip": 0.4, "coupled_gates": True}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_of_a_variant_are_slopes_of_its_loss(rng, variant):
+    given, options = VARIANTS[variant]
+    p = problem(rng, T, B, INPUT, 3, **given)
+    options = {**options, "lengths": LENGTHS, "resets": random_resets(rng, T, B), "reverse": True, "forget_bias": 0.5}
+    out = reference.lstm(**p, **options)
+    upstream = [rng.standard_normal(value.shape) for value in (out.h, out.h_n, out.c_n)]
+    gradients = vars(reference.lstm_backward(out, *upstream))
+
+    def loss(arguments: dict[str, Any]) -> float:
+        out = reference.lstm(**arguments, **options)
+        return float(sum(np.sum(d * value) for d, value in zip(upstream, (out.h, out.h_n, out.c_n), strict=True)))
+
+    directions = {name: rng.standard_normal(value.shape) for name, value in p.items()}
+    along = [np.sum(gradients[name] * direction) for name, direction in directions.items()]
+    assert_allclose(along, slopes(loss, p, directions), **DIFFERENCE)
+
+
+def test_step_with_every_variant_follows_its_equations(rng):
+    p = problem(rng, 1, B, INPUT, 3, peepholes=True, projection_size=2)
+    h, c = reference.lstm_step(
+        p["x"][0], p["h0"], p["c0"], p["kernel"], p["bias"],
+        peepholes=p["peepholes"], projection=p["projection"], cell_clip=0.3,
+    )  # fmt: skip
+    z_i, z_f, z_g, z_o = np.split(np.concatenate([p["x"][0], p["h0"]], axis=1) @ p["kernel"] + p["bias"], 4, axis=1)
+    see_i, see_f, see_o = p["peepholes"]
+    i, f = (1 / (1 + np.exp(-(z + see * p["c0"]))) for z, see in ((z_i, see_i), (z_f, see_f)))
+    expected_c = np.clip(f * p["c0"] + i * np.tanh(z_g), -0.3, 0.3)
+    o = 1 / (1 + np.exp(-(z_o + see_o * expected_c)))
+    assert_allclose(c, expected_c, **SAME)
+    assert_allclose(h, (o * np.tanh(expected_c)) @ p["projection"], **SAME)
+
+
+def test_coupled_gates_forget_what_they_take_in(rng):
+    p = problem(rng, 1, B, INPUT, H)
+    out = run(p, coupled_gates=True)
+    i, f = out.gates[0, :, 0], out.gates[0, :, 1]
+    assert_allclose(f, 1 - i, **SAME)
+
+
+def test_coupled_gates_read_nothing_of_the_forget_gate(rng):
+    p = problem(rng, T, B, INPUT, H, peepholes=True)
+    out = reference.lstm(**p, coupled_gates=True)
+    gates.Gates(p["kernel"], p["bias"])["forget"].input_kernel = np.nan
+    gates.Gates(p["kernel"], p["bias"])["forget"].bias = np.nan
+    p["peepholes"][1] = np.nan
+    soiled = reference.lstm(**p, coupled_gates=True, forget_bias=9.0)
+    assert_array_equal(soiled.h, out.h)
+    d = reference.lstm_backward(soiled, np.ones_like(soiled.h))
+    assert_array_equal(gates.Gates(d.kernel, d.bias)["forget"].bias, 0)
+    assert_array_equal(d.peepholes[1], 0)
+
+
+def test_no_gradient_passes_a_clipped_cell_and_all_of_it_one_on_the_bound():
+    # One unit whose gates are all one half: c = c0 / 2 exactly. 0.75 is clipped, 0.5 is the bound itself.
+    p = {"x": np.zeros((1, 2, 1)), "kernel": np.zeros((2, 4)), "bias": np.zeros(4), "h0": np.zeros((2, 1))}
+    out = reference.lstm(**p, c0=np.array([[1.5], [1.0]]), cell_clip=0.5)
+    d = reference.lstm_backward(out, d_c_n=np.ones((2, 1)))
+    assert_array_equal(d.c0, [[0.0], [0.5]])
+
+
 # --- the next token ---------------------------------------------------------------------------------------------------
 
 LOGITS = np.log([[0.1, 0.4, 0.1, 0.4]])
@@ -413,4 +486,4 @@ def everything(p: dict[str, npt.NDArray[Any]], **options: Any) -> npt.NDArray[An
     out = run(p, **options)
     gradients = reference.lstm_backward(out, np.ones_like(out.h), np.ones_like(out.h_n), np.ones_like(out.c_n))
     results = [out.h, out.h_n, out.c_n, out.cells, out.gates, *vars(gradients).values()]
-    return np.concatenate([result.ravel() for result in results])
+    return np.concatenate([result.ravel() for result in results if result is not None])

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <variant>
@@ -44,13 +45,37 @@ WeightFormat weight_format_of(const std::string& word) {
   throw py::value_error("weights must be float32, bfloat16 or int8, got " + word);
 }
 
+// In what one layer departs from the plain cell.
+template <typename T>
+struct Cell {
+  CellVariant<T> variant;
+  MatrixView<const T> projection;
+  Index output_size;
+
+  Cell(Index hidden, const py::object& peepholes, const py::object& projection_weights, std::optional<double> cell_clip,
+       bool coupled_gates)
+      : output_size(hidden) {
+    const ArrayArg<const T> rows(peepholes, "peepholes"), weights(projection_weights, "projection");
+    variant.peepholes = rows.must_have_shape({kPeepholeCount, hidden}).contiguous();
+    variant.coupled_gates = coupled_gates;
+    variant.cell_clip = static_cast<T>(cell_clip.value_or(std::numeric_limits<double>::infinity()));
+    if (!(variant.cell_clip > 0)) throw py::value_error("cell_clip must be above 0, got " + std::to_string(*cell_clip));
+    if (!weights) return;
+    weights.must_have_ndim(2, "[hidden_size, projection_size]");
+    output_size = weights.size(1);
+    if (output_size < 1) weights.fail("must have at least one column, got shape " + to_string(weights.shape()));
+    projection = weights.must_have_shape({hidden, output_size}).matrix();
+  }
+};
+
 class PySequence {
  public:
   void forward(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& h,
                const py::object& h_n, const py::object& c_n, const py::object& h0, const py::object& c0,
                const py::object& lengths, const py::object& resets, bool reverse, double forget_bias,
                const py::object& cells, const py::object& gates, bool keep_for_backward,
-               const std::string& matmul_precision, bool same_weights) {
+               const std::string& matmul_precision, bool same_weights, const py::object& peepholes,
+               const py::object& projection, std::optional<double> cell_clip, bool coupled_gates) {
     const InUse in_use(running_, "Sequence");
     with_float_type(kernel, "kernel", [&](auto type) {
       using T = decltype(type);
@@ -58,10 +83,16 @@ class PySequence {
       const ArrayArg<const T> kernel_arg(kernel, "kernel");
       kernel_arg.must_have_ndim(2, "[input_size + hidden_size, 4*hidden_size]");
       const Index hidden = checked_hidden_size(kernel_arg.size(1));
-      if (kernel_arg.size(0) < hidden)
-        kernel_arg.fail("must have input_size + hidden_size rows, got shape " + to_string(kernel_arg.shape()));
+      const Cell<T> cell(hidden, peepholes, projection, cell_clip, coupled_gates);
+      const Index output = cell.output_size;
+      if (kernel_arg.size(0) < output)
+        kernel_arg.fail(std::string("must have input_size + ") + (cell.projection ? "projection_size" : "hidden_size") +
+                        " rows, got shape " + to_string(kernel_arg.shape()));
       args.hidden_size = hidden;
-      args.input_size = kernel_arg.size(0) - hidden;
+      args.output_size = output;
+      args.input_size = kernel_arg.size(0) - output;
+      args.variant = cell.variant;
+      args.projection = cell.projection;
       args.kernel = kernel_arg.matrix();
 
       const bool takes_ids = py::isinstance<py::array>(x) && holds<int>(x);
@@ -83,7 +114,7 @@ class PySequence {
       const Index steps = args.time_steps, batch = args.batch;
       args.bias = required<const T>(bias, "bias").must_have_shape({kGateCount * hidden}).contiguous();
       args.forget_bias = static_cast<T>(forget_bias);
-      args.h0 = ArrayArg<const T>(h0, "h0").must_have_shape({batch, hidden}).matrix();
+      args.h0 = ArrayArg<const T>(h0, "h0").must_have_shape({batch, output}).matrix();
       args.c0 = ArrayArg<const T>(c0, "c0").must_have_shape({batch, hidden}).matrix();
       args.lengths = ArrayArg<const Index>(lengths, "lengths").must_have_shape({batch}).contiguous();
       for (Index b = 0; args.lengths && b < batch; ++b)
@@ -92,8 +123,8 @@ class PySequence {
                                 std::to_string(args.lengths[b]) + " at row " + std::to_string(b));
       args.resets = ArrayArg<const bool>(resets, "resets").must_have_shape({steps, batch}).contiguous();
       args.reverse = reverse;
-      args.h = required<T>(h, "h").must_have_shape({steps, batch, hidden}).sequence();
-      args.h_n = required<T>(h_n, "h_n").must_have_shape({batch, hidden}).matrix();
+      args.h = required<T>(h, "h").must_have_shape({steps, batch, output}).sequence();
+      args.h_n = required<T>(h_n, "h_n").must_have_shape({batch, output}).matrix();
       args.c_n = required<T>(c_n, "c_n").must_have_shape({batch, hidden}).matrix();
       args.cells = ArrayArg<T>(cells, "cells").must_have_shape({steps, batch, hidden}).sequence();
       args.gates = ArrayArg<T>(gates, "gates").must_have_shape({steps, batch, kGateCount, hidden}).sequence(2);
@@ -106,9 +137,13 @@ class PySequence {
       batch_ = batch;
       input_size_ = args.input_size;
       hidden_ = hidden;
+      output_ = output;
       takes_ids_ = takes_ids;
+      has_peepholes_ = args.variant.peepholes != nullptr;
+      has_projection_ = static_cast<bool>(args.projection);
       // Backward reads these arrays again; until then they must live.
-      kept_ = keep_for_backward ? py::make_tuple(x, kernel, h0, c0, lengths, h, cells) : py::tuple();
+      kept_ = keep_for_backward ? py::make_tuple(x, kernel, h0, c0, lengths, h, cells, peepholes, projection)
+                                : py::tuple();
       kept_for_backward_ = keep_for_backward;
       const py::gil_scoped_release release;
       std::get<Sequence<T>>(sequence_).forward(args);
@@ -121,42 +156,48 @@ class PySequence {
   }
 
   void backward(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
-                const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0, const py::object& d_c0) {
+                const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0, const py::object& d_c0,
+                const py::object& d_peepholes, const py::object& d_projection) {
     const InUse in_use(running_, "Sequence");
     if (!kept_for_backward_)
       throw std::runtime_error("backward needs a forward with keep_for_backward=True before it");
     if (std::holds_alternative<Sequence<float>>(sequence_))
-      backward_as<float>(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0);
+      backward_as<float>(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, d_peepholes, d_projection);
     else
-      backward_as<double>(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0);
+      backward_as<double>(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, d_peepholes, d_projection);
   }
 
  private:
   template <typename T>
   void backward_as(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
                    const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0,
-                   const py::object& d_c0) {
-    const Shape state{batch_, hidden_};
+                   const py::object& d_c0, const py::object& d_peepholes, const py::object& d_projection) {
+    const Shape state{batch_, hidden_}, output{batch_, output_};
     SequenceBackwardArgs<T> args{};
-    args.d_h = ArrayArg<const T>(d_h, "d_h").must_have_shape({steps_, batch_, hidden_}).sequence();
-    args.d_h_n = ArrayArg<const T>(d_h_n, "d_h_n").must_have_shape(state).matrix();
+    args.d_h = ArrayArg<const T>(d_h, "d_h").must_have_shape({steps_, batch_, output_}).sequence();
+    args.d_h_n = ArrayArg<const T>(d_h_n, "d_h_n").must_have_shape(output).matrix();
     args.d_c_n = ArrayArg<const T>(d_c_n, "d_c_n").must_have_shape(state).matrix();
     const ArrayArg<T> d_x_arg(d_x, "d_x");
     if (d_x_arg && takes_ids_) d_x_arg.fail("must be absent where x was token ids");
     args.d_x = d_x_arg.must_have_shape({steps_, batch_, input_size_}).sequence();
     args.d_kernel =
-        ArrayArg<T>(d_kernel, "d_kernel").must_have_shape({input_size_ + hidden_, kGateCount * hidden_}).matrix();
+        ArrayArg<T>(d_kernel, "d_kernel").must_have_shape({input_size_ + output_, kGateCount * hidden_}).matrix();
     args.d_bias = ArrayArg<T>(d_bias, "d_bias").must_have_shape({kGateCount * hidden_}).contiguous();
-    args.d_h0 = ArrayArg<T>(d_h0, "d_h0").must_have_shape(state).matrix();
+    args.d_h0 = ArrayArg<T>(d_h0, "d_h0").must_have_shape(output).matrix();
     args.d_c0 = ArrayArg<T>(d_c0, "d_c0").must_have_shape(state).matrix();
+    const ArrayArg<T> d_peepholes_arg(d_peepholes, "d_peepholes"), d_projection_arg(d_projection, "d_projection");
+    if (d_peepholes_arg && !has_peepholes_) d_peepholes_arg.fail("must be absent where peepholes were");
+    if (d_projection_arg && !has_projection_) d_projection_arg.fail("must be absent where projection was");
+    args.d_peepholes = d_peepholes_arg.must_have_shape({kPeepholeCount, hidden_}).contiguous();
+    args.d_projection = d_projection_arg.must_have_shape({hidden_, output_}).matrix();
     const py::gil_scoped_release release;
     std::get<Sequence<T>>(sequence_).backward(args);
   }
 
   std::variant<std::monostate, Sequence<float>, Sequence<double>> sequence_;
   std::atomic<bool> running_{false};
-  bool kept_for_backward_ = false, takes_ids_ = false;
-  Index steps_ = 0, batch_ = 0, input_size_ = 0, hidden_ = 0;
+  bool kept_for_backward_ = false, takes_ids_ = false, has_peepholes_ = false, has_projection_ = false;
+  Index steps_ = 0, batch_ = 0, input_size_ = 0, hidden_ = 0, output_ = 0;
   py::tuple kept_;
 };
 
@@ -307,11 +348,13 @@ void register_lstm(py::module_& module) {
            py::arg("h_n"), py::arg("c_n"), py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none,
            py::arg("resets") = none, py::arg("reverse") = false, py::arg("forget_bias") = 0.0,
            py::arg("cells") = none, py::arg("gates") = none, py::arg("keep_for_backward") = false,
-           py::arg("matmul_precision") = "highest", py::arg("same_weights") = false)
+           py::arg("matmul_precision") = "highest", py::arg("same_weights") = false, py::arg("peepholes") = none,
+           py::arg("projection") = none, py::arg("cell_clip") = none, py::arg("coupled_gates") = false)
       .def_property_readonly("used_split_products", &PySequence::used_split_products)
       .def("backward", &PySequence::backward, py::arg("d_h") = none, py::arg("d_h_n") = none,
            py::arg("d_c_n") = none, py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none,
-           py::arg("d_h0") = none, py::arg("d_c0") = none);
+           py::arg("d_h0") = none, py::arg("d_c0") = none, py::arg("d_peepholes") = none,
+           py::arg("d_projection") = none);
   py::class_<PyStream>(module, "Stream", "A stack of layers advanced one step at a time; weights packed, state inside.")
       .def(py::init<const std::vector<py::object>&, const std::vector<py::object>&, Index, bool, double,
                     const std::string&>(),

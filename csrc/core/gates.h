@@ -8,4 +8,9 @@ enum Gate : int { kInputGate = 0, kForgetGate = 1, kCellGate = 2, kOutputGate = 
 
 constexpr int kGateCount = 4;
 
+// The gates that may see the cell through peepholes: the rows of a [3, hidden_size] matrix.
+enum Peephole : int { kInputPeephole = 0, kForgetPeephole = 1, kOutputPeephole = 2 };
+
+constexpr int kPeepholeCount = 3;
+
 }  // namespace lstmfast

@@ -23,6 +23,14 @@ namespace lstmfast {
 
 constexpr int kPanelVectors = 4;  // one per gate
 
+// In what a cell departs from the plain one. `reference.py` has the equations.
+template <typename T>
+struct CellVariant {
+  const T* peepholes;  // [kPeepholeCount, hidden_size], or null: none
+  T cell_clip;         // infinity: none
+  bool coupled_gates;  // f = 1 - i: what the product says of the forget gate is not looked at
+};
+
 // One LSTM step for rows [row_begin, row_end) and gate blocks [block_begin, block_end):
 //   z = init + x·input_panels + h_prev·recurrent_panels, then the gates, c and h.
 template <typename T>
@@ -44,6 +52,7 @@ struct StepForwardArgs {
   T* gates;  // gate panels, indexed by row: activated i f g o; may be where init is; null if nobody wants them
   Index gate_block_stride;
   bool descending;  // from the last block to the first: what the step before read last is read first, while in cache
+  const CellVariant<T>* variant;  // for variant_step_forward alone
 };
 
 // The same step with weights of fewer bits, float32 alone. A unit's four gates in one row lie in whole words of 32 bits:
@@ -93,6 +102,20 @@ struct StepBackwardArgs {
   Index gate_block_stride;
   T* d_gates;  // gate panels, from row `d_gates_first_row` on: gradient of z
   Index d_gate_block_stride, d_gates_first_row;
+  const CellVariant<T>* variant;  // for variant_step_backward alone
+};
+
+// Gradients of peepholes for gate blocks [block_begin, block_end): every row's gradient of a gate's z times the c that the
+// gate saw, in order of rows, added to sums.
+template <typename T>
+struct PeepholeGradientArgs {
+  Index block_begin, block_end;
+  Index rows, hidden_size;
+  const T* d_gates;  // gate panels, from row 0 on
+  Index block_stride;
+  const T* const* c_prev;  // [rows] -> [hidden_size]
+  const T* const* c;       // [rows] -> [hidden_size]
+  T* sums;                 // [kPeepholeCount, hidden_size]
 };
 
 // out[r, :] = bias + a[r, :]·panels for rows [row_begin, row_end) and plain panels [panel_begin, panel_end).
@@ -153,6 +176,10 @@ struct KernelTable {
   void (*step_forward)(const StepForwardArgs<T>&);
   void (*gate_product)(const GateProductArgs<T>&);
   void (*step_backward)(const StepBackwardArgs<T>&);
+  // The same for cells that have a `variant`. The backward one does not multiply: it wants d_h_next.
+  void (*variant_step_forward)(const StepForwardArgs<T>&);
+  void (*variant_step_backward)(const StepBackwardArgs<T>&);
+  void (*peephole_gradients)(const PeepholeGradientArgs<T>&);
   void (*product)(const ProductArgs<T>&);
   void (*transposed_product)(const TransposedProductArgs<T>&);
 

@@ -14,6 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include "core/float_mode.h"
+
 namespace lstmfast {
 namespace {
 
@@ -70,6 +72,7 @@ class Pool {
     function_ = function;
     context_ = context;
     parts_ = parts;
+    float_mode_ = float_mode();
     unfinished_.store(threads_ - 1, std::memory_order_relaxed);
     start();
     function(context, 0, parts);
@@ -103,7 +106,10 @@ class Pool {
       }
       ++seen;
       if (stopping_.load(std::memory_order_acquire)) return;
-      if (part < parts_) function_(context_, part, parts_);
+      if (part < parts_) {
+        set_float_mode(float_mode_);
+        function_(context_, part, parts_);
+      }
       unfinished_.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -125,6 +131,7 @@ class Pool {
   detail::PartFunction function_ = nullptr;
   const void* context_ = nullptr;
   int parts_ = 0;
+  FloatMode float_mode_ = 0;
 };
 
 // One pool per process, used by one caller at a time. Never destroyed: joining threads while a process exits can hang.

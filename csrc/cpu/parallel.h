@@ -33,7 +33,7 @@ void run_parts(int parts, PartFunction function, const void* context);
 
 // Calls body(part, parts) once for every part in [0, parts), all at the same time, so that parts may wait for each other at
 // a Barrier. parts <= wanted: fewer where there are fewer threads, 1 where the pool is busy with another caller. Bodies
-// must not throw.
+// must not throw. Every part rounds and treats denormals as its caller does: the bits do not depend on who computes.
 template <typename Body>
 void run_parallel(int wanted, const Body& body) {
   detail::run_parts(

@@ -15,16 +15,16 @@ class FmaProducts final : public Products<T> {
   bool keeps_preactivations() const override { return false; }
 
   bool pack(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
-            Index hidden) override {
+            Index recurrent_size, Index hidden) override {
     input_.pack(k_, input_kernel, input_size, hidden);
-    recurrent_.pack(k_, recurrent_kernel, hidden, hidden);
+    recurrent_.pack(k_, recurrent_kernel, recurrent_size, hidden);
     return true;
   }
 
   bool pack_transposed(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
-                       Index hidden) override {
+                       Index recurrent_size, Index hidden) override {
     input_transposed_.pack_transposed(k_, input_kernel, input_size, hidden);
-    recurrent_transposed_.pack_transposed(k_, recurrent_kernel, hidden, hidden);
+    recurrent_transposed_.pack_transposed(k_, recurrent_kernel, recurrent_size, hidden);
     return true;
   }
 
@@ -37,7 +37,7 @@ class FmaProducts final : public Products<T> {
   bool step_forward(StepForwardArgs<T> args, const Preactivations<T>&, int) override {
     args.input_panels = input_.data();
     args.recurrent_panels = recurrent_.data();
-    k_.step_forward(args);
+    args.variant ? k_.variant_step_forward(args) : k_.step_forward(args);
     return true;
   }
 
@@ -48,7 +48,6 @@ class FmaProducts final : public Products<T> {
   }
 
   bool multiply_transposed(typename Products<T>::Kernel kernel, ProductArgs<T> args, int) override {
-    args.panel_end = PanelSizes<T>(k_).panels(args.columns);
     args.panels = (kernel == Products<T>::Kernel::kInput ? input_transposed_ : recurrent_transposed_).data();
     k_.product(args);
     return true;

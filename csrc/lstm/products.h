@@ -33,16 +33,16 @@ class Products {
   // Whether step_forward needs `z`.
   virtual bool keeps_preactivations() const = 0;
 
-  // kernel [input_size + hidden, 4*hidden]; input_size is 0 where the input has no product.
+  // Kernels [input_size, 4*hidden], where input_size is 0 if the input has no product, and [recurrent_size, 4*hidden].
   virtual bool pack(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
-                    Index hidden) = 0;
+                    Index recurrent_size, Index hidden) = 0;
   virtual bool pack_transposed(MatrixView<const T> input_kernel, Index input_size,
-                               MatrixView<const T> recurrent_kernel, Index hidden) = 0;
+                               MatrixView<const T> recurrent_kernel, Index recurrent_size, Index hidden) = 0;
 
   virtual bool multiply_inputs(GateProductArgs<T> args, int part) = 0;
   virtual bool step_forward(StepForwardArgs<T> args, const Preactivations<T>& z, int part) = 0;
   virtual bool step_backward(StepBackwardArgs<T> args, int part) = 0;
-  // Gradients of z times the input's or the state's kernel, transposed.
+  // Gradients of z times the input's or the state's kernel, transposed. Only FmaProducts can make some panels of it.
   enum class Kernel { kInput, kRecurrent };
   virtual bool multiply_transposed(Kernel kernel, ProductArgs<T> args, int part) = 0;
   virtual bool weight_gradient(TransposedProductArgs<T> args, int part) = 0;
@@ -50,9 +50,10 @@ class Products {
 
 template <typename T>
 std::unique_ptr<Products<T>> make_fma_products(const KernelTable<T>& k);
-// Multiply-adds too, but with the weights as they lie: for so few rows that packing would take longer.
+// Multiply-adds too, but with the weights as they lie: for so few rows that packing would take longer. Plain cells only.
 template <typename T>
 std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k);
+// Plain cells only.
 std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k, const SplitKernels& split,
                                                      MatmulPrecision precision);
 

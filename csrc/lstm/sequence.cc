@@ -35,6 +35,8 @@ void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
   const bool same_weights = args.same_weights && k_ == &kernels<T>() && args.kernel.data == args_.kernel.data &&
                             args.bias == args_.bias && args.forget_bias == args_.forget_bias &&
                             args.input_size == args_.input_size && args.hidden_size == args_.hidden_size &&
+                            args.output_size == args_.output_size && args.projection.data == args_.projection.data &&
+                            args.variant.coupled_gates == args_.variant.coupled_gates &&
                             static_cast<bool>(args.ids) == static_cast<bool>(args_.ids);
   args_ = args;
   k_ = &kernels<T>();
@@ -42,7 +44,8 @@ void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
   choose_products();
   if (args.keep_for_backward || args.gates) gates_.resize(plan_.rows() * PanelSizes<T>(*k_).gate_depth(args.hidden_size));
   if (args.keep_for_backward && !args.cells) cells_.resize(plan_.rows() * args.hidden_size);
-  std::fill_n(zeros_.resize(args.hidden_size), args.hidden_size, T(0));
+  const Index longest = std::max(args.hidden_size, args.output_size);
+  std::fill_n(zeros_.resize(longest), longest, T(0));
   if (!pack_weights(same_weights) || !run_forward()) {
     products_ = fma_.get();
     products_->prepare(num_threads());
@@ -63,9 +66,9 @@ void Sequence<T>::choose_products() {
     packed_ = nullptr;
   }
   // Weights of a call that backward follows are packed for that call alone, and twice. Others may come again.
-  products_ = args_.keep_for_backward && plan_.rows() <= kRowsUnpacked ? unpacked_.get() : fma_.get();
+  products_ = args_.keep_for_backward && plan_.rows() <= kRowsUnpacked && is_plain() ? unpacked_.get() : fma_.get();
   if constexpr (std::is_same_v<T, float>) {
-    if (split_products_pay(args_.precision, plan_.batch, args_.hidden_size)) {
+    if (is_plain() && split_products_pay(args_.precision, plan_.batch, args_.hidden_size)) {
       if (!split_ || split_precision_ != args_.precision) {
         split_ = make_split_products(*k_, *current_kernels().split, args_.precision);
         split_precision_ = args_.precision;
@@ -91,9 +94,22 @@ bool Sequence<T>::pack_weights(bool same_weights) {
   }
   if (same_weights && products_ == packed_) return true;
   packed_ = nullptr;
-  if (!products_->pack(args_.kernel, has_input_product() ? args_.input_size : 0, recurrent_kernel(), hidden)) return false;
+  if (variant().coupled_gates) leave_out_forget_gate();
+  if (args_.projection) projection_.pack(*k_, args_.projection, hidden, args_.output_size);
+  if (!products_->pack(input_kernel(), input_rows(), recurrent_kernel(), args_.output_size, hidden)) return false;
   packed_ = products_;
   return true;
+}
+
+// What is not read may be anything: zeros stand in its place, so that a NaN there reaches neither h nor gradients.
+template <typename T>
+void Sequence<T>::leave_out_forget_gate() {
+  const Index hidden = args_.hidden_size, columns = kGateCount * hidden, rows = input_rows() + args_.output_size;
+  T* copy = without_forget_gate_.resize(rows * columns);
+  for (Index r = 0; r < rows; ++r, copy += columns) {
+    std::copy_n(args_.kernel.row(args_.input_size - input_rows() + r), columns, copy);
+    std::fill_n(copy + kForgetGate * hidden, hidden, T(0));
+  }
 }
 
 template <typename T>
@@ -108,6 +124,11 @@ void Sequence<T>::point_rows() {
   const Index rows = plan_.rows(), hidden = args_.hidden_size;
   for (auto* pointers : {&init_, &z_rows_, &x_, &h_prev_, &c_prev_}) pointers->resize(static_cast<std::size_t>(rows));
   for (auto* pointers : {&h_, &c_}) pointers->resize(static_cast<std::size_t>(rows));
+  if (args_.projection) {
+    T* m = m_.resize((args_.keep_for_backward ? rows : plan_.batch) * hidden);
+    m_rows_.resize(static_cast<std::size_t>(rows));
+    for (Index r = 0; r < rows; ++r) m_rows_[r] = m + (args_.keep_for_backward ? r : plan_.updates[r].batch) * hidden;
+  }
   for (Index r = 0; r < rows; ++r) {
     const RowUpdate& update = plan_.updates[r];
     init_[r] = args_.ids ? starting_values_.of_id(r, ids_[r]) : starting_values_.of_all();
@@ -164,12 +185,13 @@ bool Sequence<T>::run_forward() {
   step.x = x_.data();
   step.input_size = hoists || args_.ids ? 0 : args_.input_size;
   step.h_prev = h_prev_.data();
-  step.recurrent_size = hidden;
+  step.recurrent_size = args_.output_size;
   step.c_prev = c_prev_.data();
-  step.h = h_.data();
+  step.h = args_.projection ? m_rows_.data() : h_.data();
   step.c = c_.data();
   step.gates = keeps_gates ? gates_.data() : nullptr;
   step.gate_block_stride = rows * gate_width();
+  step.variant = has_hooks() ? &args_.variant : nullptr;
 
   // Pre-activations wait where the gates will be, or else in a buffer for some steps: 512 KB, so that most of L2 is left
   // to the weights, but at least 128 rows, which are enough to read the input's weights seldom.
@@ -179,7 +201,8 @@ bool Sequence<T>::run_forward() {
     steps_at_once = std::min(plan_.steps(), ceil_div(rows_at_once, std::max<Index>(plan_.batch, 1)));
     z_.resize(steps_at_once * plan_.batch * sizes.gate_depth(hidden));
   }
-  const double work = multiply_adds(plan_.batch, step.input_size + hidden);
+  const double work = multiply_adds(plan_.batch, step.input_size + args_.output_size) + projecting_adds(plan_.batch);
+  const Index projection_panels = args_.projection ? sizes.panels(args_.output_size) : 0;
   std::atomic<bool> safe{true};
   for (Index first = 0; first < plan_.steps() && safe; first += steps_at_once) {
     const Range steps{first, std::min(first + steps_at_once, plan_.steps())};
@@ -196,8 +219,7 @@ bool Sequence<T>::run_forward() {
         if (!multiply_inputs(updates, z)) return false;
       }
     }
-    const Index all_blocks = sizes.gate_blocks(hidden);
-    for_each_step(Order::kForward, steps, work, all_blocks, [&](Index t, Range updates, Range blocks, int part) {
+    const Phase cells{sizes.gate_blocks(hidden), [&](Index t, Range updates, Range blocks, int part) {
       StepForwardArgs<T> mine = step;
       mine.row_begin = updates.begin;
       mine.row_end = updates.end;
@@ -205,7 +227,11 @@ bool Sequence<T>::run_forward() {
       mine.block_end = blocks.end;
       mine.descending = (steps_before_ + t) % 2 == 1;  // what the step before read last is still in cache
       if (!products_->step_forward(mine, z, part)) safe = false;
-    });
+    }};
+    const Phase projecting{projection_panels, [&](Index, Range updates, Range panels, int) {
+      projection_.project(*k_, updates, panels, m_rows_.data(), hidden, h_.data(), args_.output_size);
+    }};
+    for_each_step(Order::kForward, steps, work, cells, projecting);
   }
   return safe;
 }
@@ -217,13 +243,13 @@ void Sequence<T>::finish_forward() {
     const Index last = plan_.last_of_row[b];
     const T* h = last >= 0 ? h_[last] : args_.h0 ? args_.h0.row(b) : zeros_.data();
     const T* c = last >= 0 ? c_[last] : args_.c0 ? args_.c0.row(b) : zeros_.data();
-    std::copy_n(h, hidden, args_.h_n.row(b));
+    std::copy_n(h, args_.output_size, args_.h_n.row(b));
     if (c != args_.c_n.row(b)) std::copy_n(c, hidden, args_.c_n.row(b));
   }
   if (plan_.is_ragged()) {
     for (Index b = 0; b < args_.batch; ++b)
       for (Index t = args_.lengths[b]; t < args_.time_steps; ++t) {
-        std::fill_n(args_.h.row(t, b), hidden, T(0));
+        std::fill_n(args_.h.row(t, b), args_.output_size, T(0));
         if (args_.cells) std::fill_n(args_.cells.row(t, b), hidden, T(0));
         if (args_.gates) std::fill_n(args_.gates.row(t, b), kGateCount * hidden, T(0));
       }

@@ -3,6 +3,7 @@
 // calls of the same size after the first allocate nothing.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -13,30 +14,34 @@
 #include "cpu/parallel.h"
 #include "lstm/packed_weights.h"
 #include "lstm/products.h"
+#include "lstm/projection.h"
 #include "lstm/sequence_plan.h"
 
 namespace lstmfast {
 
-// Shapes: T = time_steps, B = batch, I = input_size (the vocabulary where ids are given), H = hidden_size.
+// Shapes: T = time_steps, B = batch, I = input_size (the vocabulary where ids are given), H = hidden_size. P = output_size
+// is what a projection makes of H, and H where there is none.
 template <typename T>
 struct SequenceForwardArgs {
-  Index time_steps, batch, input_size, hidden_size;
+  Index time_steps, batch, input_size, hidden_size, output_size;
   SequenceView<const T> x;         // [T, B, I]; or
   SequenceView<const int> ids;     // [T, B]: each a row of the input kernel
-  MatrixView<const T> kernel;      // [I + H, 4H]
+  MatrixView<const T> kernel;      // [I + P, 4H]
   const T* bias;                   // [4H]
   T forget_bias;
-  MatrixView<const T> h0, c0;      // [B, H]; absent: zero
+  CellVariant<T> variant;
+  MatrixView<const T> projection;  // [H, P] or absent
+  MatrixView<const T> h0, c0;      // [B, P], [B, H]; absent: zero
   const Index* lengths;            // [B] or null
   const bool* resets;              // [T, B] or null
   bool reverse;
-  SequenceView<T> h;               // [T, B, H]
-  MatrixView<T> h_n, c_n;          // [B, H]
+  SequenceView<T> h;               // [T, B, P]
+  MatrixView<T> h_n, c_n;          // [B, P], [B, H]
   SequenceView<T> cells;           // [T, B, H] or absent
   SequenceView<T> gates;           // [T, B, 4H] or absent
   bool keep_for_backward;
   MatmulPrecision precision;
-  bool same_weights;  // the caller's word that kernel, bias and forget_bias are those of the last forward
+  bool same_weights;  // the caller's word that all weights and forget_bias are those of the last forward
 };
 
 // What is absent is zero (d_h, d_h_n, d_c_n) or not wanted (the others). Outputs are overwritten.
@@ -48,6 +53,8 @@ struct SequenceBackwardArgs {
   MatrixView<T> d_kernel;
   T* d_bias;
   MatrixView<T> d_h0, d_c0;
+  T* d_peepholes;
+  MatrixView<T> d_projection;
 };
 
 // Whether the input's product is made for many steps at once, before them, and not with the state's in every step.
@@ -78,6 +85,7 @@ class Sequence {
   // ---- forward
   void choose_products();
   bool pack_weights(bool same_weights);
+  void leave_out_forget_gate();
   bool hoists_input() const;
   void point_rows();
   bool multiply_inputs(Range updates, const Preactivations<T>& z);
@@ -93,7 +101,10 @@ class Sequence {
   void point_gradients(const SequenceBackwardArgs<T>& args);
   void begin_group(GateGradients& group, Range updates);
   bool step_through(const GateGradients& group, Range steps);
+  bool variant_step_through(const GateGradients& group, Range steps);
+  StepBackwardArgs<T> step_backward_args(const GateGradients& group) const;
   bool weight_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group, bool add);
+  bool projection_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group, bool add);
   bool input_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group);
   bool initial_state_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& first_group);
   bool multiply_transposed(typename Products<T>::Kernel kernel, const ProductArgs<T>& args, Index rows);
@@ -105,18 +116,45 @@ class Sequence {
     bool by_units;
   };
   Division division(double multiply_adds_per_step) const;
-  // body(step, updates, blocks, part) for all of these steps in `order`: the row updates and the blocks of units that one
-  // thread has to do.
-  enum class Order { kForward, kBackward };
+  // Phases of a step follow each other: body(step, updates, blocks, part) for the row updates and the blocks of units that
+  // one thread has to do. A phase may read what all threads wrote in the one before. One without blocks is left out.
   template <typename Body>
-  void for_each_step(Order order, Range steps, double multiply_adds_per_step, Index blocks, const Body& body) const;
+  struct Phase {
+    Index blocks;
+    Body body;
+  };
+  template <typename Body>
+  Phase(Index, Body) -> Phase<Body>;
+  // All phases of all these steps in `order`.
+  enum class Order { kForward, kBackward };
+  template <typename... Phases>
+  void for_each_step(Order order, Range steps, double multiply_adds_per_step, const Phases&... phases) const;
 
   bool has_input_product() const { return !args_.ids && args_.input_size > 0; }
   Index gate_width() const { return kGateCount * k_->vector_length; }
   double multiply_adds(Index rows, Index depth) const {
     return static_cast<double>(rows) * static_cast<double>(depth) * static_cast<double>(kGateCount * args_.hidden_size);
   }
-  MatrixView<const T> recurrent_kernel() const { return {args_.kernel.row(args_.input_size), args_.kernel.stride}; }
+  double projecting_adds(Index rows) const {
+    return args_.projection ? static_cast<double>(rows * args_.hidden_size * args_.output_size) : 0.0;
+  }
+  const CellVariant<T>& variant() const { return args_.variant; }
+  bool has_hooks() const {
+    return variant().peepholes || variant().coupled_gates || variant().cell_clip <= std::numeric_limits<T>::max();
+  }
+  bool is_plain() const { return !has_hooks() && !args_.projection; }
+  // The kernels as the products see them.
+  MatrixView<const T> input_kernel() const {
+    return variant().coupled_gates && has_input_product() ? kernel_without_forget_gate() : args_.kernel;
+  }
+  MatrixView<const T> recurrent_kernel() const {
+    const MatrixView<const T> kernel = variant().coupled_gates ? kernel_without_forget_gate() : args_.kernel;
+    return {kernel.row(variant().coupled_gates ? input_rows() : args_.input_size), kernel.stride};
+  }
+  MatrixView<const T> kernel_without_forget_gate() const {
+    return {without_forget_gate_.data(), kGateCount * args_.hidden_size};
+  }
+  Index input_rows() const { return has_input_product() ? args_.input_size : 0; }  // that are multiplied by x
 
   SequenceForwardArgs<T> args_{};
   const KernelTable<T>* k_ = nullptr;
@@ -128,8 +166,14 @@ class Sequence {
   const Products<T>* packed_ = nullptr;  // the one that holds the weights of the last forward
   Index steps_before_ = 0;               // of all forward passes
   StartingValues<T> starting_values_;
+  Projection<T> projection_;
+  AlignedBuffer<T> without_forget_gate_;  // the kernel with zeros in the columns that coupled gates do not read
   AlignedBuffer<T> cells_, gates_, d_gates_, d_c_, zeros_;
   AlignedBuffer<T> z_;                                               // pre-activations of a group of steps
+  AlignedBuffer<T> m_;                                               // h before its projection
+  AlignedBuffer<T> d_h_total_, d_m_, d_h_panels_;
+  std::vector<T*> m_rows_, d_h_total_rows_, d_m_rows_;               // [updates]
+  std::vector<const T*> nothing_;                                    // [updates] zeros_
   std::vector<int> ids_;                                             // [updates]
   std::vector<const T*> init_, z_rows_, x_, h_prev_, c_prev_;        // [updates]
   std::vector<const T*> d_h_, d_h_extra_, d_c_in_, d_gates_next_, d_gates_rows_;  // [updates]
@@ -137,19 +181,23 @@ class Sequence {
 };
 
 template <typename T>
-template <typename Body>
-void Sequence<T>::for_each_step(Order order, Range steps, double multiply_adds_per_step, Index blocks,
-                                const Body& body) const {
+template <typename... Phases>
+void Sequence<T>::for_each_step(Order order, Range steps, double multiply_adds_per_step,
+                                const Phases&... phases) const {
   const Division how = division(multiply_adds_per_step);
   Barrier barrier;
   run_parallel(how.threads, [&](int part, int parts) {
-    const Range my_blocks = how.by_units ? split(blocks, part, parts) : Range{0, blocks};
     const Index batch_begin = how.by_units ? 0 : plan_.batch_begin_of_part(part, parts);
     const Index batch_end = how.by_units ? plan_.batch : plan_.batch_begin_of_part(part + 1, parts);
     for (Index i = 0; i < steps.end - steps.begin; ++i) {
       const Index step = order == Order::kForward ? steps.begin + i : steps.end - 1 - i;
-      body(step, plan_.updates_of(step, batch_begin, batch_end), my_blocks, part);
-      if (how.by_units) barrier.wait(parts);
+      const Range updates = plan_.updates_of(step, batch_begin, batch_end);
+      const auto run = [&](const auto& phase) {
+        if (phase.blocks == 0) return;
+        phase.body(step, updates, how.by_units ? split(phase.blocks, part, parts) : Range{0, phase.blocks}, part);
+        if (how.by_units) barrier.wait(parts);
+      };
+      (run(phases), ...);
     }
   });
 }

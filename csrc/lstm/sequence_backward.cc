@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "core/float_mode.h"
 #include "cpu/panel_sizes.h"
 #include "lstm/sequence.h"
 
@@ -16,6 +17,7 @@ constexpr Index kRowsOfGroup = kTransposedRows;
 
 template <typename T>
 void Sequence<T>::backward(const SequenceBackwardArgs<T>& args) {
+  const FlushDenormals flush_denormals;
   if (run_backward(args)) return;
   products_ = fma_.get();
   products_->prepare(num_threads());
@@ -25,10 +27,16 @@ void Sequence<T>::backward(const SequenceBackwardArgs<T>& args) {
 template <typename T>
 bool Sequence<T>::run_backward(const SequenceBackwardArgs<T>& args) {
   const Index hidden = args_.hidden_size, input_size = args_.input_size, steps = plan_.steps();
-  if (!products_->pack_transposed(args_.kernel, args.d_x ? input_size : 0, recurrent_kernel(), hidden)) return false;
-  const Index zero_rows = !args.d_kernel ? 0 : steps == 0 ? input_size + hidden : args_.ids ? input_size : 0;
+  const Index output_size = args_.output_size;
+  if (!products_->pack_transposed(input_kernel(), args.d_x ? input_size : 0, recurrent_kernel(), output_size, hidden))
+    return false;
+  if (args_.projection) projection_.pack_transposed(*k_, args_.projection, hidden, output_size);
+  const Index zero_rows = !args.d_kernel ? 0 : steps == 0 ? input_size + output_size : args_.ids ? input_size : 0;
   for (Index i = 0; i < zero_rows; ++i) std::fill_n(args.d_kernel.row(i), kGateCount * hidden, T(0));
   if (args.d_bias) std::fill_n(args.d_bias, kGateCount * hidden, T(0));
+  if (args.d_peepholes) std::fill_n(args.d_peepholes, kPeepholeCount * hidden, T(0));
+  for (Index i = 0; args.d_projection && steps == 0 && i < hidden; ++i)
+    std::fill_n(args.d_projection.row(i), output_size, T(0));
   if (args.d_x && plan_.is_ragged())
     for (Index b = 0; b < args_.batch; ++b)
       for (Index t = args_.lengths[b]; t < args_.time_steps; ++t) std::fill_n(args.d_x.row(t, b), input_size, T(0));
@@ -43,10 +51,20 @@ bool Sequence<T>::run_backward(const SequenceBackwardArgs<T>& args) {
   T* d_gates = d_gates_.resize(PanelSizes<T>(*k_).gate_blocks(hidden) * group.block_stride);
   for (Index block = 0; block < PanelSizes<T>(*k_).gate_blocks(hidden); ++block)
     std::fill_n(d_gates + block * group.block_stride + group.rows * gate_width(), gate_width(), T(0));
+  if (!is_plain()) {
+    d_h_total_.resize(group.rows * output_size);
+    d_h_total_rows_.resize(static_cast<std::size_t>(plan_.rows()));
+    nothing_.assign(static_cast<std::size_t>(plan_.rows()), zeros_.data());
+    if (args_.projection) {
+      d_m_.resize(group.rows * hidden);
+      d_m_rows_.resize(static_cast<std::size_t>(plan_.rows()));
+    }
+  }
   for (Index end = steps; end > 0; end -= steps_at_once) {
     const Range group_steps{std::max<Index>(end - steps_at_once, 0), end};
     begin_group(group, {plan_.step_begin[group_steps.begin], plan_.step_begin[group_steps.end]});
-    if (!step_through(group, group_steps) || !weight_gradients(args, group, end < steps) ||
+    if (!(is_plain() ? step_through(group, group_steps) : variant_step_through(group, group_steps)) ||
+        !weight_gradients(args, group, end < steps) || !projection_gradients(args, group, end < steps) ||
         !input_gradients(args, group))
       return false;
   }
@@ -97,7 +115,7 @@ void Sequence<T>::begin_group(GateGradients& group, Range updates) {
 }
 
 template <typename T>
-bool Sequence<T>::step_through(const GateGradients& group, Range steps) {
+StepBackwardArgs<T> Sequence<T>::step_backward_args(const GateGradients& group) const {
   const Index hidden = args_.hidden_size;
   StepBackwardArgs<T> step{};
   step.hidden_size = hidden;
@@ -114,27 +132,108 @@ bool Sequence<T>::step_through(const GateGradients& group, Range steps) {
   step.d_gates = d_gates_.data();
   step.d_gate_block_stride = group.block_stride;
   step.d_gates_first_row = group.updates.begin;
-  const Index panels = PanelSizes<T>(*k_).panels(hidden);
+  step.variant = has_hooks() ? &args_.variant : nullptr;
+  return step;
+}
+
+template <typename T>
+bool Sequence<T>::step_through(const GateGradients& group, Range steps) {
+  const Index hidden = args_.hidden_size;
+  const StepBackwardArgs<T> step = step_backward_args(group);
   std::atomic<bool> safe{true};
-  for_each_step(Order::kBackward, steps, multiply_adds(plan_.batch, hidden), panels,
-                [&](Index, Range updates, Range my_panels, int part) {
-                  StepBackwardArgs<T> mine = step;
-                  mine.row_begin = updates.begin;
-                  mine.row_end = updates.end;
-                  mine.panel_begin = my_panels.begin;
-                  mine.panel_end = my_panels.end;
-                  if (!products_->step_backward(mine, part)) safe = false;
-                });
+  const Phase cells{PanelSizes<T>(*k_).panels(hidden), [&](Index, Range updates, Range panels, int part) {
+    StepBackwardArgs<T> mine = step;
+    mine.row_begin = updates.begin;
+    mine.row_end = updates.end;
+    mine.panel_begin = panels.begin;
+    mine.panel_end = panels.end;
+    if (!products_->step_backward(mine, part)) safe = false;
+  }};
+  for_each_step(Order::kBackward, steps, multiply_adds(plan_.batch, hidden), cells);
+  return safe;
+}
+
+// In two phases, or three, because a projection stands between the product and the cells: the gradient of h comes back, is
+// completed by that of the output and kept for the projection's own; goes back through the projection; and then the cells.
+template <typename T>
+bool Sequence<T>::variant_step_through(const GateGradients& group, Range steps) {
+  const Index hidden = args_.hidden_size, output_size = args_.output_size, first = group.updates.begin;
+  const PanelSizes<T> sizes(*k_);
+  StepBackwardArgs<T> step = step_backward_args(group);
+  step.d_h = step.d_h_extra = nothing_.data();  // they are in d_h_total
+  ProductArgs<T> product{};
+  product.a = d_gates_next_.data();
+  product.depth_blocks = sizes.gate_blocks(hidden);
+  product.block_length = gate_width();
+  product.block_stride = group.block_stride;
+  product.out = d_h_total_rows_.data();
+  product.columns = output_size;
+  for (Index r = first; r < group.updates.end; ++r) {
+    d_h_total_rows_[r] = d_h_total_.data() + (r - first) * output_size;
+    if (args_.projection) d_m_rows_[r] = d_m_.data() + (r - first) * hidden;
+  }
+  const Phase coming_back{sizes.panels(output_size), [&](Index, Range updates, Range panels, int part) {
+    ProductArgs<T> mine = product;
+    mine.row_begin = updates.begin;
+    mine.row_end = updates.end;
+    mine.panel_begin = panels.begin;
+    mine.panel_end = panels.end;
+    products_->multiply_transposed(Products<T>::Kernel::kRecurrent, mine, part);
+    const Index panel_width = kPanelVectors * sizes.vector_length;
+    const Index begin = panels.begin * panel_width, end = std::min(panels.end * panel_width, output_size);
+    for (Index r = updates.begin; r < updates.end; ++r)
+      for (Index j = begin; j < end; ++j) d_h_total_rows_[r][j] += d_h_[r][j] + d_h_extra_[r][j];
+  }};
+  const Phase cells{sizes.panels(hidden), [&](Index, Range updates, Range panels, int) {
+    if (args_.projection)
+      projection_.project_back(*k_, updates, panels, d_h_total_rows_.data(), output_size, d_m_rows_.data(), hidden);
+    StepBackwardArgs<T> mine = step;
+    mine.row_begin = updates.begin;
+    mine.row_end = updates.end;
+    mine.panel_begin = panels.begin;
+    mine.panel_end = panels.end;
+    mine.d_h_next = (args_.projection ? d_m_.data() : d_h_total_.data()) + (updates.begin - first) * hidden;
+    step.variant ? k_->variant_step_backward(mine) : k_->step_backward(mine);
+  }};
+  const double work = multiply_adds(plan_.batch, output_size) + projecting_adds(plan_.batch);
+  for_each_step(Order::kBackward, steps, work, coming_back, cells);
+  return true;
+}
+
+template <typename T>
+bool Sequence<T>::projection_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group, bool add) {
+  if (!args.d_projection) return true;
+  const Index rows = group.updates.end - group.updates.begin, hidden = args_.hidden_size;
+  const Index output_size = args_.output_size;
+  const PanelSizes<T> sizes(*k_);
+  T* panels = d_h_panels_.resize(rows * sizes.padded(output_size));
+  k_->pack(d_h_total_.data(), output_size, rows, output_size, panels);
+  std::atomic<bool> safe{true};
+  run_parallel(threads_for_work(projecting_adds(rows)), [&](int part, int parts) {
+    const Range units = split(hidden, part, parts);
+    TransposedProductArgs<T> product{};
+    product.m_begin = units.begin;
+    product.m_end = units.end;
+    product.panel_end = sizes.panels(output_size);
+    product.a = m_rows_.data() + group.updates.begin;
+    product.rows = rows;
+    product.b = panels;
+    product.b_panel_stride = rows * kPanelVectors * sizes.vector_length;
+    product.out = args.d_projection;
+    product.columns = output_size;
+    product.add = add;
+    if (!products_->weight_gradient(product, part)) safe = false;
+  });
   return safe;
 }
 
 template <typename T>
 bool Sequence<T>::weight_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group, bool add) {
-  if (!args.d_kernel && !args.d_bias) return true;
+  if (!args.d_kernel && !args.d_bias && !args.d_peepholes) return true;
   const Index rows = group.updates.end - group.updates.begin, first = group.updates.begin;
   const Index hidden = args_.hidden_size, input_size = args_.input_size;
   const Index blocks = PanelSizes<T>(*k_).gate_blocks(hidden);
-  const double work = multiply_adds(rows, (has_input_product() ? input_size : 1) + hidden);
+  const double work = multiply_adds(rows, (has_input_product() ? input_size : 1) + args_.output_size);
   std::atomic<bool> safe{true};
   // Parts are gate blocks times slices of kernel rows, so that narrow layers keep all threads busy too.
   run_parallel(threads_for_work(work), [&](int part, int parts) {
@@ -163,7 +262,7 @@ bool Sequence<T>::weight_gradients(const SequenceBackwardArgs<T>& args, const Ga
       cell += whole;
       if (args.d_kernel) {
         if (has_input_product()) multiply(x_.data(), input_size, slice, args.d_kernel);
-        multiply(h_prev_.data(), hidden, slice, {args.d_kernel.row(input_size), args.d_kernel.stride});
+        multiply(h_prev_.data(), args_.output_size, slice, {args.d_kernel.row(input_size), args.d_kernel.stride});
       }
       if (slice.begin != 0) continue;
       if (args.d_kernel && args_.ids)
@@ -172,6 +271,9 @@ bool Sequence<T>::weight_gradients(const SequenceBackwardArgs<T>& args, const Ga
       if (args.d_bias)
         k_->sum_gate_rows(d_gates_.data(), group.block_stride, rows, hidden, product.panel_begin, product.panel_end,
                           args.d_bias);
+      if (args.d_peepholes)
+        k_->peephole_gradients({product.panel_begin, product.panel_end, rows, hidden, d_gates_.data(),
+                                group.block_stride, c_prev_.data() + first, c_.data() + first, args.d_peepholes});
     }
   });
   return safe;
@@ -188,6 +290,7 @@ bool Sequence<T>::multiply_transposed(typename Products<T>::Kernel kernel, const
     mine.row_end = my_rows.end;
     mine.depth_blocks = PanelSizes<T>(*k_).gate_blocks(args_.hidden_size);
     mine.block_length = gate_width();
+    mine.panel_end = PanelSizes<T>(*k_).panels(args.columns);
     if (!products_->multiply_transposed(kernel, mine, part)) safe = false;
   });
   return safe;
@@ -210,7 +313,7 @@ bool Sequence<T>::input_gradients(const SequenceBackwardArgs<T>& args, const Gat
 
 template <typename T>
 bool Sequence<T>::initial_state_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& first_group) {
-  const Index hidden = args_.hidden_size;
+  const Index hidden = args_.hidden_size, output_size = args_.output_size;
   std::vector<const T*> first_gates;
   std::vector<T*> d_h0_rows;
   for (Index b = 0; b < args_.batch && (args.d_h0 || args.d_c0); ++b) {
@@ -223,7 +326,7 @@ bool Sequence<T>::initial_state_gradients(const SequenceBackwardArgs<T>& args, c
     }
     if (!args.d_h0) continue;
     if (untouched || cut) {
-      std::copy_n(untouched && args.d_h_n ? args.d_h_n.row(b) : zeros_.data(), hidden, args.d_h0.row(b));
+      std::copy_n(untouched && args.d_h_n ? args.d_h_n.row(b) : zeros_.data(), output_size, args.d_h0.row(b));
     } else {
       first_gates.push_back(d_gates_rows_[first]);
       d_h0_rows.push_back(args.d_h0.row(b));
@@ -234,7 +337,7 @@ bool Sequence<T>::initial_state_gradients(const SequenceBackwardArgs<T>& args, c
   product.a = first_gates.data();
   product.block_stride = first_group.block_stride;
   product.out = d_h0_rows.data();
-  product.columns = hidden;
+  product.columns = output_size;
   return multiply_transposed(Products<T>::Kernel::kRecurrent, product, static_cast<Index>(d_h0_rows.size()));
 }
 

@@ -22,16 +22,16 @@ class SplitProducts final : public Products<float> {
   bool keeps_preactivations() const override { return true; }
 
   bool pack(MatrixView<const float> input_kernel, Index input_size, MatrixView<const float> recurrent_kernel,
-            Index hidden) override {
+            Index recurrent_size, Index hidden) override {
     hidden_ = hidden;
-    return pack_gates(input_kernel, input_size, input_) & pack_gates(recurrent_kernel, hidden, recurrent_);
+    return pack_gates(input_kernel, input_size, input_) & pack_gates(recurrent_kernel, recurrent_size, recurrent_);
   }
 
   bool pack_transposed(MatrixView<const float> input_kernel, Index input_size,
-                       MatrixView<const float> recurrent_kernel, Index hidden) override {
+                       MatrixView<const float> recurrent_kernel, Index recurrent_size, Index hidden) override {
     hidden_ = hidden;
     return pack_gates_transposed(input_kernel, input_size, input_transposed_) &
-           pack_gates_transposed(recurrent_kernel, hidden, recurrent_transposed_);
+           pack_gates_transposed(recurrent_kernel, recurrent_size, recurrent_transposed_);
   }
 
   bool multiply_inputs(GateProductArgs<float> args, int part) override {

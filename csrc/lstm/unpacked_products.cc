@@ -19,15 +19,16 @@ class UnpackedProducts final : public Products<T> {
   }
   bool keeps_preactivations() const override { return false; }
 
-  bool pack(MatrixView<const T> input_kernel, Index, MatrixView<const T> recurrent_kernel, Index hidden) override {
+  bool pack(MatrixView<const T> input_kernel, Index, MatrixView<const T> recurrent_kernel, Index,
+            Index hidden) override {
     input_ = input_kernel;
     recurrent_ = recurrent_kernel;
     hidden_ = hidden;
     return true;
   }
   bool pack_transposed(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
-                       Index hidden) override {
-    return pack(input_kernel, input_size, recurrent_kernel, hidden);
+                       Index recurrent_size, Index hidden) override {
+    return pack(input_kernel, input_size, recurrent_kernel, recurrent_size, hidden);
   }
 
   bool multiply_inputs(GateProductArgs<T> args, int part) override {

@@ -1,14 +1,17 @@
 """lstmfast: the fastest LSTM for Python that does not need a framework.
 
 NumPy arrays in, NumPy arrays out. Functions: `lstm_step`, `lstm`, `lstm_backward`. Layers with weights: `LSTMCell`,
-`LSTM`. Models: `CharLM`, `SequenceClassifier`. Importing this loads numpy and the extension and nothing else; the
-trainer, the data pipeline, the sampler and the command line are modules of their own.
+`LSTM`, and around it `Embedding` and `Linear`. Models: `CharLM`, `SequenceClassifier`. `inspect` shows the variables of
+any of them, and of files, which `layouts` reads. Importing this loads numpy and
+the extension and nothing else; the trainer, the data pipeline, the sampler and the command line are modules of their
+own.
 """
 
 from lstmfast import gates, initializers, layouts, losses, optimizers, reference, schedules
 from lstmfast._core import __version__
 from lstmfast.functional import Gradients, Output, lstm, lstm_backward, lstm_step
-from lstmfast.layers import LSTM, LSTMCell, ParameterBuffer
+from lstmfast.inspection import Inspection, inspect
+from lstmfast.layers import LSTM, Embedding, Linear, LSTMCell, ParameterBuffer
 from lstmfast.models import CharLM, CharStream, SequenceClassifier
 from lstmfast.runtime import (
     available_isas,
@@ -24,8 +27,11 @@ __all__ = [
     "LSTM",
     "CharLM",
     "CharStream",
+    "Embedding",
     "Gradients",
+    "Inspection",
     "LSTMCell",
+    "Linear",
     "Output",
     "ParameterBuffer",
     "SequenceClassifier",
@@ -37,6 +43,7 @@ __all__ = [
     "get_matmul_precision",
     "get_num_threads",
     "initializers",
+    "inspect",
     "layouts",
     "losses",
     "lstm",

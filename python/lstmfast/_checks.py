@@ -48,6 +48,16 @@ def finite(name: str, value: Any, minimum: float = -math.inf) -> float:
     return number
 
 
+def cell_clip(value: Any) -> float | None:
+    """Return `value` as a float above 0, or None for no clip."""
+    if value is None:
+        return None
+    bound = finite("cell_clip", value)
+    if bound <= 0:
+        raise ValueError(f"cell_clip must be above 0, got {bound:g}")
+    return bound
+
+
 def fraction(name: str, value: Any) -> float:
     """Return `value` as a float in [0, 1)."""
     number = finite(name, value)
@@ -93,6 +103,13 @@ def ndarray(name: str, value: Any, kind: str) -> None:
     """Raise TypeError unless `value` is a NumPy array."""
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array of {kind}, got {type(value).__name__}")
+
+
+def is_on_device(value: Any) -> bool:
+    """Tell an array that lies on a GPU, whichever library it is of."""
+    from lstmfast.cuda import _arrays  # no earlier than somebody brings what is no NumPy array
+
+    return _arrays.is_device_array(value)
 
 
 def is_ready(value: Any, axes: int, size: int, dtype: np.dtype[Any]) -> bool:

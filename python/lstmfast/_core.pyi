@@ -52,6 +52,10 @@ class Sequence:
         keep_for_backward: bool = False,
         matmul_precision: str = "highest",
         same_weights: bool = False,
+        peepholes: _Floats | None = None,
+        projection: _Floats | None = None,
+        cell_clip: float | None = None,
+        coupled_gates: bool = False,
     ) -> None: ...
     @property
     def used_split_products(self) -> bool: ...
@@ -65,6 +69,8 @@ class Sequence:
         d_bias: _Floats | None = None,
         d_h0: _Floats | None = None,
         d_c0: _Floats | None = None,
+        d_peepholes: _Floats | None = None,
+        d_projection: _Floats | None = None,
     ) -> None: ...
 
 class Stream:

@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
-from lstmfast import _core, checkpoint, gates, losses, runtime
+from lstmfast import _core, cuda, inspection, losses, runtime
 from lstmfast.config import (
     PRESETS,
     Config,
@@ -38,10 +38,10 @@ from lstmfast.config import (
     preset,
 )
 from lstmfast.data import Corpus, load_corpus
-from lstmfast.display import Display, make_display
-from lstmfast.run_folder import RunFolder, checkpoint_of, load_model, stored_config, stored_vocabulary
+from lstmfast.display import Display, make_display, printable
+from lstmfast.run_folder import RunFolder, checkpoint_of, load_model
 from lstmfast.sampler import Sampler
-from lstmfast.trainer import Trainer, evaluate, is_parameter, make_trainer
+from lstmfast.trainer import Trainer, evaluate, make_trainer
 
 T = TypeVar("T")
 
@@ -79,6 +79,9 @@ class TrainOptions(_Machine):
     then ends at the new last step."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Replace the run that is in the run folder."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where loss and gradients are made; cuda needs a build with CUDA, a GPU, and torch or cupy. As with threads, a run
+    can go on on another device, but not with the same bits."""
     data: OmitArgPrefixes[DataConfig]
     model: OmitArgPrefixes[ModelConfig]
     optimizer: OmitArgPrefixes[OptimizerConfig]
@@ -127,10 +130,12 @@ class EvalOptions(_Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions(_Common):
-    """List the variables of a model, and say why they have these shapes."""
+    """List the variables of a model or a file of weights, their gates, and why they have these shapes."""
 
-    run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run folder or checkpoint file."""
+    path: Annotated[Positional[str], tyro.conf.arg(metavar="PATH")]
+    """Run folder or checkpoint, or a file of PyTorch, safetensors, NumPy, Keras, TensorFlow 1 (the prefix) or ONNX."""
+    layout: str = ""
+    """Which library's names these are, where they do not tell: one of lstmfast.layouts.LAYOUTS."""
     json: FlagCreatePairsOff[bool] = False
     """Write a JSON object."""
 
@@ -213,14 +218,14 @@ def _train(folder: RunFolder, config: Config, options: TrainOptions, display: Di
     try:
         corpus = _load_text(config, folder.path, display)
         config = dataclasses.replace(config, text=corpus.sources)
-        trainer = make_trainer(config, corpus, [display])
+        trainer = make_trainer(config, corpus, [display], device=options.device)
     except BaseException:
         if fresh:
             with contextlib.suppress(OSError):
                 folder.path.rmdir()
         raise
     (folder.resume if resuming else folder.begin)(config, corpus, trainer)
-    display.begin(trainer, _introduction(folder, config, corpus, trainer))
+    display.begin(trainer, _introduction(folder, config, corpus, trainer, options))
     with _stop_on_signal(trainer) as received:
         done = trainer.run()
     run = shlex.quote(str(folder.path))
@@ -244,16 +249,19 @@ def _load_text(config: Config, run: Path, display: Display) -> Corpus:
     )
 
 
-def _introduction(folder: RunFolder, config: Config, corpus: Corpus, trainer: Trainer) -> str:
+def _introduction(folder: RunFolder, config: Config, corpus: Corpus, trainer: Trainer, options: TrainOptions) -> str:
     shape, training = config.model, config.training
     layers = "1 layer" if shape.num_layers == 1 else f"{shape.num_layers} layers"
     threads, portion = runtime.get_num_threads(), f"{training.batch_size} x {training.unroll} characters"
     begun = f", resumed after {trainer.step:,}" if trainer.step else ""
+    machine = f"CPU:   {_core.current_isa()}, {threads} thread{'s' if threads > 1 else ''}"
+    if options.device == "cuda":
+        machine = f"CUDA:  {cuda.describe()}"
     return (
         f"Text:  {corpus.description}\n"
         f"Model: {layers} of {shape.hidden_size} units, {trainer.model.parameter_buffer.size:,} variables\n"
         f"Run:   {folder.path}, {training.steps:,} steps of {portion}{begun}\n"
-        f"CPU:   {_core.current_isa()}, {threads} thread{'s' if threads > 1 else ''}\n"
+        f"{machine}\n"
     )
 
 
@@ -360,66 +368,11 @@ def evaluate_text(argv: Sequence[str]) -> int:
 
 
 def inspect(argv: Sequence[str]) -> int:
-    """List the variables of a model."""
+    """List the variables of a model or a file of weights, their gates, and why these shapes."""
     options = _parse(InspectOptions, "inspect", argv)
-    header = checkpoint.read_header(checkpoint_of(options.run))
-    names = sorted(filter(is_parameter, header.tensors), key=_reading_order)
-    variables = [_described(name, header.tensors[name].shape) for name in names]
-    total = sum(variable["count"] for variable in variables)
-    formula = _formula(stored_config(header).model, stored_vocabulary(header).size)
-    if options.json:
-        print(json.dumps({"variables": variables, "total": total, "formula": formula}, indent=2))
-        return 0
-    width = max(len(variable["name"]) for variable in variables)
-    for variable in variables:
-        shape = " x ".join(map(str, variable["shape"]))
-        print(f"{variable['name']:{width}}  {shape:>12}  {variable['count']:12,}")
-        for gate in variable["gates"]:
-            first, end = gate["columns"]
-            words = f"{gate['letter']}  {gate['name'] + ' gate':11}  columns {first} to {end - 1}"
-            print(f"{'':{width}}  {'':12}  {gate['count']:12,}  {words}")
-    print(f"{'total':{width}}  {'':12}  {total:12,}\n")
-    print("\n".join(formula))
+    found = inspection.inspect(options.path, layout=options.layout or None)
+    print(json.dumps(found.to_json(), indent=2) if options.json else printable(str(found)))
     return 0
-
-
-def _reading_order(name: str) -> tuple[str, list[int], bool]:
-    """From the input to the output, layer by layer, kernel before bias."""
-    return name.split(".")[0], [int(number) for number in re.findall(r"\d+", name)], name.endswith("bias")
-
-
-def _described(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """One variable: name, shape, count and, for those of a cell, the four gates in its last axis."""
-    count = int(np.prod(shape))
-    hidden_size = shape[-1] // gates.COUNT
-    parts = []
-    for gate, letter in zip(gates.NAMES, gates.LETTERS, strict=True) if name.startswith("lstm.") else ():
-        columns = gates.columns(gate, hidden_size)
-        span = [columns.start, columns.stop]
-        parts.append({"name": gate, "letter": letter, "columns": span, "count": count // gates.COUNT})
-    return {"name": name, "shape": list(shape), "count": count, "gates": parts}
-
-
-def _formula(shape: ModelConfig, vocab_size: int) -> list[str]:
-    """Why the variables have their shapes, in words and with this model's numbers."""
-    hidden, embedding = shape.hidden_size, shape.embedding_size
-    order = ", ".join(f"{name} ({letter})" for name, letter in zip(gates.NAMES, gates.LETTERS, strict=True))
-    lines = [
-        "A layer reads an input x of I numbers and its own last output h of H numbers. It joins them and multiplies",
-        f"once, with one kernel of I + H rows, for all four gates side by side: {order}.",
-        "Each gate has H columns, so the kernel is (I + H) x 4H and the bias 4H: together 4H (I + H + 1) variables.",
-    ]
-    if embedding:
-        count = vocab_size * embedding
-        lines.append(f"embedding: {embedding} numbers for each symbol: {vocab_size} x {embedding} = {count:,}.")
-    for layer in range(shape.num_layers):
-        size = hidden if layer else embedding or vocab_size
-        source = "the layer below" if layer else "the embedding" if embedding else "one row for each symbol"
-        product = f"4 x {hidden} x ({size} + {hidden} + 1) = {4 * hidden * (size + hidden + 1):,}"
-        lines.append(f"lstm.layer{layer}: I = {size} ({source}), H = {hidden}: {product}.")
-    count = (hidden + 1) * vocab_size
-    lines.append(f"projection: from H to one logit for each symbol: ({hidden} + 1) x {vocab_size} = {count:,}.")
-    return lines
 
 
 def info(argv: Sequence[str]) -> int:
@@ -433,7 +386,7 @@ def info(argv: Sequence[str]) -> int:
         "isas_available": _core.available_isas(),
         "isa": _core.current_isa(),
         "threads": runtime.get_num_threads(),
-        "cuda": "not built",
+        "cuda": cuda.describe(),
     }
     if options.json:
         print(json.dumps(facts))
@@ -504,7 +457,7 @@ def _usage() -> str:
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         words = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif isinstance(error, (ValueError, OSError)):
+    elif isinstance(error, (ValueError, OSError, ImportError, cuda.CudaUnavailableError)):
         words = str(error)
     else:
         words = f"{type(error).__name__}: {error} (--traceback shows where)"

@@ -17,6 +17,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 NAMES = ("input", "forget", "cell", "output")
 LETTERS = ("i", "f", "g", "o")
 COUNT = len(NAMES)
+PEEPHOLES = ("input", "forget", "output")  # the gates that may see the cell: the rows of peepholes [3, hidden_size]
 
 
 def columns(name: str, hidden_size: int) -> slice:

@@ -1,7 +1,8 @@
 """Layers: weights that live in one buffer, and the state that one call leaves for the next.
 
-`ParameterBuffer` owns the arrays, `LSTMCell` names them, `LSTM` stacks cells over time, depth and direction. Layers
-declare the shapes they need and bind to views, so that a model can keep all of its layers in one buffer.
+`ParameterBuffer` owns the arrays, `LSTMCell` names them, `LSTM` stacks cells over time, depth and direction,
+`Embedding` and `Linear` stand before and after it. Layers declare the shapes they need and bind to views, so that a
+model can keep all of its layers in one buffer.
 Refuses to update weights (see `optimizers`) and to know of losses (see `losses`). One object serves one thread at a
 time: between a call and its `backward` it remembers the call.
 """
@@ -12,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from lstmfast._checks import Array, State
 from lstmfast.gates import Gates
 from lstmfast.initializers import Initializer, Shape
 from lstmfast.variables import Variable, Writes, wrote
+
+if TYPE_CHECKING:
+    from lstmfast.cuda._layers import LayerOnDevice
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +43,19 @@ class ParameterBuffer:
     gradients: dict[str, Array]
 
     @classmethod
-    def allocate(cls, shapes: Mapping[str, Shape], dtype: npt.DTypeLike) -> ParameterBuffer:
-        """Return a buffer of zeros that holds variables of these shapes, in this order."""
-        count = sum(math.prod(shape) for shape in shapes.values())
-        return cls._bind(Variable.watch(np.zeros(count, dtype)), np.zeros(count, dtype), shapes)
+    def allocate(cls, shapes: Mapping[str, Shape | Mapping[str, Shape]], dtype: npt.DTypeLike) -> ParameterBuffer:
+        """Return a buffer of zeros that holds variables of these shapes, in this order.
+
+        Where a shape is itself a mapping, as the layers' `shapes` return it, its variables are named "outer.inner" and
+        `part("outer.")` is the storage of that layer.
+        """
+        flat: dict[str, Shape] = {}
+        for name, shape in shapes.items():
+            flat |= (
+                {f"{name}.{inner}": s for inner, s in shape.items()} if isinstance(shape, Mapping) else {name: shape}
+            )
+        count = sum(math.prod(shape) for shape in flat.values())
+        return cls._bind(Variable.watch(np.zeros(count, dtype)), np.zeros(count, dtype), flat)
 
     def part(self, prefix: str) -> ParameterBuffer:
         """Return the variables whose names begin with `prefix`, without it: views of this buffer, contiguous too.
@@ -102,9 +115,7 @@ class LSTMCell:
         self.hidden_size = check.whole_number("hidden_size", hidden_size)
         self.forget_bias = check.finite("forget_bias", forget_bias)
         self.dtype = check.float_dtype(dtype)
-        if storage is None:
-            storage = ParameterBuffer.allocate(self.shapes(self.input_size, self.hidden_size), self.dtype)
-            storage.fill(None, rng)
+        storage = _storage(storage, self.shapes(self.input_size, self.hidden_size), self.dtype, rng)
         self.parameters, self.gradients = storage.parameters, storage.gradients
         self.kernel, self.bias = self.parameters["kernel"], self.parameters["bias"]
         self.gates = Gates(self.kernel, self.bias)
@@ -200,12 +211,10 @@ class LSTM:
         self.forget_bias = check.finite("forget_bias", forget_bias)
         self.dtype = check.float_dtype(dtype)
         self._rng = np.random.default_rng() if rng is None else check.generator("rng", rng)
-        if storage is None:
-            shapes = self.shapes(
-                self.input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=self.bidirectional
-            )
-            storage = ParameterBuffer.allocate(shapes, self.dtype)
-            storage.fill(None, self._rng)
+        shapes = self.shapes(
+            self.input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=self.bidirectional
+        )
+        storage = _storage(storage, shapes, self.dtype, self._rng)
         self.parameters, self.gradients = storage.parameters, storage.gradients
         self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
         self.cells = tuple(
@@ -220,7 +229,9 @@ class LSTM:
         self._packed_at: list[int | None] = [None] * len(self.cells)  # writes when each sequence packed its weights
         self._dropouts = [Dropout(self.dropout, self.dtype) for _ in range(self.num_layers - 1)]
         self._scratch = Scratch(self.dtype)
-        self._trained: tuple[int, int, bool] | None = None  # time_steps, batch, ids of the call `backward` belongs to
+        # The call that `backward` belongs to: its time_steps, batch, ids, or the device it was made on.
+        self._trained: tuple[int, int, bool] | LayerOnDevice | None = None
+        self._device: LayerOnDevice | None = None
 
     @staticmethod
     def shapes(
@@ -261,8 +272,12 @@ class LSTM:
         `zero_state`, which None stands for; lengths [B] and resets [T, B] as in `lstm`. With batch_first, x, resets and
         the returned h begin [B, T]; states do not. training keeps what `backward` needs and applies dropout; x and
         the returned h must then stay as they are until `backward` is done. What is returned is new in every call.
+        Where x lies on a CUDA device (a float32 array of torch or cupy), so must the state, and so do the results;
+        weights are sent there when they have changed, and `backward` brings their gradients back.
         Raises ValueError naming the argument whose shape or values are wrong; TypeError for a dtype not the layer's.
         """
+        if not isinstance(x, np.ndarray) and check.is_on_device(x):
+            return self._call_on_device(x, state, lengths, resets, bool(training))
         x = self.check_input(x)
         axes = x.shape[:2]
         if resets is not None:
@@ -290,6 +305,8 @@ class LSTM:
         """
         if self._trained is None:
             raise RuntimeError("backward needs the last call of this layer to have had training=True")
+        if not isinstance(self._trained, tuple):
+            return self._trained.backward(d_h, d_state)
         time_steps, batch, token_input = self._trained
         axes = (batch, time_steps) if self.batch_first else (time_steps, batch)
         if d_h is not None:
@@ -390,7 +407,7 @@ class LSTM:
         d_c0: Array | None = None,
     ) -> None:
         """As `backward`, for models: time-major, arguments already checked; d_x, d_h0, d_c0 are written if given."""
-        assert self._trained is not None
+        assert isinstance(self._trained, tuple)
         for layer in reversed(range(self.num_layers)):
             below = d_x
             if layer:
@@ -412,6 +429,19 @@ class LSTM:
                 self._dropouts[layer - 1].backward(below)
             d_h = below
 
+    def _call_on_device(self, x: Any, state: Any, lengths: Any, resets: Any, training: bool) -> tuple[Any, Any]:
+        from lstmfast.cuda._layers import LayerOnDevice
+
+        self._trained = None
+        if self._device is None or not self._device.serves(x):
+            self._device = LayerOnDevice(self, x)
+        h, final = self._device(
+            x, state, lengths=lengths, resets=resets, training=training,
+            rng=self._rng if training else None, writes=self._writes.count,
+        )  # fmt: skip
+        self._trained = self._device if training else None
+        return h, final
+
     @overload
     def _time_major(self, a: Array) -> Array: ...
     @overload
@@ -429,6 +459,138 @@ class LSTM:
 
     def _state_shape(self, batch: int) -> tuple[int, int, int]:
         return self.num_layers * self.num_directions, batch, self.hidden_size
+
+
+class Linear:
+    """A dense layer: x @ kernel + bias, for what stands after an LSTM.
+
+    kernel [input_size, output_size], bias [output_size]. storage: as of `LSTMCell`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        dtype: npt.DTypeLike = "float32",
+        rng: np.random.Generator | None = None,
+        storage: ParameterBuffer | None = None,
+    ) -> None:
+        self.input_size = check.whole_number("input_size", input_size)
+        self.output_size = check.whole_number("output_size", output_size)
+        self.dtype = check.float_dtype(dtype)
+        storage = _storage(storage, self.shapes(self.input_size, self.output_size), self.dtype, rng)
+        self.parameters, self.gradients = storage.parameters, storage.gradients
+        self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
+        self.kernel, self.bias = self.parameters["kernel"], self.parameters["bias"]
+        self._trained_on: Array | None = None
+
+    @staticmethod
+    def shapes(input_size: int, output_size: int) -> dict[str, Shape]:
+        """Return the variables of a dense layer and their shapes."""
+        return {"kernel": (input_size, output_size), "bias": (output_size,)}
+
+    def __call__(self, x: npt.NDArray[Any], *, training: bool = False) -> Array:
+        """Return x @ kernel + bias [..., output_size] of x [..., input_size], new.
+
+        training keeps x for `backward`: it must stay as it is until that is done.
+        Raises ValueError naming x if its last axis is not input_size; TypeError for a dtype not the layer's.
+        """
+        axes = tuple(f"axis{k}" for k in range(max(np.ndim(x) - 1, 0)))
+        x = check.array("x", x, (*axes, self.input_size), "(..., input_size)", dtype=self.dtype, like="this layer")
+        rows = x.reshape(-1, self.input_size)
+        out = np.empty((len(rows), self.output_size), self.dtype)
+        _core.linear(rows, self.kernel, self.bias, out)
+        self._trained_on = x if training else None
+        return out.reshape(*x.shape[:-1], self.output_size)
+
+    def backward(self, d_out: npt.NDArray[Any]) -> Array:
+        """Return the derivative by x of the last call, which must have had training=True; overwrite `gradients`.
+
+        d_out [..., output_size]: the derivative by what that call returned. What is returned is new.
+        Raises RuntimeError without such a call; ValueError and TypeError naming d_out.
+        """
+        x = _kept(self._trained_on)
+        shape = (*x.shape[:-1], self.output_size)
+        d_out = check.array("d_out", d_out, shape, "the shape of the output", dtype=self.dtype, like="this layer")
+        d_x = np.empty(x.shape, self.dtype)
+        _core.linear_backward(
+            x.reshape(-1, self.input_size), self.kernel, d_out.reshape(-1, self.output_size),
+            d_x=d_x.reshape(-1, self.input_size), d_kernel=self.gradients["kernel"], d_bias=self.gradients["bias"],
+        )  # fmt: skip
+        return d_x
+
+
+class Embedding:
+    """A learnt vector for each token: row ids[...] of a table [vocab_size, embedding_size].
+
+    storage: as of `LSTMCell`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embedding_size: int,
+        *,
+        dtype: npt.DTypeLike = "float32",
+        rng: np.random.Generator | None = None,
+        storage: ParameterBuffer | None = None,
+    ) -> None:
+        self.vocab_size = check.whole_number("vocab_size", vocab_size)
+        self.embedding_size = check.whole_number("embedding_size", embedding_size)
+        self.dtype = check.float_dtype(dtype)
+        storage = _storage(storage, self.shapes(self.vocab_size, self.embedding_size), self.dtype, rng)
+        self.parameters, self.gradients = storage.parameters, storage.gradients
+        self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
+        self.table = self.parameters["table"]
+        self._trained_on: Array | None = None
+
+    @staticmethod
+    def shapes(vocab_size: int, embedding_size: int) -> dict[str, Shape]:
+        """Return the variables of an embedding and their shapes."""
+        return {"table": (vocab_size, embedding_size)}
+
+    def __call__(self, ids: npt.NDArray[Any], *, training: bool = False) -> Array:
+        """Return the rows [..., embedding_size] of integer ids [...], new. training keeps the ids for `backward`.
+
+        Raises ValueError for an id outside of the table, TypeError for what is no array of integers; both name ids.
+        """
+        axes = tuple(f"axis{k}" for k in range(max(np.ndim(ids), 1)))
+        checked = check.ids("ids", ids, self.vocab_size, axes)
+        out = np.empty((*checked.shape, self.embedding_size), self.dtype)
+        _core.embedding_gather(self.table, checked.reshape(-1), out.reshape(-1, self.embedding_size))
+        if training and checked is ids:
+            checked = checked.copy()  # callers often fill one array of ids again and again
+        self._trained_on = checked if training else None
+        return out
+
+    def backward(self, d_out: npt.NDArray[Any]) -> None:
+        """Overwrite `gradients` with those of the last call, which must have had training=True.
+
+        d_out [..., embedding_size]: the derivative by what that call returned; rows of the same id are added up.
+        Raises RuntimeError without such a call; ValueError and TypeError naming d_out.
+        """
+        ids = _kept(self._trained_on)
+        shape = (*ids.shape, self.embedding_size)
+        d_out = check.array("d_out", d_out, shape, "the shape of the output", dtype=self.dtype, like="this layer")
+        _core.embedding_scatter(d_out.reshape(-1, self.embedding_size), ids.reshape(-1), self.gradients["table"])
+
+
+def _storage(
+    storage: ParameterBuffer | None, shapes: dict[str, Shape], dtype: np.dtype[Any], rng: np.random.Generator | None
+) -> ParameterBuffer:
+    """Return the storage given, or one of these shapes with its first values drawn."""
+    if storage is None:
+        storage = ParameterBuffer.allocate(shapes, dtype)
+        storage.fill(None, rng)
+    return storage
+
+
+def _kept(trained_on: Array | None) -> Array:
+    """Return what a call with training=True has kept."""
+    if trained_on is None:
+        raise RuntimeError("backward needs the last call of this layer to have had training=True")
+    return trained_on
 
 
 def _directions(num_layers: int, bidirectional: bool) -> list[tuple[int, str]]:

@@ -36,40 +36,83 @@ def lstm_step(
     bias: FloatArray,
     *,
     forget_bias: float = 0.0,
+    peepholes: FloatArray | None = None,
+    projection: FloatArray | None = None,
+    cell_clip: float | None = None,
+    coupled_gates: bool = False,
 ) -> tuple[FloatArray, FloatArray]:
     """Advance an LSTM by one time step.
 
     Shapes: x [batch, input_size]; h, c [batch, hidden_size]; kernel [input_size + hidden_size, 4*hidden_size];
     bias [4*hidden_size]. Returns (h_next, c_next), both [batch, hidden_size].
-    Source: Hochreiter & Schmidhuber 1997; forget gate: Gers, Schmidhuber & Cummins 2000.
+    Variants, all of which may be combined; they are off if not given:
+    peepholes [3, hidden_size], rows i, f, o: the gates i and f also see the earlier c, o sees the new one.
+    projection [hidden_size, P]: h_next is (o * tanh(c)) @ projection; h is [batch, P], kernel has input_size + P rows.
+    cell_clip > 0: the new c is clipped to [-cell_clip, cell_clip] before anything else sees it.
+    coupled_gates: f = 1 - i; the forget gate's columns, bias and peepholes, and forget_bias, mean nothing then.
+    Source: Hochreiter & Schmidhuber 1997; forget gate: Gers, Schmidhuber & Cummins 2000; peepholes: Gers & Schmidhuber
+    2000; projection: Sak, Senior & Beaufays 2014; coupled gates: Greff et al. 2017 (CIFG).
     """
     z = np.concatenate([x, h], axis=-1) @ kernel + bias
-    h_next, c_next, _ = _cell(z, c, forget_bias)
-    return h_next, c_next
+    m, c_next, _ = _cell(z, c, forget_bias, Variant(peepholes, projection, cell_clip, coupled_gates))
+    return m if projection is None else m @ projection, c_next
 
 
-def _cell(z: FloatArray, c: FloatArray, forget_bias: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """The cell itself, from its gates' sums z [batch, 4*hidden_size]: h_next, c_next, gates [batch, 4, hidden_size]."""
+@dataclass(frozen=True)
+class Variant:
+    """In what a cell departs from the plain one: the arguments of `lstm_step` of these names."""
+
+    peepholes: FloatArray | None = None
+    projection: FloatArray | None = None
+    cell_clip: float | None = None
+    coupled_gates: bool = False
+
+
+def _cell(
+    z: FloatArray, c: FloatArray, forget_bias: float, variant: Variant
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The cell itself, from its gates' sums z [batch, 4*hidden_size]: o * tanh(c_next), which is h_next where nothing
+    projects it, c_next, and the gates [batch, 4, hidden_size]."""
     z_i, z_f, z_g, z_o = gates.split(z)
+    peepholes = variant.peepholes
+    if peepholes is not None:
+        z_i, z_f = z_i + peepholes[0] * c, z_f + peepholes[1] * c
     i = sigmoid(z_i)  # input gate: how much of the candidate enters the cell
-    f = sigmoid(z_f + forget_bias)  # forget gate: how much of the old cell stays
+    f = 1 - i if variant.coupled_gates else sigmoid(z_f + forget_bias)  # forget gate: how much of the old cell stays
     g = np.tanh(z_g)  # the candidate
-    o = sigmoid(z_o)  # output gate: how much of the cell is shown
     c_next = f * c + i * g
-    h_next = o * np.tanh(c_next)
-    return h_next, c_next, np.stack([i, f, g, o], axis=1)
+    if variant.cell_clip is not None:
+        c_next = np.clip(c_next, -variant.cell_clip, variant.cell_clip)
+    if peepholes is not None:
+        z_o = z_o + peepholes[2] * c_next
+    o = sigmoid(z_o)  # output gate: how much of the cell is shown
+    return o * np.tanh(c_next), c_next, np.stack([i, f, g, o], axis=1)
 
 
 def _cell_backward(
-    d_h: FloatArray, d_c: FloatArray, activated: FloatArray, c_prev: FloatArray, c: FloatArray
+    d_m: FloatArray, d_c: FloatArray, activated: FloatArray, c_prev: FloatArray, c: FloatArray, variant: Variant
 ) -> tuple[FloatArray, FloatArray]:
-    """Gradients (d_z [batch, 4*hidden_size], d_c_prev) of one cell from those of its h and c; `activated` as kept."""
+    """Gradients (d_z [batch, 4*hidden_size], d_c_prev) of one cell, from those of m = o * tanh(c) and of c.
+
+    `activated`: as kept. The derivative of the clip is 0 where it changed c, and 1 within the bounds and on them.
+    """
     i, f, g, o = (activated[:, gate] for gate in range(gates.COUNT))
+    peepholes = variant.peepholes
     tanh_c = np.tanh(c)
-    d_c = d_c + d_h * o * (1 - tanh_c**2)
-    d_i, d_f, d_g, d_o = d_c * g, d_c * c_prev, d_c * i, d_h * tanh_c
-    d_z = [d_i * i * (1 - i), d_f * f * (1 - f), d_g * (1 - g**2), d_o * o * (1 - o)]
-    return np.concatenate(d_z, axis=-1), d_c * f
+    d_z_o = d_m * tanh_c * o * (1 - o)
+    d_c = d_c + d_m * o * (1 - tanh_c**2)
+    if peepholes is not None:
+        d_c = d_c + d_z_o * peepholes[2]
+    if variant.cell_clip is not None:
+        d_c = np.where(np.abs(f * c_prev + i * g) > variant.cell_clip, 0, d_c)
+    if variant.coupled_gates:
+        d_z_i, d_z_f = d_c * (g - c_prev) * i * (1 - i), np.zeros_like(d_c)
+    else:
+        d_z_i, d_z_f = d_c * g * i * (1 - i), d_c * c_prev * f * (1 - f)
+    d_c_prev = d_c * f
+    if peepholes is not None:
+        d_c_prev = d_c_prev + d_z_i * peepholes[0] + d_z_f * peepholes[1]
+    return np.concatenate([d_z_i, d_z_f, d_c * i * (1 - g**2), d_z_o], axis=-1), d_c_prev
 
 
 # --- the sequence -----------------------------------------------------------------------------------------------------
@@ -81,11 +124,13 @@ class Tape:
 
     x: FloatArray | IntArray
     kernel: FloatArray
+    variant: Variant
     order: list[int]  # the time steps as they were processed
     useful: BoolArray  # [T, B, 1]: the step lies within the row's length
     starts_anew: BoolArray  # [T, B, 1]: the state was zeroed before the step
     h_prev: FloatArray  # [T, B, H], after resets; zero where the step is not useful
     c_prev: FloatArray
+    m: FloatArray  # [T, B, H], o * tanh(c): h before its projection
 
 
 @dataclass(frozen=True)
@@ -102,13 +147,16 @@ class Output:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients of a sequence's arguments, each of its argument's shape; x is None where the inputs were token ids."""
+    """Gradients of a sequence's arguments, each of its argument's shape; x is None where the inputs were token ids,
+    peepholes and projection are where they were."""
 
     x: FloatArray | None
     kernel: FloatArray
     bias: FloatArray
     h0: FloatArray
     c0: FloatArray
+    peepholes: FloatArray | None
+    projection: FloatArray | None
 
 
 def lstm(
@@ -122,6 +170,10 @@ def lstm(
     resets: BoolArray | None = None,
     reverse: bool = False,
     forget_bias: float = 0.0,
+    peepholes: FloatArray | None = None,
+    projection: FloatArray | None = None,
+    cell_clip: float | None = None,
+    coupled_gates: bool = False,
 ) -> Output:
     """Run an LSTM over whole sequences.
 
@@ -129,30 +181,41 @@ def lstm(
     h0, c0 [B, H], zero if absent. lengths [B], each in 0..T and in any order: steps past a row's length are skipped,
     their outputs are zero, and the row's final state is the one after the last step it took. resets [T, B]: the state
     is zeroed before that step, whichever way time runs. reverse: every row runs from its own last step down to step 0.
+    peepholes, projection, cell_clip, coupled_gates: as in `lstm_step`. With a projection, what is shaped like h ends in
+    P, and kernel is [I + P, 4H].
     """
     (time_steps, batch), hidden_size = x.shape[:2], bias.shape[0] // gates.COUNT
+    output_size = hidden_size if projection is None else projection.shape[1]
+    if coupled_gates:
+        kernel, bias = _without_forget_gate(kernel), _without_forget_gate(bias)
+        peepholes = None if peepholes is None else peepholes * np.array([[1], [0], [1]], peepholes.dtype)
+    variant = Variant(peepholes, projection, cell_clip, coupled_gates)
     useful = _steps_within(lengths, time_steps, batch)
     starts_anew = np.zeros_like(useful) if resets is None else resets[:, :, None]
     order = list(reversed(range(time_steps))) if reverse else list(range(time_steps))
 
-    h = np.zeros((batch, hidden_size), kernel.dtype) if h0 is None else h0
+    h = np.zeros((batch, output_size), kernel.dtype) if h0 is None else h0
     c = np.zeros((batch, hidden_size), kernel.dtype) if c0 is None else c0
-    h_prev, c_prev, h_all, c_all = np.zeros((4, time_steps, batch, hidden_size), kernel.dtype)
+    h_prev, h_all = np.zeros((2, time_steps, batch, output_size), kernel.dtype)
+    c_prev, c_all, m_all = np.zeros((3, time_steps, batch, hidden_size), kernel.dtype)
     gates_all = np.zeros((time_steps, batch, gates.COUNT, hidden_size), kernel.dtype)
-    recurrent_kernel = kernel[kernel.shape[0] - hidden_size :]
-    z_from_x = _input_product(x, kernel[: kernel.shape[0] - hidden_size])
+    recurrent_kernel = kernel[kernel.shape[0] - output_size :]
+    z_from_x = _input_product(x, kernel[: kernel.shape[0] - output_size])
 
     for t in order:
         h_prev[t] = np.where(useful[t] & ~starts_anew[t], h, 0)
         c_prev[t] = np.where(useful[t] & ~starts_anew[t], c, 0)
-        h_next, c_next, activated = _cell(z_from_x[t] + h_prev[t] @ recurrent_kernel + bias, c_prev[t], forget_bias)
+        z = z_from_x[t] + h_prev[t] @ recurrent_kernel + bias
+        m, c_next, activated = _cell(z, c_prev[t], forget_bias, variant)
+        h_next = m if projection is None else m @ projection
+        m_all[t] = np.where(useful[t], m, 0)
         h_all[t] = np.where(useful[t], h_next, 0)
         c_all[t] = np.where(useful[t], c_next, 0)
         gates_all[t] = np.where(useful[t, :, :, None], activated, 0)
         h = np.where(useful[t], h_next, h)
         c = np.where(useful[t], c_next, c)
 
-    tape = Tape(x, kernel, order, useful, starts_anew, h_prev, c_prev)
+    tape = Tape(x, kernel, variant, order, useful, starts_anew, h_prev, c_prev, m_all)
     return Output(h_all, h.copy(), c.copy(), c_all, gates_all, tape)
 
 
@@ -168,18 +231,20 @@ def lstm_backward(
     Source: Werbos 1990; the cell's own derivatives stand in `_cell_backward`.
     """
     tape = out.tape
-    hidden_size = out.h.shape[-1]
-    input_size = tape.kernel.shape[0] - hidden_size
+    peepholes, projection = tape.variant.peepholes, tape.variant.projection
+    input_size = tape.kernel.shape[0] - out.h.shape[-1]
     input_kernel, recurrent_kernel = tape.kernel[:input_size], tape.kernel[input_size:]
     d_h_all = np.zeros_like(out.h) if d_h is None else d_h
     d_h_carried = np.zeros_like(out.h_n) if d_h_n is None else d_h_n
     d_c_carried = np.zeros_like(out.c_n) if d_c_n is None else d_c_n
-    d_z = np.zeros((*out.h.shape[:2], gates.COUNT * hidden_size), out.h.dtype)
+    d_z = np.zeros((*out.h.shape[:2], tape.kernel.shape[1]), out.h.dtype)
+    d_h_total = np.zeros_like(out.h)
 
     for t in reversed(tape.order):
         useful, starts_anew = tape.useful[t], tape.starts_anew[t]
-        d_h_t = np.where(useful, d_h_all[t] + d_h_carried, 0)
-        d_z[t], d_c_prev = _cell_backward(d_h_t, d_c_carried, out.gates[t], tape.c_prev[t], out.cells[t])
+        d_h_total[t] = np.where(useful, d_h_all[t] + d_h_carried, 0)
+        d_m = d_h_total[t] if projection is None else d_h_total[t] @ projection.T
+        d_z[t], d_c_prev = _cell_backward(d_m, d_c_carried, out.gates[t], tape.c_prev[t], out.cells[t], tape.variant)
         d_h_prev = d_z[t] @ recurrent_kernel.T
         d_h_carried = np.where(useful, np.where(starts_anew, 0, d_h_prev), d_h_carried)
         d_c_carried = np.where(useful, np.where(starts_anew, 0, d_c_prev), d_c_carried)
@@ -192,7 +257,23 @@ def lstm_backward(
         bias=_rows(d_z).sum(axis=0),
         h0=d_h_carried.copy(),
         c0=d_c_carried.copy(),
+        peepholes=None if peepholes is None else _peephole_gradient(d_z, tape.c_prev, out.cells),
+        projection=None if projection is None else _rows(tape.m).T @ _rows(d_h_total),
     )
+
+
+def _without_forget_gate(weights: FloatArray) -> FloatArray:
+    """A copy of weights [..., 4H] in which the forget gate's are zero: what is not read may be anything, nan too."""
+    copy: FloatArray = weights.copy()
+    gates.split(copy)[1][...] = 0
+    return copy
+
+
+def _peephole_gradient(d_z: FloatArray, c_prev: FloatArray, c: FloatArray) -> FloatArray:
+    """Gradient [3, H] of the peepholes: every gate's, times the c that it saw."""
+    d_i, d_f, _, d_o = gates.split(d_z)
+    sums: FloatArray = np.stack([d_i * c_prev, d_f * c_prev, d_o * c]).sum(axis=(1, 2))
+    return sums
 
 
 def _steps_within(lengths: IntArray | None, time_steps: int, batch: int) -> BoolArray:

@@ -291,14 +291,24 @@ def copy_tensors(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> N
 # --- from settings to objects -----------------------------------------------------------------------------------------
 
 
-def make_model(config: Config, vocab_size: int, rng: np.random.Generator) -> CharLM:
-    """A model of the configured shape with its first weights."""
+def make_model(config: Config, vocab_size: int, rng: np.random.Generator, device: str = "cpu") -> CharLM:
+    """A model of the configured shape with its first weights, whose loss and gradients are made on "cpu" or "cuda"."""
     shape = config.model
-    return CharLM(
+    return _model_class(device)(
         vocab_size, shape.hidden_size, num_layers=shape.num_layers, embedding_size=shape.embedding_size or None,
         dropout=shape.dropout, forget_bias=shape.forget_bias, dtype=shape.dtype, rng=rng,
         initializer=_truncated_normal if shape.initializer == "truncated-normal" else None,
     )  # fmt: skip
+
+
+def _model_class(device: str) -> type[CharLM]:
+    if device == "cpu":
+        return CharLM
+    if device != "cuda":
+        raise ValueError(f"device must be cpu or cuda, got {device!r}")
+    from lstmfast.cuda.models import CudaCharLM
+
+    return CudaCharLM
 
 
 def _truncated_normal(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
@@ -308,8 +318,8 @@ def _truncated_normal(name: str, shape: tuple[int, ...], rng: np.random.Generato
     return initializers.truncated_normal(shape, rng, mean=-0.1, std=0.1)
 
 
-def make_trainer(config: Config, corpus: Corpus, callbacks: Iterable[Callback] = ()) -> Trainer:
-    """A trainer at step 0, all its randomness from the configured seed."""
+def make_trainer(config: Config, corpus: Corpus, callbacks: Iterable[Callback] = (), *, device: str = "cpu") -> Trainer:
+    """A trainer at step 0, all its randomness from the configured seed. device: where the gradients are made."""
     data, training = config.data, config.training
     seeds = np.random.SeedSequence(training.seed).spawn(4)
     weights_rng, dropout_rng, reset_rng, sample_rng = (np.random.default_rng(seed) for seed in seeds)
@@ -320,7 +330,7 @@ def make_trainer(config: Config, corpus: Corpus, callbacks: Iterable[Callback] =
         return sampler.generate(training.sample_length, rng=rng, streams=training.sample_count)
 
     return Trainer(
-        make_model(config, corpus.vocabulary.size, weights_rng),
+        make_model(config, corpus.vocabulary.size, weights_rng, device),
         config.optimizer.make_optimizer(),
         config.optimizer.make_schedule(training.steps),
         Batches(train_ids, training.batch_size, training.unroll),

@@ -23,9 +23,12 @@ constexpr KernelTable<T> make_table() {
   t.pack = pack<T>;
   t.pack_transposed = pack_transposed<T>;
   t.unpack_gates = unpack_gates<T>;
-  t.step_forward = step_forward<T>;
+  t.step_forward = step_forward<T, PlainCell>;
   t.gate_product = gate_product<T>;
   t.step_backward = step_backward<T>;
+  t.variant_step_forward = step_forward<T, VariantCell>;
+  t.variant_step_backward = variant_step_backward<T>;
+  t.peephole_gradients = peephole_gradients<T>;
   t.product = product<T>;
   t.transposed_product = transposed_product<T>;
   t.add_row_product = add_row_product<T>;

@@ -9,9 +9,60 @@
 namespace lstmfast {
 namespace {
 
+// The two cells that the steps are compiled for. A variant's hooks are peepholes, a clip and coupled gates; in a plain cell
+// they are compiled away. All variants are one instantiation that asks at run time, once for some rows of a block, which
+// hooks are wanted: one for each of their combinations would make the steps eight times as large, on every ISA, and save
+// a few of some hundred instructions.
+struct PlainCell {
+  static constexpr bool kHasHooks = false;
+};
+struct VariantCell {
+  static constexpr bool kHasHooks = true;
+};
+
+// The units of one block of a vector [hidden_size] for each of the peepholes; zero past the last unit.
+template <typename T>
+LSTMFAST_INLINE Vec<T> load_peephole(const T* peepholes, Peephole which, Index hidden, Index unit) {
+  return load_partial(peepholes + which * hidden + unit, hidden - unit);
+}
+
+// Hook before the gates: what i and f see of the earlier cells; where they are coupled, f = 1 - i = sigmoid(-z_i), which
+// unlike a difference is accurate relative to itself.
+template <typename T, int P>
+LSTMFAST_INLINE void see_earlier_cells(const StepForwardArgs<T>& args, Index unit, Index row, Vec<T>* z_i, Vec<T>* z_f) {
+  const CellVariant<T>& variant = *args.variant;
+  const Index hidden = args.hidden_size;
+  if (variant.peepholes) {
+    const Vec<T> p_i = load_peephole(variant.peepholes, kInputPeephole, hidden, unit);
+    const Vec<T> p_f = load_peephole(variant.peepholes, kForgetPeephole, hidden, unit);
+    for (int r = 0; r < P; ++r) {
+      const Vec<T> c_prev = load_partial(args.c_prev[row + r] + unit, hidden - unit);
+      z_i[r] = fused_multiply_add(p_i, c_prev, z_i[r]);
+      z_f[r] = fused_multiply_add(p_f, c_prev, z_f[r]);
+    }
+  }
+  if (variant.coupled_gates)
+    for (int r = 0; r < P; ++r) z_f[r] = -z_i[r];
+}
+
+// Hook between c and o: the clip, and what o sees of the new cells. NaN passes the clip.
+template <typename T, int P>
+LSTMFAST_INLINE void clip_and_see_cells(const StepForwardArgs<T>& args, Index unit, Vec<T>* c, Vec<T>* z_o) {
+  const CellVariant<T>& variant = *args.variant;
+  const Vec<T> highest = broadcast<T>(variant.cell_clip), lowest = -highest;
+  for (int r = 0; r < P; ++r) {
+    c[r] = highest < c[r] ? highest : c[r];
+    c[r] = lowest > c[r] ? lowest : c[r];
+  }
+  if (variant.peepholes) {
+    const Vec<T> p_o = load_peephole(variant.peepholes, kOutputPeephole, args.hidden_size, unit);
+    for (int r = 0; r < P; ++r) z_o[r] = fused_multiply_add(p_o, c[r], z_o[r]);
+  }
+}
+
 // Gates, c and h of one block of units for P rows from `row` on, whose pre-activations stand in z.
 // Three divisions a cell where five functions would need five: i and g share one, and so do o and tanh(c).
-template <typename T, int P>
+template <typename T, int P, typename Cell>
 LSTMFAST_INLINE void finish_cells(const StepForwardArgs<T>& args, Index block, Index row, const T* z) {
   constexpr Index V = kLanes<T>, W = kGateCount * V;
   const Index unit = block * V, lanes = args.hidden_size - unit;
@@ -23,14 +74,21 @@ LSTMFAST_INLINE void finish_cells(const StepForwardArgs<T>& args, Index block, I
     sigmoid[2 * P + r] = load(z + r * W + kOutputGate * V);
     g[r] = load(z + r * W + kCellGate * V);
   }
-  gate_fractions<T, 3 * P, P>(sigmoid, d, g, g_d);
+  // Where o may see c it comes after c.
+  constexpr int kSigmoidsBefore = Cell::kHasHooks ? 2 * P : 3 * P;
+  if constexpr (Cell::kHasHooks) see_earlier_cells<T, P>(args, unit, row, sigmoid, sigmoid + P);
+  gate_fractions<T, kSigmoidsBefore, P>(sigmoid, d, g, g_d);
   for (int r = 0; r < P; ++r) {
     d_f[r] = T(1) / d_f[r];
     i_over_g_d[r] = T(1) / (d_i[r] * g_d[r]);
     c[r] = fused_multiply_add(d_f[r], load_partial(args.c_prev[row + r] + unit, lanes), g[r] * i_over_g_d[r]);
-    tanh_c[r] = c[r];
+    if constexpr (!Cell::kHasHooks) tanh_c[r] = c[r];
   }
-  gate_fractions<T, 0, P>(nullptr, nullptr, tanh_c, tanh_c_d);
+  if constexpr (Cell::kHasHooks) {
+    clip_and_see_cells<T, P>(args, unit, c, sigmoid + 2 * P);
+    for (int r = 0; r < P; ++r) tanh_c[r] = c[r];
+  }
+  gate_fractions<T, 3 * P - kSigmoidsBefore, P>(sigmoid + kSigmoidsBefore, d + kSigmoidsBefore, tanh_c, tanh_c_d);
   for (int r = 0; r < P; ++r) {
     const Vec<T> o_over_tanh_c_d = T(1) / (d_o[r] * tanh_c_d[r]);
     store_partial(args.c[row + r] + unit, c[r], lanes);
@@ -49,15 +107,15 @@ constexpr int kRowsInStep = 3;
 
 // Out of line and reached through memory: one copy of this code serves every tile shape, which keeps it in the instruction
 // cache (and the build short).
-template <typename T>
+template <typename T, typename Cell>
 LSTMFAST_NOINLINE void finish_rows(const StepForwardArgs<T>& args, Index block, Index row, Index end, const T* z) {
   constexpr Index W = kGateCount * kLanes<T>;
   for (; row + kRowsInStep <= end; row += kRowsInStep, z += kRowsInStep * W)
-    finish_cells<T, kRowsInStep>(args, block, row, z);
-  for (; row < end; ++row, z += W) finish_cells<T, 1>(args, block, row, z);
+    finish_cells<T, kRowsInStep, Cell>(args, block, row, z);
+  for (; row < end; ++row, z += W) finish_cells<T, 1, Cell>(args, block, row, z);
 }
 
-template <typename T>
+template <typename T, typename Cell = PlainCell>
 struct ForwardTiles {
   const StepForwardArgs<T>& args;
   Index block;
@@ -76,7 +134,7 @@ struct ForwardTiles {
     for (int r = 0; r < R; ++r)
       for (int gate = 0; gate < kGateCount; ++gate)
         store(memory + (r * kGateCount + gate) * kLanes<T>, z.at[r][gate]);
-    finish_rows<T>(args, block, row, row + R, memory);
+    finish_rows<T, Cell>(args, block, row, row + R, memory);
   }
 };
 
@@ -97,7 +155,7 @@ LSTMFAST_INLINE void for_each_block(const StepForwardArgs<T>& args, const Severa
   }
 }
 
-template <typename T>
+template <typename T, typename Cell>
 void step_forward(const StepForwardArgs<T>& args) {
   constexpr Index W = kGateCount * kLanes<T>;
   const Index x_stride = args.input_size * W, h_stride = args.recurrent_size * W;
@@ -110,11 +168,11 @@ void step_forward(const StepForwardArgs<T>& args) {
   const auto several = [&](Index block) {
     const Operand<T> operands[] = {x(block), h(block)};
     multiply_one_row<T, kGateCount, kPanelsOfOneRow>(args.row_begin, operands, {x_stride, h_stride},
-                                                     [&](int p) { return ForwardTiles<T>{args, block + p}; });
+                                                     [&](int p) { return ForwardTiles<T, Cell>{args, block + p}; });
   };
   const auto one = [&](Index block) {
     const Operand<T> operands[] = {x(block), h(block)};
-    multiply_rows<T, kGateCount>(args.row_begin, args.row_end, operands, ForwardTiles<T>{args, block});
+    multiply_rows<T, kGateCount>(args.row_begin, args.row_end, operands, ForwardTiles<T, Cell>{args, block});
   };
   for_each_block(args, several, one);
 }
@@ -151,7 +209,7 @@ void gate_product(const GateProductArgs<T>& args) {
   });
 }
 
-template <typename T, int N>
+template <typename T, int N, typename Cell = PlainCell>
 struct BackwardTiles {
   const StepBackwardArgs<T>& args;
   Index panel;
@@ -193,14 +251,47 @@ struct BackwardTiles {
       const Vec<T> g = load(gates + kCellGate * V), o = load(gates + kOutputGate * V);
       const Vec<T> t = tanh_c.at[n];
       const Vec<T> d_h = d_h_next.at[n] + load_partial(d_h_out + at, lanes) + load_partial(d_h_extra + at, lanes);
-      const Vec<T> d_c = fused_multiply_add(d_h * o, T(1) - t * t, load_partial(d_c_next + at, lanes));
+      Vec<T> d_c = fused_multiply_add(d_h * o, T(1) - t * t, load_partial(d_c_next + at, lanes));
       T* d_gates = args.d_gates + (first_block + n) * args.d_gate_block_stride + (row - args.d_gates_first_row) * W;
+      if constexpr (Cell::kHasHooks) {
+        derive_variant(i, f, g, o, t, d_h, d_c, d_gates, row, first_unit + at);
+        continue;
+      }
       store(d_gates + kInputGate * V, d_c * g * (i * (T(1) - i)));
       store(d_gates + kForgetGate * V, d_c * load_partial(c_prev + at, lanes) * (f * (T(1) - f)));
       store(d_gates + kCellGate * V, d_c * i * (T(1) - g * g));
       store(d_gates + kOutputGate * V, d_h * t * (o * (T(1) - o)));
       store_partial(d_c_prev + at, d_c * f, lanes);
     }
+  }
+
+  // The rest of it for a cell with hooks. A clipped c lets nothing through; one that lies within the bounds, or on them by
+  // itself, everything. `c` tells the two apart where it is not a bound, and else the c before the clip, made once more.
+  LSTMFAST_INLINE void derive_variant(Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> o, Vec<T> t, Vec<T> d_h, Vec<T> d_c,
+                                      T* d_gates, Index row, Index unit) const {
+    constexpr Index V = kLanes<T>;
+    const CellVariant<T>& variant = *args.variant;
+    const Index hidden = args.hidden_size, lanes = hidden - unit;
+    const Vec<T> c_prev = load_partial(args.c_prev[row] + unit, lanes), c = load_partial(args.c[row] + unit, lanes);
+    const Vec<T> d_z_o = d_h * t * (o * (T(1) - o)), clip = broadcast<T>(variant.cell_clip);
+    if (variant.peepholes)
+      d_c = fused_multiply_add(d_z_o, load_peephole(variant.peepholes, kOutputPeephole, hidden, unit), d_c);
+    const Vec<T> unclipped = fused_multiply_add(f, c_prev, i * g);
+    d_c = ((c >= clip) & (unclipped > clip)) | ((c <= -clip) & (unclipped < -clip)) ? Vec<T>{} : d_c;
+    const Vec<T> d_i = variant.coupled_gates ? d_c * (g - c_prev) : d_c * g;
+    const Vec<T> d_z_i = d_i * (i * (T(1) - i));
+    const Vec<T> d_z_f = variant.coupled_gates ? Vec<T>{} : d_c * c_prev * (f * (T(1) - f));
+    Vec<T> d_c_prev = d_c * f;
+    if (variant.peepholes) {
+      d_c_prev = fused_multiply_add(d_z_i, load_peephole(variant.peepholes, kInputPeephole, hidden, unit), d_c_prev);
+      if (!variant.coupled_gates)
+        d_c_prev = fused_multiply_add(d_z_f, load_peephole(variant.peepholes, kForgetPeephole, hidden, unit), d_c_prev);
+    }
+    store(d_gates + kInputGate * V, d_z_i);
+    store(d_gates + kForgetGate * V, d_z_f);
+    store(d_gates + kCellGate * V, d_c * i * (T(1) - g * g));
+    store(d_gates + kOutputGate * V, d_z_o);
+    store_partial(args.d_c_prev[row] + unit, d_c_prev, lanes);
   }
 };
 
@@ -248,6 +339,51 @@ void step_backward(const StepBackwardArgs<T>& args) {
       with_panel_vectors<kPanelVectors>(layout.vectors_in(panel), body);
       ++panel;
     }
+  }
+}
+
+template <typename T>
+struct VariantBackwardPanel {
+  const StepBackwardArgs<T>& args;
+  Index panel;
+
+  template <int N>
+  LSTMFAST_INLINE void run() const {
+    const BackwardTiles<T, N, VariantCell> tiles{args, panel};
+    const Index first_unit = PanelLayout<T>::first_column(panel);
+    for (Index row = args.row_begin; row < args.row_end; ++row) {
+      Vectors<T, N> d_h;
+      load_row(d_h.at, args.d_h_next + (row - args.row_begin) * args.hidden_size + first_unit,
+               {kLanes<T>, args.hidden_size - first_unit, kLanes<T>});
+      tiles.derive(d_h, row);
+    }
+  }
+};
+
+// The product that comes before it is one of `product`: a second set of tiles for it would make objects larger for the
+// sake of a row that is read back from L1.
+template <typename T>
+void variant_step_backward(const StepBackwardArgs<T>& args) {
+  const PanelLayout<T> layout{args.hidden_size};
+  for (Index panel = args.panel_begin; panel < args.panel_end; ++panel)
+    with_panel_vectors<kPanelVectors>(layout.vectors_in(panel), VariantBackwardPanel<T>{args, panel});
+}
+
+template <typename T>
+void peephole_gradients(const PeepholeGradientArgs<T>& args) {
+  constexpr Index V = kLanes<T>, W = kGateCount * V;
+  for (Index block = args.block_begin; block < args.block_end; ++block) {
+    const Index unit = block * V, lanes = args.hidden_size - unit;
+    const T* d_gates = args.d_gates + block * args.block_stride;
+    Vec<T> sums[kPeepholeCount];
+    for (int p = 0; p < kPeepholeCount; ++p) sums[p] = load_partial(args.sums + p * args.hidden_size + unit, lanes);
+    for (Index r = 0; r < args.rows; ++r, d_gates += W) {
+      const Vec<T> c_prev = load_partial(args.c_prev[r] + unit, lanes), c = load_partial(args.c[r] + unit, lanes);
+      sums[kInputPeephole] = fused_multiply_add(load(d_gates + kInputGate * V), c_prev, sums[kInputPeephole]);
+      sums[kForgetPeephole] = fused_multiply_add(load(d_gates + kForgetGate * V), c_prev, sums[kForgetPeephole]);
+      sums[kOutputPeephole] = fused_multiply_add(load(d_gates + kOutputGate * V), c, sums[kOutputPeephole]);
+    }
+    for (int p = 0; p < kPeepholeCount; ++p) store_partial(args.sums + p * args.hidden_size + unit, sums[p], lanes);
   }
 }
 

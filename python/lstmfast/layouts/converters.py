@@ -9,7 +9,7 @@ Refuses to drop what a layout has no place for (peepholes, projections), and to 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,6 +139,17 @@ def to_arrays(weights: LSTMWeights, target: str, *, forget_bias: float | None = 
         arrays, target, forget_bias=None if layout.forget_bias is None else at_run_time,
         assumptions=assumptions, sums=sums,
     )  # fmt: skip
+
+
+def variables_of(weights: Mapping[str, Array], source: str) -> Iterator[tuple[str, Variable, Sizes]]:
+    """Every array in the layout `source`: its name, what it is, and the sizes of its cell. Raises as `from_arrays`.
+
+    Where directions lie along a first axis, an array comes once for each.
+    """
+    layout = layout_of(source)
+    for group in _cells_of(weights, layout)[0]:
+        sizes = _sizes_of(group, layout)
+        yield from ((group[each.name][0], each, sizes) for each in layout.variables if each.name in group)
 
 
 def reorder(values: Array, *, source: str, target: str, axis: int = -1) -> Array:
@@ -317,7 +328,9 @@ def _turned(values: Array, variable: Variable) -> Array:
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class Sizes:
+    """Sizes of a cell: numbers in x, units, numbers in h."""
+
     input_size: int
     hidden_size: int
     output_size: int
@@ -333,7 +346,7 @@ def _decoded(group: _Group, layout: Layout, at_run_time: float) -> CellWeights:
     for variable in layout.variables:
         if variable.name in group:
             name, values = group[variable.name]
-            check.has_shape(name, values, *_shape_of(variable, sizes))
+            check.has_shape(name, values, *shape_of(variable, sizes))
             _gates_into(ours, values.reshape(-1) if variable.rows else _turned(values, variable), variable, sizes)
     kernel = ours["kernel"] if "kernel" in ours else np.concatenate([ours["input"], ours["recurrent"]])
     hidden_size = sizes.hidden_size
@@ -347,7 +360,7 @@ def _decoded(group: _Group, layout: Layout, at_run_time: float) -> CellWeights:
     )
 
 
-def _gates_into(ours: dict[str, Array], values: Array, variable: Variable, sizes: _Sizes) -> None:
+def _gates_into(ours: dict[str, Array], values: Array, variable: Variable, sizes: Sizes) -> None:
     """Copy the gates of a variable to where they lie in ours."""
     if variable.role == "projection":
         ours["projection"] = np.array(values, order="C")
@@ -362,7 +375,7 @@ def _gates_into(ours: dict[str, Array], values: Array, variable: Variable, sizes
             places[order.index(letter)][...] = block
 
 
-def _sizes_of(group: _Group, layout: Layout) -> _Sizes:
+def _sizes_of(group: _Group, layout: Layout) -> Sizes:
     """Sizes of a cell, of the arrays that tell them. Raises ValueError naming the one that does not divide."""
     found: dict[str, tuple[int, int]] = {}
     for variable in layout.variables:
@@ -383,10 +396,10 @@ def _sizes_of(group: _Group, layout: Layout) -> _Sizes:
     if input_size < 1:
         name = next(group[v.name][0] for v in layout.variables if v.role in ("kernel", "input"))
         raise ValueError(f"{name} must have at least one row for the input beside {output_size} for h, got {rows}")
-    return _Sizes(input_size, hidden_size, output_size)
+    return Sizes(input_size, hidden_size, output_size)
 
 
-def _shape_of(variable: Variable, sizes: _Sizes) -> tuple[tuple[int, ...], str]:
+def shape_of(variable: Variable, sizes: Sizes) -> tuple[tuple[int, ...], str]:
     """The shape that a variable must have, and the same in words."""
     count, hidden_size = len(variable.gates), sizes.hidden_size
     columns, words = count * hidden_size, f"{count}*hidden_size" if count > 1 else "hidden_size"

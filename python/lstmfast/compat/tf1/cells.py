@@ -7,7 +7,6 @@ write. How cells are unrolled over time: see `rnn`. Refuses to compute: that is 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -57,7 +56,6 @@ class _LSTM(RNNCell):
         self.cell_clip = _positive("cell_clip", cell_clip)
         self.num_proj = None if num_proj is None else check.whole_number("num_proj", num_proj)
         self.proj_clip = _positive("proj_clip", proj_clip) if self.num_proj else None  # as in TensorFlow: else ignored
-        _check_kernels_have(peepholes=self.use_peepholes, projection=self.num_proj, cell_clip=self.cell_clip)
         self._initializer = initializer
         self._made: dict[str, Variable] = {}
         self._ours: dict[str, Array] = {}  # the arguments of `lstmfast.lstm` that they become
@@ -151,11 +149,11 @@ class _LSTM(RNNCell):
             d = functional.lstm_backward(out, d_outputs, d_h_n, d_c_n)
             for name in ("kernel", "bias"):
                 add(self._made[name], reorder(getattr(d, name), source="lstmfast", target="tf1"))
-            if self.use_peepholes:
-                for name, gradient in zip(_PEEPHOLES, vars(d)["peepholes"], strict=True):
+            if d.peepholes is not None:
+                for name, gradient in zip(_PEEPHOLES, d.peepholes, strict=True):
                     add(self._made[name], gradient)
-            if self.num_proj:
-                add(self._made["projection/kernel"], vars(d)["projection"])
+            if d.projection is not None:
+                add(self._made["projection/kernel"], d.projection)
             assert d.x is not None
             return d.x, [(d.c0, d.h0)]
 
@@ -390,14 +388,6 @@ def _refuse_shared(cells: list[RNNCell]) -> None:
                 f"Instead of MultiRNNCell([cell] * {len(cells)}) write "
                 f"MultiRNNCell([{what}(num_units) for _ in range({len(cells)})])"
             )
-
-
-def _check_kernels_have(**arguments: object) -> None:
-    """Raise NotImplementedError for an argument that is asked for and that `lstmfast.lstm` of this version lacks."""
-    known = inspect.signature(functional.lstm).parameters
-    missing = [name for name, value in arguments.items() if value and name not in known]
-    if missing:
-        raise NotImplementedError(f"LSTMCell needs {', '.join(missing)} of lstmfast.lstm, which this version lacks")
 
 
 def _only_tanh(activation: Any) -> None:

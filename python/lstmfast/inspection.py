@@ -1,0 +1,386 @@
+"""Every variable in plain sight: `inspect` lists shapes, counts and gates of anything that has LSTM weights, and why.
+
+Takes cells, layers, models, dicts of arrays, run folders and files of other frameworks. Which gate lies where is asked
+of `layouts`, in the order of whoever wrote the weights. Refuses to change weights and to run anything.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmfast import gates
+from lstmfast._checks import Array
+from lstmfast.layers import LSTM, Embedding, Linear, LSTMCell
+from lstmfast.layouts import converters, finder, readers
+from lstmfast.layouts.converters import LayoutArrays, Sizes, shape_of, to_arrays
+from lstmfast.layouts.finder import FoundLSTM
+from lstmfast.layouts.table import Layout, Variable
+from lstmfast.layouts.table import layout as layout_of
+from lstmfast.layouts.weights import LSTMWeights
+from lstmfast.models import CharLM, SequenceClassifier
+
+_OURS = (LSTM, CharLM, SequenceClassifier, Embedding, Linear)
+
+
+@dataclass(frozen=True)
+class GatePart:
+    """Where one gate lies in a variable.
+
+    axis: "columns" (the last axis) or "rows" (the one before). first, end: from, and up to but without. norm: the root
+    of the sum of its squares. part: which of several it is, "" where there is one.
+    """
+
+    name: str
+    letter: str
+    axis: str
+    first: int
+    end: int
+    count: int
+    norm: float
+    part: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As one object; "columns" or "rows" is [first, end]."""
+        words = {
+            "name": self.name, "letter": self.letter, self.axis: [self.first, self.end], "count": self.count,
+            "norm": self.norm if math.isfinite(self.norm) else None,
+        }  # fmt: skip
+        return {**words, "part": self.part} if self.part else words
+
+
+@dataclass(frozen=True)
+class VariableInfo:
+    """One variable. because: its shape in the sizes of its cell, "" where it is no LSTM's. gates: () there too."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    count: int
+    because: str = ""
+    gates: tuple[GatePart, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As one object."""
+        return {
+            "name": self.name, "shape": list(self.shape), "dtype": self.dtype, "count": self.count,
+            "because": self.because, "gates": [gate.to_json() for gate in self.gates],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LSTMInfo:
+    """One stack of LSTMs: its name where it was found, and its sizes. output_size: numbers in one direction's h."""
+
+    name: str
+    layout: str
+    input_size: int
+    hidden_size: int
+    output_size: int
+    num_layers: int
+    bidirectional: bool
+    forget_bias: float | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found; `print` shows it as a table, `to_json` is for programs.
+
+    kind: what was looked at, in words. total: numbers in all variables. formula: why the shapes are what they are, a
+    sentence a line. notes: what else is to be known, and what is wrong.
+    """
+
+    kind: str
+    variables: tuple[VariableInfo, ...]
+    lstms: tuple[LSTMInfo, ...]
+    formula: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total", sum(variable.count for variable in self.variables))
+
+    def to_json(self) -> dict[str, Any]:
+        """As one object of lists, numbers and words."""
+        return {
+            "kind": self.kind,
+            "variables": [variable.to_json() for variable in self.variables],
+            "total": self.total,
+            "lstms": [vars(lstm) for lstm in self.lstms],
+            "formula": list(self.formula),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        rows = [(each.name, " x ".join(map(str, each.shape)) or "1", f"{each.count:,}") for each in self.variables]
+        rows.append(("total", "", f"{self.total:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [self.kind, ""]
+        for (name, shape, count), variable in zip(rows, [*self.variables, None], strict=True):
+            because = f"  {variable.because}" if variable and variable.because else ""
+            lines.append(f"{name:{widths[0]}}  {shape:>{widths[1]}}  {count:>{widths[2]}}{because}")
+            for gate in variable.gates if variable else ():
+                where = f"{gate.axis} {gate.first} to {gate.end - 1}"
+                words = f"{gate.letter}  {gate.name + ' gate':11}  {where:20}  norm {gate.norm:.4g}  {gate.part}"
+                lines.append(f"{'':{widths[0]}}  {'':{widths[1]}}  {gate.count:{widths[2]},}  {words}".rstrip())
+        for paragraph in (self.formula, self.notes):
+            if paragraph:
+                lines += ["", *paragraph]
+        return "\n".join(lines)
+
+
+def inspect(
+    x: LSTMCell
+    | LSTM
+    | CharLM
+    | SequenceClassifier
+    | Embedding
+    | Linear
+    | LSTMWeights
+    | Mapping[str, Array]
+    | str
+    | os.PathLike[str],
+    *,
+    layout: str | None = None,
+) -> Inspection:
+    """Say of every variable its shape, its count and which gate lies where, and why the shapes are what they are.
+
+    x: a cell, a layer, a model, weights, a dict of arrays by name (a state_dict, say), or the path of a run folder or
+    of any file that `layouts.read` reads. layout: one of `layouts.LAYOUTS`, where the names of x do not tell.
+    Raises TypeError for anything else; ValueError, OSError and ImportError as `layouts.read` does.
+    """
+    if isinstance(x, (str, os.PathLike)):
+        contents = readers.read(x, layout=layout)
+        kind = f"{contents.kind}: {Path(x)}"
+        return _inspection(kind, contents.arrays, contents.lstms, contents.notes)
+    if isinstance(x, LSTMWeights):
+        x = to_arrays(x, "lstmfast")
+    if isinstance(x, Mapping):
+        arrays = {str(name): np.asarray(values) for name, values in x.items()}
+        bias = x.forget_bias if isinstance(x, LayoutArrays) else None
+        name = x.layout if isinstance(x, LayoutArrays) else layout
+        return _inspection("Arrays", arrays, finder.find(arrays, layout_name=name, forget_bias=bias))
+    if layout is not None:
+        raise ValueError(f"layout must be None for a {type(x).__name__}, which has its own, got {layout!r}")
+    if isinstance(x, LSTMCell):
+        names = {f"layer0.{name}": name for name in x.parameters}
+        arrays = {name: np.asarray(values) for name, values in x.parameters.items()}
+        own = LayoutArrays(
+            {name: arrays[given] for name, given in names.items()}, "lstmfast", forget_bias=x.forget_bias
+        )
+        return _inspection("LSTMCell", arrays, [FoundLSTM("", own, names)])
+    if isinstance(x, _OURS):
+        arrays = {name: np.asarray(values) for name, values in x.parameters.items()}
+        forget_bias = getattr(x, "forget_bias", None)
+        return _inspection(type(x).__name__, arrays, finder.find(arrays, forget_bias=forget_bias))
+    raise TypeError(
+        f"x must be a cell, layer, model, LSTMWeights, dict of arrays or the path of a file, got {type(x).__name__}"
+    )
+
+
+def _inspection(
+    kind: str, arrays: Mapping[str, Array], lstms: Iterable[FoundLSTM], notes: Iterable[str] = ()
+) -> Inspection:
+    said, general, counts = list(notes), [], []
+    roles: dict[str, tuple[Variable, Sizes]] = {}
+    infos: list[LSTMInfo] = []
+    for lstm in lstms:
+        said += [*lstm.notes, *lstm.differs]
+        layout = layout_of(lstm.arrays.layout)
+        try:
+            parts = list(converters.variables_of(lstm.arrays, layout.name))
+            weights = converters.from_arrays(lstm.arrays, layout.name)
+        except (TypeError, ValueError) as error:
+            said.append(f"{lstm.name or 'What looks like an LSTM'} cannot be used: {error}")
+            continue
+        said += weights.assumptions
+        if lstm.arrays.forget_bias:
+            said.append(f"Forget bias {lstm.arrays.forget_bias:g} is added at run time and is no variable.")
+        roles |= {lstm.names[name]: (variable, sizes) for name, variable, sizes in parts}
+        infos.append(_info(lstm, weights))
+        present = tuple(dict.fromkeys(variable for _, variable, _ in parts))
+        general += [line for line in _in_words(layout, present) if line not in general]
+        counts += _in_numbers(lstm, weights, _count_of_biases(present), _source(kind, arrays))
+    ours = any(info.layout == "lstmfast" for info in infos)
+    if ours:
+        counts = [*_embedding(arrays), *counts, *_projection(arrays)]
+    names = sorted(arrays, key=_reading_order) if ours else list(arrays)
+    variables = tuple(_described(name, np.asarray(arrays[name]), roles.get(name)) for name in names)
+    return Inspection(kind, variables, tuple(infos), (*general, *counts), tuple(dict.fromkeys(said)))
+
+
+def _info(lstm: FoundLSTM, weights: LSTMWeights) -> LSTMInfo:
+    return LSTMInfo(
+        lstm.name, lstm.arrays.layout, weights.input_size, weights.hidden_size, weights.output_size,
+        weights.num_layers, weights.bidirectional, lstm.arrays.forget_bias,
+    )  # fmt: skip
+
+
+def _reading_order(name: str) -> tuple[Any, ...]:
+    """From the input to the output, layer by layer, kernel before bias."""
+    scope, _, variable = name.rpartition(".")
+    group = next((number for number, word in enumerate(_GROUPS) if name.startswith(word)), len(_GROUPS))
+    rank = _VARIABLES.index(variable) if variable in _VARIABLES else len(_VARIABLES)
+    return group, [int(number) for number in re.findall(r"\d+", scope)], scope, rank, variable
+
+
+_GROUPS = ("embedding", "lstm", "layer", "kernel", "bias")
+_VARIABLES = ("kernel", "bias", "peepholes", "projection")
+
+
+# --- one variable -----------------------------------------------------------------------------------------------------
+
+
+def _described(name: str, values: Array, role: tuple[Variable, Sizes] | None) -> VariableInfo:
+    count = int(values.size)
+    if role is None:
+        return VariableInfo(name, values.shape, str(values.dtype), count)
+    variable, sizes = role
+    parts = tuple(_gate_parts(variable, values))
+    because = _because(variable, sizes)
+    if values.ndim > len(shape_of(variable, sizes)[0]):
+        because = f"{len(values)} x {because}"  # directions
+    return VariableInfo(name, values.shape, str(values.dtype), count, because, parts)
+
+
+def _gate_parts(variable: Variable, values: Array) -> Iterator[GatePart]:
+    """Where each gate lies: along the columns, or along the rows of what is transposed or has a row for each."""
+    if not variable.gates:
+        return
+    axis = -2 if (variable.transposed or variable.rows) and values.ndim > 1 else -1
+    halves = ("first bias", "second bias") if variable.role == "biases" else ("",)
+    letters = variable.gates * len(halves)
+    if variable.rows and len(letters) == 1:
+        axis = -1  # one gate's bias as a matrix of one row
+    for number, (letter, block) in enumerate(zip(letters, np.split(values, len(letters), axis), strict=True)):
+        size = block.shape[axis]
+        name = gates.NAMES[gates.LETTERS.index(letter)]
+        norm = float(np.sqrt(np.square(block, dtype=np.float64).sum()))
+        yield GatePart(
+            name, letter, "rows" if axis == -2 else "columns", number * size, (number + 1) * size, int(block.size),
+            norm, halves[number // len(variable.gates)],
+        )  # fmt: skip
+
+
+def _because(variable: Variable, sizes: Sizes) -> str:
+    """A shape in the numbers of its cell, as (12 + 64) x 4*64."""
+    words = shape_of(variable, sizes)[1].partition(":")[0].strip("(),").split(", ")
+    return " x ".join(f"({_numbers(word, sizes)})" if "+" in word else _numbers(word, sizes) for word in words)
+
+
+def _numbers(words: str, sizes: Sizes) -> str:
+    for name in ("input_size", "hidden_size", "output_size"):
+        words = words.replace(name, str(getattr(sizes, name)))
+    return words
+
+
+# --- the formula ------------------------------------------------------------------------------------------------------
+
+
+def _in_words(layout: Layout, present: tuple[Variable, ...]) -> list[str]:
+    """Why the variables of a layout have their shapes."""
+    by_role = {variable.role: variable for variable in reversed(present)}
+    h = "P" if "projection" in by_role else "H"
+    order = ", ".join(f"{gates.NAMES[gates.LETTERS.index(letter)]} ({letter})" for letter in layout.gate_order)
+    biases = _count_of_biases(present)
+    each = "a bias" if biases == 1 else "two biases, which are added," if biases else "no bias"
+    read = f"A layer reads an input x of I numbers and its own last output h of {h} numbers."
+    if "kernel" in by_role:
+        name, bias = by_role["kernel"].name, f" and the {by_role['bias'].name} 4H" if biases else ""
+        lines = [
+            f"{read} It joins them and multiplies",
+            f"once, with one kernel of I + {h} rows, for all four gates side by side: {order}.",
+            f"Each gate has H columns, so the {name} is (I + {h}) x 4H{bias}: "
+            f"together {_product(biases, h)} variables.",
+            f"The first I rows of the {name} are the input kernel, the {h} rows below it the recurrent kernel.",
+        ]
+    elif len(by_role["input"].gates) == 1:
+        turned = by_role["input"].transposed
+        across, back = ("H x I", f"H x {h}") if turned else ("I x H", f"{h} x H")
+        lines = [
+            f"{read} Each of the four gates",
+            f"has arrays of its own: {order}.",
+            f"They are {across} for x, {back} for h, with {each} of H: together {_product(biases, h)} variables.",
+        ]
+    else:
+        names = by_role["input"].name, by_role["recurrent"].name
+        if by_role["input"].transposed:
+            shapes, lie = (f"{names[0]} is 4H x I", f"{names[1]} 4H x {h}"), "one above the other, H rows each"
+        else:
+            shapes, lie = (f"{names[0]} is I x 4H", f"{names[1]} {h} x 4H"), "side by side, H columns each"
+        lines = [
+            f"{read} It multiplies both",
+            f"for all four gates at once, which lie {lie}: {order}.",
+            f"So {shapes[0]}, {shapes[1]}, with {each} of 4H: together {_product(biases, h)} variables.",
+        ]
+    if "peepholes" in by_role:
+        lines.append(
+            "Through peepholes the gates i, f and o see the cell state c: a vector of H for each, 3H variables."
+        )
+    if "projection" in by_role:
+        lines.append("The projection makes the P numbers of h out of the H of every step: H x P variables.")
+    return lines
+
+
+def _product(biases: int, h: str) -> str:
+    return f"4H (I + {h}{f' + {biases}' if biases else ''})"
+
+
+def _count_of_biases(present: tuple[Variable, ...]) -> int:
+    roles = {variable.role for variable in present}
+    return 2 if "biases" in roles else len(roles & {"bias", "recurrent_bias"})
+
+
+def _in_numbers(lstm: FoundLSTM, weights: LSTMWeights, biases: int, source: str) -> list[str]:
+    """The same with the numbers of each layer; what stands behind the equals signs adds up."""
+    lines = []
+    scope = f"{lstm.name}." if lstm.arrays.layout == "lstmfast" and lstm.name else f"{lstm.name} " if lstm.name else ""
+    if "," in scope:  # of several layers of Keras
+        scope = ""
+    for k, layer in enumerate(weights.layers):
+        cell = layer[0]
+        i, h, p = cell.input_size, cell.hidden_size, cell.output_size
+        product = f"4 x {h} x ({i} + {p}{f' + {biases}' if biases else ''})"
+        count = 4 * h * (i + p + biases)
+        if cell.peepholes is not None:
+            product, count = f"{product} + 3 x {h}", count + 3 * h
+        if cell.projection is not None:
+            product, count = f"{product} + {h} x {p}", count + h * p
+        below = "the layer below" if k else source
+        both = ""
+        if len(layer) == 2:
+            product, count, both = f"2 x ({product})", 2 * count, ", forward and reverse"
+            below = "both directions of the layer below" if k else source
+        sizes = f"I = {i} ({below}), H = {h}" + (f", P = {p}" if cell.projection is not None else "")
+        lines.append(f"{scope}layer{k}{both}: {sizes}: {product} = {count:,}.")
+    return lines
+
+
+def _source(kind: str, arrays: Mapping[str, Array]) -> str:
+    if "embedding" in arrays:
+        return "the embedding"
+    return "one row for each symbol" if kind.startswith(("CharLM", "lstmfast checkpoint")) else "the input"
+
+
+def _embedding(arrays: Mapping[str, Array]) -> list[str]:
+    if getattr(arrays.get("embedding"), "ndim", 0) != 2:
+        return []
+    symbols, size = arrays["embedding"].shape
+    return [f"embedding: {size} numbers for each symbol: {symbols} x {size} = {symbols * size:,}."]
+
+
+def _projection(arrays: Mapping[str, Array]) -> list[str]:
+    if getattr(arrays.get("projection.kernel"), "ndim", 0) != 2:
+        return []
+    features, outputs = arrays["projection.kernel"].shape
+    total = (features + 1) * outputs
+    return [
+        f"projection: from {features} features to one logit for each answer: ({features} + 1) x {outputs} = {total:,}."
+    ]

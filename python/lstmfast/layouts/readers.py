@@ -1,0 +1,101 @@
+"""LSTMs out of real files: `read` says all that a file holds, `load` gives the weights of one LSTM in it.
+
+Formats are in `files` and `tensor_bundle`; which arrays belong together is in `finder`. Here is only the way from a
+path to them. Refuses to write files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lstmfast._checks import Array
+from lstmfast.layouts import files, finder
+from lstmfast.layouts.finder import FoundLSTM
+from lstmfast.layouts.weights import LSTMWeights
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a file holds: its kind in words, its LSTMs, and its arrays by name, those of the LSTMs included."""
+
+    path: Path
+    kind: str
+    lstms: tuple[FoundLSTM, ...]
+    arrays: Mapping[str, Array]
+    notes: tuple[str, ...] = ()
+
+
+def read(path: str | os.PathLike[str], *, layout: str | None = None) -> Contents:
+    """Every array and every LSTM of a file of weights.
+
+    Reads PyTorch's .pt and .pth (dicts of tensors; code is refused), safetensors, .npz, Keras' .h5, .weights.h5 and
+    .keras, TensorFlow 1 checkpoints (the prefix, the .index or the folder), ONNX, and lstmfast's run folders. layout:
+    one of `LAYOUTS`, where names alone do not tell, as of haste's in an .npz. Raises OSError if the file cannot be
+    read, ImportError naming the extra for what is not installed, ValueError in a sentence naming the file otherwise.
+    """
+    found = _resolved(Path(path))
+    file = files.READERS[files.kind_of(found)](found)
+    lstms = file.lstms
+    if lstms is None or layout is not None:
+        lstms = tuple(
+            finder.find(file.arrays, layout_name=layout, forget_bias=file.forget_bias, settings=file.settings)
+        )
+    return Contents(Path(path), file.kind, lstms, file.arrays, file.notes)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    layout: str | None = None,
+    forget_bias: float | None = None,
+) -> LSTMWeights:
+    """The weights of the LSTM in a file; `name` chooses where there are several. Otherwise as `read` and `convert`.
+
+    Raises ValueError listing the names if there are several, or none of this name.
+    """
+    contents = read(path, layout=layout)
+    found = [each for each in contents.lstms if name is None or each.name == name]
+    if len(found) != 1:
+        if not contents.lstms:
+            raise ValueError(f"{path} holds no LSTM: its arrays are {', '.join(contents.arrays) or 'none'}")
+        names = ", ".join(repr(each.name) for each in contents.lstms)
+        if name is None:
+            raise ValueError(f"name must choose one of the LSTMs in {path}: {names}")
+        raise ValueError(f"name must be that of one LSTM in {path}: {names}, got {name!r}")
+    try:
+        return found[0].weights(forget_bias=forget_bias)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _resolved(path: Path) -> Path:
+    """The file to read: in a folder the checkpoint of a run or TensorFlow's latest; of a prefix its index."""
+    if path.is_dir():
+        if (path / "checkpoint.safetensors").exists():
+            return path / "checkpoint.safetensors"
+        if (path / "checkpoint").exists():
+            return _latest(path)
+        raise FileNotFoundError(f"{path} holds no checkpoint, neither of lstmfast nor of TensorFlow")
+    index = path.with_name(f"{path.name}.index")
+    if not path.exists() and index.exists():
+        return index
+    of_checkpoint = re.fullmatch(r"(.+)\.(?:data-\d{5}-of-\d{5}|meta)", path.name)
+    if of_checkpoint and (index := path.with_name(f"{of_checkpoint[1]}.index")).exists():
+        return index
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    return path
+
+
+def _latest(folder: Path) -> Path:
+    """The index that TensorFlow's file `checkpoint` names, in this folder wherever it was written."""
+    words = (folder / "checkpoint").read_text(encoding="utf-8", errors="replace")
+    match = re.search(r'^model_checkpoint_path: "([^"]+)"', words, re.MULTILINE)
+    if match is None:
+        raise ValueError(f"{folder / 'checkpoint'} names no checkpoint of TensorFlow")
+    return folder / f"{Path(match[1]).name}.index"

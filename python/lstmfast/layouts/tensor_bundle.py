@@ -1,0 +1,233 @@
+"""TensorFlow checkpoints of version 2 (an `.index` and its `.data-?????-of-?????` files), read without TensorFlow.
+
+The index is a sorted table of blocks, as LevelDB has them, from a tensor's name to a small protocol buffer that says
+where its bytes lie. TensorFlow writes the blocks uncompressed; others are refused. The checksums of the index are
+checked, those of the data are not, which plain Python would take minutes for; sizes are held against the files.
+Refuses partitioned variables and strings, which are left out, and the one-file checkpoints of version 1.
+Source: the comments of tensorflow/core/util/tensor_bundle and of LevelDB's table_format.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmfast._checks import Array
+
+_MAGIC = bytes.fromhex("57fb808b247547db")
+_FOOTER_BYTES, _TRAILER_BYTES = 48, 5  # a block's trailer: one byte of compression, four of checksum
+# The numbers of tensorflow/core/framework/types.proto that NumPy has a dtype for; bfloat16 is widened, which is exact.
+_DTYPES = {
+    1: "<f4", 2: "<f8", 3: "<i4", 4: "<u1", 5: "<i2", 6: "<i1", 9: "<i8", 10: "?", 17: "<u2", 19: "<f2", 22: "<u4",
+    23: "<u8",
+}  # fmt: skip
+_BFLOAT16, _STRING = 14, 7
+
+
+@dataclass
+class _Entry:
+    """Where a tensor's bytes lie."""
+
+    dtype: int = 0
+    shape: list[int] = field(default_factory=list)
+    shard: int = 0
+    offset: int = 0
+    size: int = 0
+    slices: bool = False
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file ends as an index does."""
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        if file.tell() < _FOOTER_BYTES:
+            return False
+        file.seek(-len(_MAGIC), 2)
+        return file.read() == _MAGIC
+
+
+def read(index: Path) -> tuple[dict[str, Array], list[str]]:
+    """The tensors of a checkpoint by name, and in sentences which were left out; of strings nothing is said.
+
+    Raises ValueError saying what is wrong with which of its files; OSError where one is missing.
+    """
+    prefix = index.with_name(index.name.removesuffix(".index"))
+    try:
+        entries = dict(_entries(index.read_bytes()))
+        shards = _shards(entries.pop(b"", b""))
+        # The parts of partitioned variables have names that begin with a zero byte.
+        described = {_text(name): _entry(value) for name, value in entries.items() if name[0]}
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"{index} is no index of a TensorFlow checkpoint that can be used: {error}") from error
+    files = [prefix.with_name(f"{prefix.name}.data-{number:05}-of-{shards:05}") for number in range(shards)]
+    tensors, left_out = {}, []
+    for name, entry in described.items():
+        if entry.slices:
+            left_out.append(f"{name} is partitioned, which is not read, and was left out.")
+        elif entry.dtype in _DTYPES or entry.dtype == _BFLOAT16:
+            tensors[name] = _tensor(name, entry, files)
+        elif entry.dtype != _STRING:
+            left_out.append(f"{name} is of TensorFlow's type {entry.dtype}, which is not read, and was left out.")
+    return tensors, left_out
+
+
+def widened_bfloat16(bits: Array) -> Array:
+    """float32 of the 16 bits of bfloat16, which are the upper half of it."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _entries(contents: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Every key and value of a table, in order."""
+    if len(contents) < _FOOTER_BYTES or not contents.endswith(_MAGIC):
+        raise ValueError("it does not end as one: it is of another kind, or cut short")
+    footer = contents[-_FOOTER_BYTES:]
+    _, at = _varint(footer, 0)  # a block of meta data, which these tables leave empty
+    _, at = _varint(footer, at)
+    for _, handle in _block(contents, footer, at):
+        yield from _block(contents, handle, 0)
+
+
+def _block(contents: bytes, handle: bytes, at: int) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of one block: keys share the beginning of the one before; their places stand at the end."""
+    offset, at = _varint(handle, at)
+    size, _ = _varint(handle, at)
+    block = contents[offset : offset + size]
+    trailer = contents[offset + size : offset + size + _TRAILER_BYTES]
+    if len(block) != size or len(trailer) != _TRAILER_BYTES or size < 4:
+        raise ValueError("a block lies outside of the file: it is cut short or damaged")
+    if _masked_crc(block + trailer[:1]) != int.from_bytes(trailer[1:], "little"):
+        raise ValueError("a block's checksum is wrong: it is damaged")
+    if trailer[0]:
+        raise ValueError(f"its blocks are compressed (kind {trailer[0]}), which is not read")
+    end = size - 4 - 4 * int.from_bytes(block[-4:], "little")
+    key, at = b"", 0
+    while at < end:
+        shared, at = _varint(block, at)
+        own, at = _varint(block, at)
+        length, at = _varint(block, at)
+        key = key[:shared] + block[at : at + own]
+        yield key, block[at + own : at + own + length]
+        at += own + length
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, lowest first, and where it ends."""
+    number = shift = 0
+    while True:
+        byte = data[at]
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return number, at
+        if shift > 63:
+            raise ValueError("a number has no end: it is damaged")
+
+
+def _crc_table() -> list[int]:
+    """CRC-32C (Castagnoli), bits reversed, a byte at a time."""
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def _masked_crc(data: bytes) -> int:
+    """LevelDB's: the checksum rotated by 15 bits plus a constant, so that checksums of checksums stay good ones."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
+    crc ^= 0xFFFFFFFF
+    return (crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF
+
+
+# --- the protocol buffers ---------------------------------------------------------------------------------------------
+
+
+def _fields(message: bytes) -> list[tuple[int, Any]]:
+    """The fields of a message: their numbers, and values as int or bytes."""
+    fields, at = [], 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        number, kind = tag >> 3, tag & 7
+        value: Any
+        if kind == 0:
+            value, at = _varint(message, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+            value, at = message[at : at + size], at + size
+        elif kind == 2:
+            size, at = _varint(message, at)
+            value, at = message[at : at + size], at + size
+        else:
+            raise ValueError("an entry is damaged")
+        fields.append((number, value))
+    return fields
+
+
+def _shards(header: bytes) -> int:
+    """How many data files there are. Of a BundleHeaderProto: 1 num_shards, 2 endianness (1: big)."""
+    fields = dict(_fields(header))
+    shards = fields.get(1)
+    if not isinstance(shards, int):
+        raise ValueError("it is a checkpoint of version 1, which only TensorFlow itself reads")
+    if fields.get(2):
+        raise ValueError("its numbers are big-endian, which is not read")
+    if not 1 <= shards <= 100_000:
+        raise ValueError(f"it speaks of {shards} data files")
+    return shards
+
+
+def _entry(message: bytes) -> _Entry:
+    """A BundleEntryProto: 1 dtype, 2 shape, 3 shard, 4 offset, 5 size, 6 checksum, 7 slices."""
+    entry = _Entry()
+    for number, value in _fields(message):
+        if number == 2:
+            for dimension_number, dimension in _fields(value):
+                if dimension_number == 2:
+                    entry.shape.append(_whole(dict(_fields(dimension)).get(1, 0)))
+        elif number == 7:
+            entry.slices = True
+        elif number in (1, 3, 4, 5):
+            setattr(entry, {1: "dtype", 3: "shard", 4: "offset", 5: "size"}[number], _whole(value))
+    return entry
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int):
+        raise ValueError("an entry is damaged")
+    return value
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", errors="backslashreplace")
+
+
+def _tensor(name: str, entry: _Entry, files: list[Path]) -> Array:
+    dtype = np.dtype("<u2" if entry.dtype == _BFLOAT16 else _DTYPES[entry.dtype])
+    if entry.shard >= len(files):
+        raise ValueError(f"{name} lies in data file {entry.shard} of {len(files)}")
+    path = files[entry.shard]
+    if math.prod(entry.shape) * dtype.itemsize != entry.size:
+        raise ValueError(f"{name} of shape {entry.shape} cannot take the {entry.size} bytes that its index says")
+    with path.open("rb") as file:
+        file.seek(entry.offset)
+        data = file.read(entry.size)
+    if len(data) != entry.size:
+        raise ValueError(f"{path} ends before {name} does: it is cut short, or belongs to another index")
+    values = np.frombuffer(data, dtype).reshape(entry.shape)
+    if entry.dtype == _BFLOAT16:
+        return widened_bfloat16(values)
+    return values.astype(dtype.newbyteorder("="))
