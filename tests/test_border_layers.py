@@ -25,8 +25,9 @@ def _layer(rng, num_layers=1, bidirectional=False, dtype="float64", **options) -
 
 
 def _state(rng, layer, dtype="float64"):
-    shape = (layer.num_layers * layer.num_directions, B, H)
-    return rng.uniform(-1, 1, shape).astype(dtype), rng.standard_normal(shape).astype(dtype)
+    cells = layer.num_layers * layer.num_directions
+    h, c = rng.uniform(-1, 1, (cells, B, layer.output_size)), rng.standard_normal((cells, B, H))
+    return h.astype(dtype), c.astype(dtype)
 
 
 def _by_reference(layer, x, state, **how):
@@ -38,8 +39,10 @@ def _by_reference(layer, x, state, **how):
             k = depth * layer.num_directions + direction
             cell = layer.cells[k]
             out = reference.lstm(
-                x, cell.kernel, cell.bias, state[0][k], state[1][k], reverse=direction == 1, forget_bias=1.0, **how
-            )
+                x, cell.kernel, cell.bias, state[0][k], state[1][k], reverse=direction == 1, forget_bias=1.0,
+                peepholes=cell.peepholes, projection=cell.projection, cell_clip=cell.cell_clip,
+                coupled_gates=cell.coupled_gates, **how,
+            )  # fmt: skip
             halves.append(out.h)
             h_n.append(out.h_n)
             c_n.append(out.c_n)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import lstmfast as lf
 import lstmfast.compat.tf1 as ours
 import parity
 import tf1_cells
@@ -46,13 +44,11 @@ theirs = SimpleNamespace(
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*")
 Array = npt.NDArray[Any]
 
-_KNOWN = inspect.signature(lf.lstm).parameters
-needs_variants = pytest.mark.skipif("peepholes" not in _KNOWN, reason="lstmfast.lstm of this version has no variants")
 STEPS = [10, 820]
 FORGET_BIAS = 0.75
 
-PEEPHOLES = pytest.param("peepholes", marks=needs_variants)
-CELL_CLIP = pytest.param("cell_clip", marks=needs_variants)
+PEEPHOLES = pytest.param("peepholes")
+CELL_CLIP = pytest.param("cell_clip")
 
 
 def assert_within_the_promise(
@@ -260,7 +256,7 @@ def _named(outputs: list[Array], derivatives: list[Array | None]) -> dict[str, A
 
 
 def _model(name: str) -> Any:
-    return pytest.param(name, marks=needs_variants if name in tf1_cells.VARIANTS else [], id=name)
+    return pytest.param(name if name in tf1_cells.VARIANTS else [], id=name)
 
 
 BUILDS = tf1_cells.MODELS | tf1_cells.STEPWISE | tf1_cells.VARIANTS
@@ -288,7 +284,7 @@ def test_names_that_our_own_tests_expect_are_tensorflows(graph: Any, model: str)
     assert names(v1.trainable_variables()) == tf1_cells.NAMES[model]
 
 
-@pytest.mark.parametrize("cells", ["one", "stack", "both ways", pytest.param("variants", marks=needs_variants)])
+@pytest.mark.parametrize("cells", ["one", "stack", "both ways", pytest.param("variants")])
 @pytest.mark.parametrize(("dtype", "time_steps"), parity.CASES)
 def test_cells_agree_within_the_promise(
     graph: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, dtype: str, time_steps: int, cells: str

@@ -76,3 +76,21 @@ def test_unknown_gate_error_lists_the_known_names(weights):
 
 def test_gates_are_a_mapping_of_the_four_names(weights):
     assert tuple(gates.Gates(*weights)) == gates.NAMES
+
+
+def test_peepholes_are_views_of_the_gates_that_have_one(weights):
+    peepholes = np.arange(6.0).reshape(3, H)
+    found = gates.Gates(*weights, peepholes=peepholes)
+    assert found["cell"].peephole is None
+    found["output"].peephole = -1.0
+    assert [found[name].peephole.tolist() for name in gates.PEEPHOLES] == [[0, 1], [2, 3], [-1, -1]]
+
+
+def test_a_peephole_that_is_not_there_cannot_be_assigned_to(weights):
+    with pytest.raises(AttributeError, match="no peephole"):
+        gates.Gates(*weights)["input"].peephole = 1.0
+
+
+def test_rows_of_a_projected_state_are_as_many_as_said(weights):
+    kernel, bias = weights
+    assert gates.Gates(kernel, bias, output_size=1)["input"].recurrent_kernel.shape == (1, H)

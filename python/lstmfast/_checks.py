@@ -211,16 +211,23 @@ def resets(value: Any, shape: tuple[int, int], meaning: str) -> Array | None:
 
 
 def state(
-    name: str, value: Any, shape: tuple[int, int, int], dtype: np.dtype[Any], like: str
+    name: str, value: Any, shapes: tuple[tuple[int, int, int], tuple[int, int, int]], dtype: np.dtype[Any], like: str
 ) -> tuple[Array | None, Array | None]:
-    """The pair (h, c) of a layer stack, each [num_layers*num_directions, batch, hidden_size]; two None for None."""
+    """The pair (h, c) of a layer stack, of these shapes; two None for None."""
     if value is None:
         return None, None
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{name} must be a pair of arrays (h, c), got {type(value).__name__}")
-    meaning = "(num_layers*num_directions, batch, hidden_size)"
-    h, c = (array(f"{name}[{k}]", part, shape, meaning, dtype=dtype, like=like) for k, part in enumerate(value))
+    h, c = (
+        array(f"{name}[{k}]", part, shape, f"(num_layers*num_directions, batch, {last})", dtype=dtype, like=like)
+        for k, (part, shape, last) in enumerate(zip(value, shapes, _state_sizes(*shapes), strict=True))
+    )
     return h, c
+
+
+def _state_sizes(h: tuple[int, ...], c: tuple[int, ...]) -> tuple[str, str]:
+    """What the last axes of h and c are called."""
+    return "hidden_size" if h == c else "projection_size", "hidden_size"
 
 
 def buffer(name: str, value: Any, size: int | None = None, dtype: np.dtype[Any] | None = None, like: str = "") -> Array:

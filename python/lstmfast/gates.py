@@ -38,23 +38,35 @@ def split(values: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, Float
 class GateView:
     """The weights of one gate: views of the whole cell's arrays, so that what is assigned here changes the cell.
 
-    Shapes: input_kernel [input_size, hidden_size]; recurrent_kernel [hidden_size, hidden_size]; bias [hidden_size].
+    Shapes: input_kernel [input_size, hidden_size]; recurrent_kernel [output_size, hidden_size], where output_size is
+    hidden_size or what a projection makes of it; bias [hidden_size]; peephole [hidden_size], None where there is none.
     Assignment writes into the view: `view.bias = ones` and `view.bias += 1` both reach the cell.
     """
 
-    __slots__ = ("bias", "input_kernel", "recurrent_kernel")
+    __slots__ = ("bias", "input_kernel", "peephole", "recurrent_kernel")
 
     input_kernel: FloatArray
     recurrent_kernel: FloatArray
     bias: FloatArray
+    peephole: FloatArray | None
 
-    def __init__(self, input_kernel: FloatArray, recurrent_kernel: FloatArray, bias: FloatArray) -> None:
+    def __init__(
+        self,
+        input_kernel: FloatArray,
+        recurrent_kernel: FloatArray,
+        bias: FloatArray,
+        peephole: FloatArray | None = None,
+    ) -> None:
         object.__setattr__(self, "input_kernel", input_kernel)
         object.__setattr__(self, "recurrent_kernel", recurrent_kernel)
         object.__setattr__(self, "bias", bias)
+        object.__setattr__(self, "peephole", peephole)
 
     def __setattr__(self, name: str, values: npt.ArrayLike) -> None:
-        getattr(self, name)[...] = values
+        view = getattr(self, name)
+        if view is None:
+            raise AttributeError(f"this gate has no {name}: it sees no cell state")
+        view[...] = values
 
     def __repr__(self) -> str:
         input_size, hidden_size = self.input_kernel.shape
@@ -62,20 +74,32 @@ class GateView:
 
 
 class Gates(Mapping[str, GateView]):
-    """The four gates of a kernel [input_size + hidden_size, 4*hidden_size] and its bias [4*hidden_size], by name.
+    """The four gates of a kernel [input_size + output_size, 4*hidden_size] and its bias [4*hidden_size], by name.
 
+    output_size: numbers in h, hidden_size if None. peepholes [3, hidden_size], rows i, f, o, or None.
     `Gates(kernel, bias)["forget"].input_kernel` is a writable view. Raises KeyError listing the names for any other.
     """
 
-    def __init__(self, kernel: FloatArray, bias: FloatArray) -> None:
+    def __init__(
+        self,
+        kernel: FloatArray,
+        bias: FloatArray,
+        *,
+        output_size: int | None = None,
+        peepholes: FloatArray | None = None,
+    ) -> None:
         self._kernel = kernel
         self._bias = bias
+        self._input_size = kernel.shape[0] - (bias.shape[0] // COUNT if output_size is None else output_size)
+        self._peepholes = peepholes
 
     def __getitem__(self, name: str) -> GateView:
-        hidden_size = self._bias.shape[0] // COUNT
-        input_size = self._kernel.shape[0] - hidden_size
-        gate = self._kernel[:, columns(name, hidden_size)]
-        return GateView(gate[:input_size], gate[input_size:], self._bias[columns(name, hidden_size)])
+        own = columns(name, self._bias.shape[0] // COUNT)
+        gate = self._kernel[:, own]
+        peephole = None
+        if self._peepholes is not None and name in PEEPHOLES:
+            peephole = self._peepholes[PEEPHOLES.index(name)]
+        return GateView(gate[: self._input_size], gate[self._input_size :], self._bias[own], peephole)
 
     def __iter__(self) -> Iterator[str]:
         return iter(NAMES)

@@ -55,8 +55,8 @@ def orthogonal(
 
 
 def default(name: str, shape: Shape, rng: np.random.Generator) -> FloatArray:
-    """Zero biases; every other variable uniform within ±1/sqrt(rows), so that sums over its rows keep their size."""
-    if name.endswith("bias"):
+    """Zero biases and peepholes; all else uniform within ±1/sqrt(rows), so that sums over its rows keep their size."""
+    if name.endswith(("bias", "peepholes")):
         return zeros(shape)
     bound = 1 / math.sqrt(max(shape[0], 1))
     return uniform(shape, rng, low=-bound, high=bound)

@@ -99,6 +99,9 @@ class LSTMCell:
     kernel [input_size + hidden_size, 4*hidden_size], bias [4*hidden_size]; gates["input" | "forget" | "cell" |
     "output"] has writable views input_kernel, recurrent_kernel and bias. forget_bias is added at run time and is no
     part of bias. storage: a ParameterBuffer of these `shapes`, first values included; None allocates one, drawn by rng.
+    Variants, as in `lstm`: with projection_size, `projection` [hidden_size, projection_size], h has that many numbers
+    (`output_size`) and kernel that many recurrent rows; with peepholes, `peepholes` [3, hidden_size], and gates have a
+    view peephole; cell_clip and coupled_gates have no variables.
     """
 
     def __init__(
@@ -107,32 +110,62 @@ class LSTMCell:
         hidden_size: int,
         *,
         forget_bias: float = 1.0,
+        projection_size: int | None = None,
+        peepholes: bool = False,
+        cell_clip: float | None = None,
+        coupled_gates: bool = False,
         dtype: npt.DTypeLike = "float32",
         rng: np.random.Generator | None = None,
         storage: ParameterBuffer | None = None,
     ) -> None:
         self.input_size = check.whole_number("input_size", input_size)
         self.hidden_size = check.whole_number("hidden_size", hidden_size)
+        self.output_size = _output_size(self.hidden_size, projection_size)
         self.forget_bias = check.finite("forget_bias", forget_bias)
+        self.cell_clip, self.coupled_gates = check.cell_clip(cell_clip), bool(coupled_gates)
         self.dtype = check.float_dtype(dtype)
-        storage = _storage(storage, self.shapes(self.input_size, self.hidden_size), self.dtype, rng)
+        shapes = self.shapes(self.input_size, self.hidden_size, projection_size=projection_size, peepholes=peepholes)
+        storage = _storage(storage, shapes, self.dtype, rng)
         self.parameters, self.gradients = storage.parameters, storage.gradients
         self.kernel, self.bias = self.parameters["kernel"], self.parameters["bias"]
-        self.gates = Gates(self.kernel, self.bias)
+        self.peepholes, self.projection = self.parameters.get("peepholes"), self.parameters.get("projection")
+        self.gates = Gates(self.kernel, self.bias, output_size=self.output_size, peepholes=self.peepholes)
 
     @staticmethod
-    def shapes(input_size: int, hidden_size: int) -> dict[str, Shape]:
+    def shapes(
+        input_size: int, hidden_size: int, *, projection_size: int | None = None, peepholes: bool = False
+    ) -> dict[str, Shape]:
         """Return the variables of a cell and their shapes."""
-        return {"kernel": (input_size + hidden_size, 4 * hidden_size), "bias": (4 * hidden_size,)}
+        rows = input_size + _output_size(hidden_size, projection_size)
+        shapes: dict[str, Shape] = {"kernel": (rows, 4 * hidden_size), "bias": (4 * hidden_size,)}
+        if peepholes:
+            shapes["peepholes"] = (3, hidden_size)
+        if projection_size is not None:
+            shapes["projection"] = (hidden_size, projection_size)
+        return shapes
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the plain cell: no peepholes, projection, clip or coupled gates."""
+        return all(value is None or value is False for value in self._variant)
+
+    @property
+    def _variant(self) -> tuple[Array | None, Array | None, float | None, bool]:
+        """The last arguments of `_core.Sequence.forward`."""
+        return self.peepholes, self.projection, self.cell_clip, self.coupled_gates
 
     def __call__(self, x: npt.NDArray[Any], state: State) -> State:
         """Advance by one step and return the new state (h, c).
 
-        Shapes: x [batch, input_size] or ids [batch]; h, c [batch, hidden_size]. Raises as `lstm_step` does.
+        Shapes: x [batch, input_size] or ids [batch]; h [batch, output_size], c [batch, hidden_size]. Raises as
+        `lstm_step` does.
         """
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state must be a pair of arrays (h, c), got {type(state).__name__}")
-        return functional.lstm_step(x, *state, self.kernel, self.bias, forget_bias=self.forget_bias)
+        return functional.lstm_step(
+            x, *state, self.kernel, self.bias, forget_bias=self.forget_bias, peepholes=self.peepholes,
+            projection=self.projection, cell_clip=self.cell_clip, coupled_gates=self.coupled_gates,
+        )  # fmt: skip
 
 
 class Scratch:
@@ -180,8 +213,11 @@ class LSTM:
 
     dropout: share of the values dropped between layers while training, drawn from rng. forget_bias is added at run
     time. Variables are named layer0.kernel, layer0.bias, layer0_reverse.kernel, ...; layer k > 0 reads the hidden_size
-    (bidirectional: 2*hidden_size, forward first) outputs of the layer below. `cells` has one LSTMCell for each layer
-    and direction, in the order of the states: layer 0 forward, layer 0 reverse, layer 1 forward, ... as in PyTorch.
+    (bidirectional: 2*hidden_size, forward first) outputs of the layer below. projection_size, peepholes, cell_clip and
+    coupled_gates make all cells variants (see `LSTMCell`); h then has output_size = projection_size numbers a direction
+    wherever hidden_size is said of it, and there are variables layer0.peepholes, layer0.projection, ...
+    `cells` has one LSTMCell for each layer and direction, in the order of the states: layer 0 forward, layer 0 reverse,
+    layer 1 forward, ... as in PyTorch.
     storage: a ParameterBuffer of these `shapes`, first values included; None allocates one and draws with rng.
     """
 
@@ -195,12 +231,18 @@ class LSTM:
         batch_first: bool = False,
         dropout: float = 0.0,
         forget_bias: float = 1.0,
+        projection_size: int | None = None,
+        peepholes: bool = False,
+        cell_clip: float | None = None,
+        coupled_gates: bool = False,
         dtype: npt.DTypeLike = "float32",
         rng: np.random.Generator | None = None,
         storage: ParameterBuffer | None = None,
     ) -> None:
         self.input_size = check.whole_number("input_size", input_size)
         self.hidden_size = check.whole_number("hidden_size", hidden_size)
+        self.projection_size, self.peepholes = projection_size, bool(peepholes)
+        self.output_size = _output_size(self.hidden_size, projection_size)
         self.num_layers = check.whole_number("num_layers", num_layers)
         self.num_directions = 2 if bidirectional else 1
         self.bidirectional, self.batch_first = bool(bidirectional), bool(batch_first)
@@ -209,18 +251,21 @@ class LSTM:
         self._x_meaning = f"({', '.join(self._axes)}, input_size)"
         self.dropout = check.fraction("dropout", dropout)
         self.forget_bias = check.finite("forget_bias", forget_bias)
+        self.cell_clip, self.coupled_gates = check.cell_clip(cell_clip), bool(coupled_gates)
         self.dtype = check.float_dtype(dtype)
         self._rng = np.random.default_rng() if rng is None else check.generator("rng", rng)
         shapes = self.shapes(
-            self.input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=self.bidirectional
-        )
+            self.input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=self.bidirectional,
+            projection_size=projection_size, peepholes=peepholes,
+        )  # fmt: skip
         storage = _storage(storage, shapes, self.dtype, self._rng)
         self.parameters, self.gradients = storage.parameters, storage.gradients
         self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
         self.cells = tuple(
             LSTMCell(
                 self._input_size_of(layer), self.hidden_size,
-                forget_bias=forget_bias, dtype=self.dtype, storage=storage.part(f"{name}."),
+                forget_bias=forget_bias, projection_size=projection_size, peepholes=peepholes,
+                cell_clip=cell_clip, coupled_gates=coupled_gates, dtype=self.dtype, storage=storage.part(f"{name}."),
             )
             for layer, name in _directions(self.num_layers, self.bidirectional)
         )  # fmt: skip
@@ -235,15 +280,23 @@ class LSTM:
 
     @staticmethod
     def shapes(
-        input_size: int, hidden_size: int, *, num_layers: int = 1, bidirectional: bool = False
+        input_size: int,
+        hidden_size: int,
+        *,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        projection_size: int | None = None,
+        peepholes: bool = False,
     ) -> dict[str, Shape]:
         """Return the variables of a stack and their shapes."""
-        above = hidden_size * (2 if bidirectional else 1)
-        return {
-            f"{name}.{variable}": shape
+        above = _output_size(hidden_size, projection_size) * (2 if bidirectional else 1)
+        cells = {
+            name: LSTMCell.shapes(
+                above if layer else input_size, hidden_size, projection_size=projection_size, peepholes=peepholes
+            )
             for layer, name in _directions(num_layers, bidirectional)
-            for variable, shape in LSTMCell.shapes(above if layer else input_size, hidden_size).items()
         }
+        return {f"{name}.{variable}": shape for name, cell in cells.items() for variable, shape in cell.items()}
 
     def weights_changed(self) -> None:
         """Say that weights were written around NumPy: through a memoryview, np.asarray or a library sharing memory.
@@ -254,8 +307,8 @@ class LSTM:
 
     def zero_state(self, batch_size: int) -> State:
         """Return (h, c) of zeros, each [num_layers*num_directions, batch_size, hidden_size]."""
-        h, c = np.zeros((2, *self._state_shape(check.whole_number("batch_size", batch_size, 0))), self.dtype)
-        return h, c
+        h_shape, c_shape = self._state_shapes(check.whole_number("batch_size", batch_size, 0))
+        return np.zeros(h_shape, self.dtype), np.zeros(c_shape, self.dtype)
 
     def __call__(
         self,
@@ -283,7 +336,7 @@ class LSTM:
         if resets is not None:
             flags = check.resets(resets, axes, f"({', '.join(self._axes)})")
             resets = np.ascontiguousarray(self._time_major(flags))
-        h = np.empty((*axes, self.num_directions * self.hidden_size), self.dtype)
+        h = np.empty((*axes, self.num_directions * self.output_size), self.dtype)
         x_in_time = self._time_major(x)
         if x.ndim == 2:
             x_in_time = np.ascontiguousarray(x_in_time)
@@ -310,12 +363,12 @@ class LSTM:
         time_steps, batch, token_input = self._trained
         axes = (batch, time_steps) if self.batch_first else (time_steps, batch)
         if d_h is not None:
-            shape = (*axes, self.num_directions * self.hidden_size)
+            shape = (*axes, self.num_directions * self.output_size)
             d_h = check.array("d_h", d_h, shape, "the shape of h", dtype=self.dtype, like="this layer")
         d_h_n, d_c_n = (None, None) if d_state is None else self.check_state("d_state", d_state, batch)
         d_x = None if token_input else np.empty((*axes, self.input_size), self.dtype)
-        state_shape = self._state_shape(batch)
-        d_h0, d_c0 = np.empty(state_shape, self.dtype), np.empty(state_shape, self.dtype)
+        h_shape, c_shape = self._state_shapes(batch)
+        d_h0, d_c0 = np.empty(h_shape, self.dtype), np.empty(c_shape, self.dtype)
         self.backward_into(self._time_major(d_x), self._time_major(d_h), d_h_n, d_c_n, d_h0, d_c0)
         return d_x, (d_h0, d_c0)
 
@@ -329,11 +382,16 @@ class LSTM:
         the input's and the recurrent weights apart, as per-channel quantization has it). A step of few rows waits for
         its weights, so large layers gain: see csrc/README.md for how much, and for what it does to the loss. Biases and
         the rows that ids select stay as they are, sums and states are float32.
-        Raises ValueError for a bidirectional layer, which needs the whole sequence, for other words, for a float64
-        layer that is not to stay as it is, and for int8 where a weight is not finite.
+        Raises ValueError for a bidirectional layer, which needs the whole sequence, for cells that are not plain, for
+        other words, for a float64 layer that is not to stay as it is, and for int8 where a weight is not finite.
         """
         if self.bidirectional:
             raise ValueError("stream needs bidirectional=False: the reverse direction begins at the end of a sequence")
+        if not self.cells[0].is_plain:
+            raise ValueError(
+                "stream needs a plain LSTM, without projection_size, peepholes, cell_clip and coupled_gates: "
+                "call the layer on one step at a time instead"
+            )
         return _core.Stream(
             [cell.kernel for cell in self.cells], [cell.bias for cell in self.cells],
             batch_size=check.whole_number("batch_size", batch_size),
@@ -351,7 +409,7 @@ class LSTM:
 
     def check_state(self, name: str, state: Any, batch: int) -> tuple[Array | None, Array | None]:
         """Return the two arrays of a state for this batch, checked, or (None, None) for None."""
-        return check.state(name, state, self._state_shape(batch), self.dtype, "this layer")
+        return check.state(name, state, self._state_shapes(batch), self.dtype, "this layer")
 
     def forward_into(
         self,
@@ -372,8 +430,8 @@ class LSTM:
         token_input = x.ndim == 2
         precision, writes = runtime.get_matmul_precision(), self._writes.count
         h0, c0 = state
-        state_shape = self._state_shape(batch)
-        h_n, c_n = np.empty(state_shape, self.dtype), np.empty(state_shape, self.dtype)
+        h_shape, c_shape = self._state_shapes(batch)
+        h_n, c_n = np.empty(h_shape, self.dtype), np.empty(c_shape, self.dtype)
         self._trained = None
         for layer in range(self.num_layers):
             top = layer == self.num_layers - 1
@@ -388,7 +446,7 @@ class LSTM:
                     self._half(output, direction), h_n[k], c_n[k],
                     None if h0 is None else h0[k], None if c0 is None else c0[k],
                     lengths, resets, direction == 1, self.forget_bias,
-                    None, None, keep_for_backward, precision, packed_at == writes,
+                    None, None, keep_for_backward, precision, packed_at == writes, *cell._variant,
                 )  # fmt: skip
                 self._packed_at[k] = writes
             if not top:
@@ -411,7 +469,7 @@ class LSTM:
         for layer in reversed(range(self.num_layers)):
             below = d_x
             if layer:
-                below_shape = (*self._trained[:2], self.num_directions * self.hidden_size)
+                below_shape = (*self._trained[:2], self.num_directions * self.output_size)
                 below = self._scratch(f"d_h{layer - 1}", below_shape)
             for direction in range(self.num_directions):
                 k = layer * self.num_directions + direction
@@ -422,6 +480,7 @@ class LSTM:
                     None if d_h_n is None else d_h_n[k], None if d_c_n is None else d_c_n[k],
                     into, gradients["kernel"], gradients["bias"],
                     None if d_h0 is None else d_h0[k], None if d_c0 is None else d_c0[k],
+                    gradients.get("peepholes"), gradients.get("projection"),
                 )  # fmt: skip
                 if into is not None and into is not below:
                     below += into
@@ -452,13 +511,15 @@ class LSTM:
 
     def _half(self, h: Array, direction: int) -> Array:
         """The columns of one direction: a strided view, so that both are written side by side without a copy."""
-        return h[..., direction * self.hidden_size : (direction + 1) * self.hidden_size] if self.bidirectional else h
+        return h[..., direction * self.output_size : (direction + 1) * self.output_size] if self.bidirectional else h
 
     def _input_size_of(self, layer: int) -> int:
-        return self.num_directions * self.hidden_size if layer else self.input_size
+        return self.num_directions * self.output_size if layer else self.input_size
 
-    def _state_shape(self, batch: int) -> tuple[int, int, int]:
-        return self.num_layers * self.num_directions, batch, self.hidden_size
+    def _state_shapes(self, batch: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Those of h and c."""
+        cells = self.num_layers * self.num_directions
+        return (cells, batch, self.output_size), (cells, batch, self.hidden_size)
 
 
 class Linear:
@@ -574,6 +635,11 @@ class Embedding:
         shape = (*ids.shape, self.embedding_size)
         d_out = check.array("d_out", d_out, shape, "the shape of the output", dtype=self.dtype, like="this layer")
         _core.embedding_scatter(d_out.reshape(-1, self.embedding_size), ids.reshape(-1), self.gradients["table"])
+
+
+def _output_size(hidden_size: int, projection_size: int | None) -> int:
+    """Numbers in h: projection_size, checked, or hidden_size where there is no projection."""
+    return hidden_size if projection_size is None else check.whole_number("projection_size", projection_size)
 
 
 def _storage(

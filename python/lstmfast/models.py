@@ -253,7 +253,7 @@ class CharStream:
 
     @state.setter
     def state(self, state: State) -> None:
-        h, c = check.state("state", state, self._state_shape, self.dtype, "this stream")
+        h, c = check.state("state", state, (self._state_shape, self._state_shape), self.dtype, "this stream")
         if h is None or c is None:
             raise TypeError("state must be a pair of arrays (h, c), got None; reset() zeroes it")
         self._stream.state = h, c

@@ -72,11 +72,16 @@ def explain(
     *,
     token_input: bool = False,
     matmul_precision: str | None = None,
+    projection_size: int | None = None,
+    peepholes: bool = False,
+    cell_clip: float | None = None,
+    coupled_gates: bool = False,
 ) -> str:
     """Say in a few sentences which kernel a call of this shape would use, and why.
 
-    `token_input` stands for ids [time_steps, batch] in place of x [time_steps, batch, input_size]. Raises as `lstm`
-    does: ValueError for a size out of range or an unknown precision, TypeError for another dtype.
+    `token_input` stands for ids [time_steps, batch] in place of x [time_steps, batch, input_size]; the last four are
+    those of `LSTM`. Raises as `lstm` does: ValueError for a size out of range or an unknown precision, TypeError for
+    another dtype.
     """
     batch = check.whole_number("batch", batch, 0)
     time_steps = check.whole_number("time_steps", time_steps, 0)
@@ -84,13 +89,24 @@ def explain(
     hidden_size = check.whole_number("hidden_size", hidden_size)
     precision = resolve_matmul_precision(matmul_precision)
     name = check.float_dtype(dtype).name
+    output_size = hidden_size if projection_size is None else check.whole_number("projection_size", projection_size)
+    hooks = [
+        what
+        for what, wanted in {
+            "peepholes": peepholes,
+            "a projection": projection_size,
+            "a clip": check.cell_clip(cell_clip),
+            "coupled gates": coupled_gates,
+        }.items()
+        if wanted
+    ]
 
     isa = _core.current_isa()
     reason = "forced by LSTMFAST_ISA" if os.environ.get("LSTMFAST_ISA") else "the widest that this CPU runs"
-    splits = name == "float32" and _core.splits_products(batch, hidden_size, precision)
+    splits = name == "float32" and not hooks and _core.splits_products(batch, hidden_size, precision)
     hoists = not token_input and (splits or _core.hoists_input(time_steps, batch, input_size, hidden_size, name))
     alone = token_input or hoists
-    depth, width = hidden_size + (0 if alone else input_size), 4 * hidden_size
+    depth, width = output_size + (0 if alone else input_size), 4 * hidden_size
     step = (
         f"Each step is one product of {'h' if alone else '[x, h]'} ({batch} x {depth}) by the kernel "
         f"({depth} x {width}) whose gates are split while it is in registers"
@@ -105,6 +121,8 @@ def explain(
         f"{step}{source}.",
         f"At most {get_num_threads()} threads share the {time_steps} steps, fewer where there is too little work.",
     ]
+    if hooks:
+        sentences.append(f"The cell has {' and '.join(hooks)}: hooks of the same step, on multiply-adds alone.")
     if splits:
         parts, products = _SPLITS[precision]
         sentences.append(
@@ -115,6 +133,8 @@ def explain(
         reason = (
             "float64 is never split"
             if name == "float64"
+            else "only plain cells are"
+            if hooks
             else "this CPU has no AMX"
             if isa not in ("amx", "generic512")
             else "the batch or the layer is too small to gain"

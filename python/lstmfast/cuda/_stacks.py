@@ -152,6 +152,6 @@ def shapes_of(parameters: Mapping[str, npt.NDArray[Any]]) -> dict[str, tuple[int
 
 def refuse_variants(layer: object) -> None:
     """Raise ValueError for a layer whose cell is another than the kernels', by what it was made with."""
-    given = [name for name in ("projection_size", "peepholes", "cell_clip", "coupled_gates") if getattr(layer, name, 0)]
+    given = [name for name in ("projection_size", "peepholes", "cell_clip", "coupled_gates") if getattr(layer, name)]
     if given:
         raise ValueError(f"{given[0]} must not be given for a layer that runs on a CUDA device: no kernel there has it")

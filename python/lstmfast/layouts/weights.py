@@ -175,8 +175,8 @@ class LSTMWeights:
         ]  # fmt: skip
         return cls(
             in_layers(cells, layer.num_directions),
-            cell_clip=getattr(layer, "cell_clip", None),
-            coupled_gates=getattr(layer, "coupled_gates", False),
+            cell_clip=layer.cell_clip,
+            coupled_gates=layer.coupled_gates,
         )
 
     def to_layer(self, **options: Any) -> LSTM:
