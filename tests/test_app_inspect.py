@@ -64,6 +64,8 @@ def test_the_published_pair_of_kernels_in_both_directions_comes_out_and_is_expla
         lf.LSTMCell(3, 2),
         lf.LSTM(3, 2, num_layers=3),
         lf.LSTM(3, 2, num_layers=2, bidirectional=True),
+        lf.LSTMCell(3, 4, peepholes=True, projection_size=2),
+        lf.LSTM(3, 4, num_layers=2, bidirectional=True, peepholes=True, projection_size=2),
         lf.CharLM(7, 3),
         lf.CharLM(7, 3, embedding_size=2, num_layers=2),
         lf.SequenceClassifier(5, 3, 4, bidirectional=True),
@@ -90,6 +92,20 @@ def test_the_run_time_forget_bias_is_said_to_be_no_variable() -> None:
     assert lf.inspect(lf.LSTM(3, 2, forget_bias=0.7)).notes == (
         "Forget bias 0.7 is added at run time and is no variable.",
     )
+
+
+def test_settings_that_no_variable_shows_are_said() -> None:
+    assert lf.inspect(lf.LSTM(3, 2, forget_bias=0.0, cell_clip=1.5, coupled_gates=True)).notes == (
+        "The cell state is clipped to between -1.5 and 1.5 after every update.",
+        "The gates are coupled: f = 1 - i, and the forget gate's columns are not read.",
+    )
+
+
+def test_peepholes_have_a_row_for_each_gate_that_sees_the_cell() -> None:
+    found = lf.inspect(lf.LSTMCell(3, 2, peepholes=True))
+    parts = [(gate.letter, gate.axis, gate.first, gate.count) for gate in found.variables[2].gates]
+    assert parts == [("i", "rows", 0, 2), ("f", "rows", 1, 2), ("o", "rows", 2, 2)]
+    assert "row 2 " in str(found)
 
 
 def test_weights_and_dicts_of_arrays_are_looked_at_too() -> None:
@@ -172,6 +188,7 @@ def test_what_has_no_weights_is_refused_by_type(thing: Any) -> None:
     "thing",
     [
         lf.LSTM(3, 2, num_layers=2, bidirectional=True),
+        lf.LSTM(3, 2, num_layers=2, bidirectional=True, cell_clip=3.0, coupled_gates=True),
         lf.CharLM(3, 2, num_layers=2),
         lf.SequenceClassifier(3, 2, 4, bidirectional=True),
     ],

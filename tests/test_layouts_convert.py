@@ -264,6 +264,16 @@ def test_a_layer_comes_back_with_its_bits_and_its_forget_bias(rng: np.random.Gen
     assert (bits(again.parameters), again.forget_bias) == (bits(layer.parameters), 0.7)
 
 
+@pytest.mark.parametrize(
+    "variant", [{"peepholes": True}, {"projection_size": 2}, {"cell_clip": 1.5}, {"coupled_gates": True}]
+)
+def test_a_layer_comes_back_as_the_variant_it_was(variant: dict[str, Any], rng: np.random.Generator) -> None:
+    layer = lf.LSTM(3, 4, num_layers=2, bidirectional=True, rng=rng, **variant)
+    layer.parameter_buffer[...] = rng.standard_normal(layer.parameter_buffer.size)
+    x = rng.standard_normal((5, 2, 3)).astype(np.float32)
+    assert_array_equal(LSTMWeights.from_layer(layer).to_layer()(x)[0], layer(x)[0])
+
+
 def test_a_layer_made_of_pytorch_weights_gives_the_same_numbers(rng: np.random.Generator, dtype: Any) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     theirs = torch.nn.LSTM(5, 7, 2, bidirectional=True).to(getattr(torch, dtype.name))

@@ -120,13 +120,11 @@ def test_a_torch_module_and_the_layer_of_its_file_give_the_same_numbers(tmp_path
 
 def test_a_projected_torch_module_and_the_weights_of_its_file_give_the_same_numbers(tmp_path: Path, rng: Any) -> None:
     torch = torch_or_skip()
-    theirs = torch.nn.LSTM(5, 7, proj_size=3)
+    theirs = torch.nn.LSTM(5, 7, 2, proj_size=3, bidirectional=True)
     torch.save(theirs.state_dict(), tmp_path / "w.pt")
     x = rng.standard_normal((6, 3, 5)).astype(np.float32)
-    [cell] = load(tmp_path / "w.pt").cells
-    out = lf.lstm(x, cell.kernel, cell.bias + cell.recurrent_bias, projection=cell.projection)
     expected = theirs(torch.from_numpy(x))[0].detach().numpy()
-    assert_allclose(out.h, expected, **tolerances.states(np.float32, 8))
+    assert_allclose(load(tmp_path / "w.pt").to_layer()(x)[0], expected, **tolerances.states(np.float32, 9))
 
 
 def model_of_torch() -> Any:
@@ -476,10 +474,7 @@ def test_onnx_runtime_and_the_peepholes_of_its_file_give_the_same_numbers(
     [y] = runtime.InferenceSession(tmp_path / "w.onnx").run(["y"], {"x": x})
     weights = load(tmp_path / "w.onnx")
     assert weights.coupled_gates == coupled
-    [cell] = weights.cells
-    bias = cell.bias + cell.recurrent_bias
-    out = lf.lstm(x, cell.kernel, bias, peepholes=cell.peepholes, coupled_gates=weights.coupled_gates)
-    assert_allclose(out.h, y[:, 0], **tolerances.states(np.float32, 7))
+    assert_allclose(weights.to_layer()(x)[0], y[:, 0], **tolerances.states(np.float32, 7))
 
 
 def test_an_onnx_node_that_computes_something_else_is_listed_but_not_loaded(tmp_path: Path, rng: Any) -> None:

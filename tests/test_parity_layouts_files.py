@@ -176,7 +176,7 @@ def test_every_variable_of_a_checkpoint_has_the_bits_that_tensorflow_says(tf1_ru
     }
 
 
-@pytest.mark.parametrize(("name", "forget_bias"), [("model/rnn", None), ("both", 1.0)])
+@pytest.mark.parametrize(("name", "forget_bias"), [("model/rnn", None), ("both", 1.0), ("wide/rnn", 0.5)])
 def test_cells_of_a_checkpoint_give_the_numbers_of_tensorflow(
     tf1_run: Path, name: str, forget_bias: float | None
 ) -> None:
@@ -191,13 +191,3 @@ def test_layers_of_an_old_keras_file_give_its_numbers(tf1_run: Path, file: str) 
     for name, x in {"lstm, lstm_1": np.load(tf1_run / "x.npy"), "bidirectional": expected["low"]}.items():
         layer = load(tf1_run / file, name=name).to_layer()
         assert parity.distance(outputs(layer, x), expected[name]) <= BOUND
-
-
-def test_peepholes_and_projection_of_a_checkpoint_give_the_numbers_of_tensorflow(tf1_run: Path) -> None:
-    cell = load(tf1_run / "run", name="wide/rnn", forget_bias=0.5).cells[0]
-    x = np.load(tf1_run / "x.npy").swapaxes(0, 1).copy()
-    out = lf.lstm(
-        x, cell.kernel, cell.bias, forget_bias=cell.forget_bias, peepholes=cell.peepholes, projection=cell.projection
-    )
-    expected = np.load(tf1_run / "outputs.npz")["wide/rnn"]
-    assert parity.distance(out.h.swapaxes(0, 1), expected) <= BOUND

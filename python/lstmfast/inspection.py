@@ -128,6 +128,8 @@ class Inspection:
             lines.append(f"{name:{widths[0]}}  {shape:>{widths[1]}}  {count:>{widths[2]}}{because}")
             for gate in variable.gates if variable else ():
                 where = f"{gate.axis} {gate.first} to {gate.end - 1}"
+                if gate.end == gate.first + 1:
+                    where = f"{gate.axis.removesuffix('s')} {gate.first}"
                 words = f"{gate.letter}  {gate.name + ' gate':11}  {where:20}  norm {gate.norm:.4g}  {gate.part}"
                 lines.append(f"{'':{widths[0]}}  {'':{widths[1]}}  {gate.count:{widths[2]},}  {words}".rstrip())
         for paragraph in (self.formula, self.notes):
@@ -175,14 +177,23 @@ def inspect(
         own = LayoutArrays(
             {name: arrays[given] for name, given in names.items()}, "lstmfast", forget_bias=x.forget_bias
         )
-        return _inspection("LSTMCell", arrays, [FoundLSTM("", own, names)])
+        return _inspection("LSTMCell", arrays, [FoundLSTM("", own, names)], _settings(x))
     if isinstance(x, _OURS):
         arrays = {name: np.asarray(values) for name, values in x.parameters.items()}
         forget_bias = getattr(x, "forget_bias", None)
-        return _inspection(type(x).__name__, arrays, finder.find(arrays, forget_bias=forget_bias))
+        found = finder.find(arrays, forget_bias=forget_bias)
+        return _inspection(type(x).__name__, arrays, found, _settings(getattr(x, "lstm", x)))
     raise TypeError(
         f"x must be a cell, layer, model, LSTMWeights, dict of arrays or the path of a file, got {type(x).__name__}"
     )
+
+
+def _settings(x: Any) -> Iterator[str]:
+    """What a cell or layer does that no variable shows."""
+    if getattr(x, "cell_clip", None) is not None:
+        yield f"The cell state is clipped to between -{x.cell_clip:g} and {x.cell_clip:g} after every update."
+    if getattr(x, "coupled_gates", False):
+        yield "The gates are coupled: f = 1 - i, and the forget gate's columns are not read."
 
 
 def _inspection(
