@@ -9,5 +9,8 @@
 
 from lstmfast.torch.convert import convert, revert
 from lstmfast.torch.modules import LSTM, LSTMCell, explain, weights_changed
+from lstmfast.torch.tracing import allow_rnn
+
+allow_rnn()
 
 __all__ = ["LSTM", "LSTMCell", "convert", "explain", "revert", "weights_changed"]

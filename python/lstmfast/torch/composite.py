@@ -1,4 +1,4 @@
-"""One direction of one LSTM layer in plain torch operations: slow, and differentiable as often and as anyhow as torch is.
+"""One direction of one LSTM layer in plain torch operations: slow, and differentiable as often as torch is.
 
 Double backward, forward-mode derivatives and gradients through the cell states go this way, and it runs on every device
 and dtype that torch has. What it computes stands in `lstmfast.reference`.

@@ -48,8 +48,7 @@ def _other_class(cls: type[nn.Module], classes: dict[type[nn.Module], type[nn.Mo
         return classes[cls]
     # torch.nn.utils.parametrize gives a module a class of its own, derived from its class, with properties in it.
     base = cls.__bases__[0]
-    if hasattr(cls, "parametrizations") or cls.__name__.startswith("Parametrized"):
-        if base in classes:
-            members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-            return type(cls.__name__, (classes[base],), members)
+    if cls.__name__ == f"Parametrized{base.__name__}" and base in classes:
+        members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+        return type(f"Parametrized{classes[base].__name__}", (classes[base],), members)
     return None

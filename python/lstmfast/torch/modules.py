@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lstmfast import _core
 from lstmfast import _checks as check
+from lstmfast import _core
 from lstmfast._checks import Array
 from lstmfast.torch import composite, kernels, operators
 from lstmfast.torch.kernels import How, Prepared, Weights
@@ -86,7 +86,7 @@ class _Kept:
         self.marks: list[tuple[str, Tensor, int, int]] = []  # (name, parameter, data_ptr, version) of what is packed
 
     def is_current(self, parameters: dict[str, Tensor]) -> bool:
-        """Whether these very parameters are packed, unwritten since. For calls so short that `prepare` is much of them."""
+        """Whether these very parameters are packed, unwritten since. For calls of which `prepare` is a large part."""
         for name, tensor, address, version in self.marks:
             if parameters.get(name) is not tensor or tensor._version != version or tensor.data_ptr() != address:
                 return False
@@ -128,7 +128,7 @@ class _Kept:
 
 
 class _Keeper(threading.local):
-    """What modules keep, each thread for itself: workspaces serve one call at a time. Not part of the module's state."""
+    """What modules keep, each thread for itself: workspaces serve one call at a time. No part of the module's state."""
 
     def __init__(self) -> None:
         self._of: weakref.WeakKeyDictionary[nn.Module, list[_Kept]] = weakref.WeakKeyDictionary()
@@ -191,7 +191,8 @@ def _run_layer(
         c0 = x.new_zeros((batch, hidden_size)) if c0 is None else c0
         if cells:
             return _Layer(*composite.forward(x, h0, c0, weights, how))
-        return _Layer(*operators.layer(x, h0, c0, *weights, *how), None)
+        call = operators.TransformedLayer.apply if _is_under_func() else operators.layer
+        return _Layer(*call(x, h0, c0, *weights, *how), None)
     if kept is None:
         return _Layer(*kernels.LayerFunction.apply(x, h0, c0, *weights, how), None)
     prepared = kept.prepare(weights)
@@ -204,10 +205,7 @@ def _run_layer(
 def _may_have_gradients(tensors: tuple[Tensor | None, ...]) -> bool:
     if not torch.is_grad_enabled():
         return False
-    for tensor in tensors:
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 # --- the modules ------------------------------------------------------------------------------------------------------
@@ -219,8 +217,8 @@ class LSTM(nn.LSTM):
     Calls take four arguments more. lengths [batch], each from 0 to time_steps and in any order: rows end there, outputs
     past it are zero and final states are those of each row's own last step. resets [time_steps, batch], bool (with
     batch_first [batch, time_steps]): the state is zeroed before that step. return_cells: the result is (output,
-    (h_n, c_n), cells) with the top layer's c at every step. matmul_precision: "highest", "high" or "medium"; None is what
-    torch.get_float32_matmul_precision() says.
+    (h_n, c_n), cells) with the top layer's c at every step. matmul_precision: "highest", "high" or "medium"; None is
+    what torch.get_float32_matmul_precision() says.
     strict: attribute; True makes calls that torch's own forward would have to serve an error.
     """
 
@@ -246,12 +244,14 @@ class LSTM(nn.LSTM):
         weights = self._weights()
         tensors = (x, *(hx or ()), *(w for layer in weights for w in layer))
         way = _way(self, tensors, return_cells)
+        if packed and x.shape[-1] != self.input_size:  # torch checks this only where a state is given
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
+            )
         if way.name == "torch" or not self._acceptable(x, hx, packed):
             return self._by_torch(input, hx, way, lengths is not None or resets is not None or return_cells)
         if packed and (lengths is not None or resets is not None or return_cells):
-            raise ValueError(
-                "lengths, resets and return_cells must not be given with a PackedSequence, which has lengths"
-            )
+            raise ValueError("lengths, resets and return_cells must not be given with a PackedSequence")
         sizes = sorted_indices = unsorted_indices = None
         batched, batch_first = packed or x.dim() == 3, self.batch_first
         if packed:
@@ -268,7 +268,7 @@ class LSTM(nn.LSTM):
             resets = None if resets is None else resets.transpose(0, 1)
         how = How(
             _lengths(lengths, x), _resets(resets, x), False,
-            check.matmul_precision(matmul_precision or torch.get_float32_matmul_precision()),
+            _precision(matmul_precision),
         )  # fmt: skip
 
         dtype = _result_dtype(x)
@@ -291,7 +291,7 @@ class LSTM(nn.LSTM):
         return (h, (h_n, c_n), cells) if return_cells else (h, (h_n, c_n))
 
     def _quickly(self, x: Any, hx: Any, precision: str | None) -> Any:
-        """One layer, plain tensors, weights packed by an earlier call: 20 us where the general way takes 50, or None."""
+        """One layer, plain tensors, weights packed by an earlier call: 20 us, not 50. None where it is another case."""
         if torch.compiler.is_compiling() or type(x) is not Tensor or _is_transformed():
             return None
         kept = _keeper.seen(self)
@@ -351,10 +351,7 @@ class LSTM(nn.LSTM):
         if kept is not None and len(kept) == 1:
             names = ["weight_ih_l0", "weight_hh_l0", *(("bias_ih_l0", "bias_hh_l0") if self.bias else ())]
             kept[0].mark({name: self._parameters.get(name) for name in names})
-        if len(h_n) == 1:
-            states = h_n[0].unsqueeze(0), c_n[0].unsqueeze(0)
-        else:
-            states = torch.stack(h_n), torch.stack(c_n)
+        states = (h_n[0].unsqueeze(0), c_n[0].unsqueeze(0)) if len(h_n) == 1 else (torch.stack(h_n), torch.stack(c_n))
         return x, *states, torch.cat(top_cells, -1) if top_cells else None
 
     def _weights(self) -> list[Weights]:
@@ -432,7 +429,7 @@ class LSTMCell(nn.LSTMCell):
                 _keeper.forget(self)
             else:
                 (kept,) = _keeper.of(self, 1)
-        how = How(matmul_precision=torch.get_float32_matmul_precision())
+        how = How(matmul_precision=_precision(None))
         h0, c0 = hx if hx is not None else (None, None)
         _, h, c, _ = _run_layer(way.name, x, h0, c0, weights, how, kept, False)
         if kept is not None:
@@ -509,6 +506,10 @@ def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
+def _is_under_func() -> bool:
+    return not torch.compiler.is_compiling() and _functorch.peek_interpreter_stack() is not None
+
+
 def _is_transformed() -> bool:
     """Whether torch.func, forward-mode derivatives, a tracer or autocast change what operations mean now."""
     return (
@@ -529,6 +530,13 @@ def _is_plain(x: Tensor, dims: int, weight: Tensor) -> bool:
         and x.layout is torch.strided
         and not x.requires_grad
     )
+
+
+def _precision(word: str | None) -> str:
+    """What is asked for, or torch's setting; "" while somebody traces: operators then ask when they run."""
+    if word is not None:
+        return check.matmul_precision(word)
+    return "" if torch.compiler.is_compiling() else torch.get_float32_matmul_precision()
 
 
 def _autocasts() -> bool:

@@ -3,8 +3,9 @@
     lstmfast::layer            (x, h0, c0, weights, how) -> (h, h_n, c_n)
     lstmfast::layer_backward   its gradients
 
-Operators are functions of their arguments and keep nothing: the backward one runs the forward pass again, a third more
-work than in eager mode, where `kernels.LayerFunction` remembers it. Each has a fake kernel, autograd and a rule for vmap.
+Operators are functions of their arguments and keep nothing: the backward one runs the forward pass again, a third
+more work than in eager mode, where `kernels.LayerFunction` remembers it. Each has a fake kernel, autograd and a rule
+for vmap.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     if not _runs_here(x):
         return composite.forward(x, h0, c0, weights, how)[:3]
     kernels.follow_torchs_threads()
+    how = how._replace(matmul_precision=how.matmul_precision or torch.get_float32_matmul_precision())
     h, h_n, c_n, _ = kernels.forward(x, h0, c0, kernels.prepare(weights), how, kernels._pool.take().sequence)
     return h, h_n, c_n
 
@@ -46,6 +48,7 @@ def _backward(*arguments: Any) -> list[Tensor]:
         present = (a for a in given if a is not None)
         return [torch.zeros_like(a) if d is None else d.detach() for d, a in zip(found, present, strict=True)]
     kernels.follow_torchs_threads()
+    how = how._replace(matmul_precision=how.matmul_precision or torch.get_float32_matmul_precision())
     loan = kernels._pool.take()
     kernels.forward(x, h0, c0, kernels.prepare(weights), how, loan.sequence, keep_for_backward=True)
     d = kernels.backward(loan.sequence, x, weights, *upstream, Wanted(True, True, True, True))
@@ -86,11 +89,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, d_h: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None) -> tuple[Any, ...]:
+def _gradients(
+    ctx: Any, d_h: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, call: Any = None
+) -> tuple[Any, ...]:
     given = ctx.saved_tensors
     if d_h is None and d_h_n is None and d_c_n is None:
         return (None,) * 12
-    found = iter(layer_backward(*given, *ctx.rest, d_h, d_h_n, d_c_n))
+    found = iter((call or layer_backward)(*given, *ctx.rest, d_h, d_h_n, d_c_n))
     return (*(None if a is None else next(found) for a in given[:_TENSORS]), None, None, None, None)
 
 
@@ -124,16 +129,20 @@ def _composite_gradients(given: Any, how: How, upstream: Any) -> list[Tensor | N
     return [d for d, there in zip(found, needed, strict=True) if there]
 
 
-def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor, Tensor], Any]:
+# --- vmap and torch.func ----------------------------------------------------------------------------------------------
+
+
+def _mapped(call: Any, info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, Any]:
     """Of inputs alone: they become rows of one larger batch. Of weights: one call for each."""
     if any(d is not None for d in in_dims[3:_TENSORS]):
-        calls = [layer(*_select(arguments, in_dims, k)) for k in range(info.batch_size)]
+        calls = [call(*_select(arguments, in_dims, k)) for k in range(info.batch_size)]
         h, h_n, c_n = (torch.stack(parts) for parts in zip(*calls, strict=True))
         return (h, h_n, c_n), (0, 0, 0)
     size = info.batch_size
 
-    def rows(tensor: Tensor | None, dim: int | None, axis: int) -> Tensor | None:
-        """The tensor with the mapped axis folded into its axis of rows, which is `axis`."""
+    def rows(k: int, axis: int) -> Tensor | None:
+        """Argument k with the mapped axis folded into its axis of rows, which is `axis`."""
+        tensor, dim = arguments[k], in_dims[k]
         if tensor is None:
             return None
         if dim is None:
@@ -142,21 +151,69 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[T
             mapped = tensor.movedim(dim, axis)
         return mapped.flatten(axis, axis + 1)
 
-    x, h0, c0 = rows(arguments[0], in_dims[0], 1), rows(arguments[1], in_dims[1], 0), rows(arguments[2], in_dims[2], 0)
-    lengths, resets = rows(arguments[8], in_dims[8], 0), rows(arguments[9], in_dims[9], 1)
-    h, h_n, c_n = layer(x, h0, c0, *arguments[3:_TENSORS], lengths, resets, *arguments[10:])
+    x, h0, c0, lengths, resets = rows(0, 1), rows(1, 0), rows(2, 0), rows(8, 0), rows(9, 1)
+    h, h_n, c_n = call(x, h0, c0, *arguments[3:_TENSORS], lengths, resets, *arguments[10:])
     return (h.unflatten(1, (size, -1)), h_n.unflatten(0, (size, -1)), c_n.unflatten(0, (size, -1))), (1, 0, 0)
 
 
-def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
+def _mapped_backward(call: Any, info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, Any]:
     """One call for each: weights have a gradient of their own for every sample."""
-    calls = [layer_backward(*_select(arguments, in_dims, k)) for k in range(info.batch_size)]
+    calls = [call(*_select(arguments, in_dims, k)) for k in range(info.batch_size)]
     stacked = [torch.stack(parts) for parts in zip(*calls, strict=True)]
     return stacked, [0] * len(stacked)
 
 
 def _select(arguments: tuple[Any, ...], in_dims: tuple[Any, ...], k: int) -> list[Any]:
     return [a if d is None or a is None else a.select(d, k) for a, d in zip(arguments, in_dims, strict=True)]
+
+
+def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    return _mapped(layer, info, in_dims, arguments)
+
+
+def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    return _mapped_backward(layer_backward, info, in_dims, arguments)
+
+
+class TransformedLayer(torch.autograd.Function):
+    """The operator for torch.func's transforms, which want autograd functions of this form."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return layer(*arguments)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _setup(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, d_h: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None) -> tuple[Any, ...]:
+        return _gradients(ctx, d_h, d_h_n, d_c_n, lambda *arguments: TransformedBackward.apply(*arguments))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        return _mapped(TransformedLayer.apply, info, in_dims, arguments)
+
+
+class TransformedBackward(torch.autograd.Function):
+    """The backward operator, likewise."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(layer_backward(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _setup_backward(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *d_found: Tensor | None) -> tuple[Any, ...]:
+        return _second_gradients(ctx, list(d_found))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        stacked, dims = _mapped_backward(TransformedBackward.apply, info, in_dims, arguments)
+        return tuple(stacked), tuple(dims)
 
 
 layer.register_fake(_fake)
