@@ -38,7 +38,7 @@ def _exchange(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]],
         module.__class__ = other
         module.__dict__.pop("strict", None)
         if strict:
-            module.strict = True  # type: ignore[assignment]
+            module.strict = True
         count += 1
     return count
 

@@ -245,7 +245,7 @@ class LayerFunction(torch.autograd.Function):
         need = ctx.needs_input_grad
         wanted = Wanted(need[0], need[1], need[2], any(need[3:8]))
         d = backward(ctx.loan.sequence, x, weights, d_h, d_h_n, d_c_n, wanted)
-        return (d.x, d.h0, d.c0, *(d.weights or Weights(*[None] * 5)), None)  # type: ignore[arg-type]
+        return (d.x, d.h0, d.c0, *(d.weights or Weights(*[None] * 5)), None)
 
 
 class _Threads(threading.local):

@@ -85,7 +85,7 @@ class _Kept:
         self.packed = False
         self.marks: list[tuple[str, Tensor, int, int]] = []  # (name, parameter, data_ptr, version) of what is packed
 
-    def is_current(self, parameters: dict[str, Tensor]) -> bool:
+    def is_current(self, parameters: dict[str, Any]) -> bool:
         """Whether these very parameters are packed, unwritten since. For calls of which `prepare` is a large part."""
         for name, tensor, address, version in self.marks:
             if parameters.get(name) is not tensor or tensor._version != version or tensor.data_ptr() != address:
@@ -118,7 +118,7 @@ class _Kept:
     def prepare(self, weights: Weights) -> Prepared:
         """The weights, prepared again if torch has counted a write since the last time, or may not have."""
         try:
-            stamp = tuple(None if w is None else (id(w), w.data_ptr(), w._version) for w in weights)
+            stamp: Any = tuple(None if w is None else (id(w), w.data_ptr(), w._version) for w in weights)
         except RuntimeError:  # tensors made in inference mode count no writes
             stamp = None
         if stamp is None or stamp != self.stamp or self.prepared is None:
@@ -192,9 +192,11 @@ def _run_layer(
         if cells:
             return _Layer(*composite.forward(x, h0, c0, weights, how))
         call = operators.TransformedLayer.apply if _is_under_func() else operators.layer
-        return _Layer(*call(x, h0, c0, *weights, *how), None)
+        h, h_n, c_n = call(x, h0, c0, *weights, *how)
+        return _Layer(h, h_n, c_n, None)
     if kept is None:
-        return _Layer(*kernels.LayerFunction.apply(x, h0, c0, *weights, how), None)
+        h, h_n, c_n = kernels.LayerFunction.apply(x, h0, c0, *weights, how)
+        return _Layer(h, h_n, c_n, None)
     prepared = kept.prepare(weights)
     packed, kept.packed = kept.packed, False
     result = kernels.forward(x, h0, c0, prepared, how, kept.sequence, keep_cells=cells, same_weights=packed)
@@ -224,7 +226,7 @@ class LSTM(nn.LSTM):
 
     strict = False
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
@@ -486,8 +488,8 @@ def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool
         return f"torch's own forward: this is torch's {type(module).__name__}; see lstmfast.torch.convert"
     packed = isinstance(input, PackedSequence)
     x = input.data if packed else input
-    found = module._weights()
-    weights = [w for layer in (found if isinstance(module, LSTM) else [found]) for w in layer]
+    layers = module._weights() if isinstance(module, LSTM) else [module._weights()]
+    weights = [w for layer in layers for w in layer]
     way = _way(module, (x, *(hx or ()), *weights), return_cells)
     if way.name == "torch":
         return f"torch's own forward: {way.why}"
@@ -540,7 +542,7 @@ def _precision(word: str | None) -> str:
 
 
 def _autocasts() -> bool:
-    return torch._C._is_any_autocast_enabled()
+    return bool(torch._C._is_any_autocast_enabled())
 
 
 def _result_dtype(x: Tensor) -> torch.dtype:
@@ -562,7 +564,7 @@ def _computed(
     return (
         x.to(target),
         None if hx is None else (hx[0].to(target), hx[1].to(target)),
-        [Weights(*(None if w is None else w.to(target) for w in layer)) for layer in weights],  # type: ignore[arg-type]
+        [Weights(*(None if w is None else w.to(target) for w in layer)) for layer in weights],
     )
 
 

@@ -39,19 +39,19 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _backward(*arguments: Any) -> list[Tensor]:
     x, h0, c0, *rest = arguments[:-3]
     weights, how = Weights(*rest[:5]), How(*rest[5:])
-    upstream = arguments[-3:]
+    d_h, d_h_n, d_c_n = arguments[-3:]
     given = [x, h0, c0, *weights]
     if not _runs_here(x):
         with torch.enable_grad():
             leaves = [None if a is None else a.detach().requires_grad_() for a in given]
-            found = _composite_gradients(leaves, how, upstream)
+            found = _composite_gradients(leaves, how, [d_h, d_h_n, d_c_n])
         present = (a for a in given if a is not None)
         return [torch.zeros_like(a) if d is None else d.detach() for d, a in zip(found, present, strict=True)]
     kernels.follow_torchs_threads()
     how = how._replace(matmul_precision=how.matmul_precision or torch.get_float32_matmul_precision())
     loan = kernels._pool.take()
     kernels.forward(x, h0, c0, kernels.prepare(weights), how, loan.sequence, keep_for_backward=True)
-    d = kernels.backward(loan.sequence, x, weights, *upstream, Wanted(True, True, True, True))
+    d = kernels.backward(loan.sequence, x, weights, d_h, d_h_n, d_c_n, Wanted(True, True, True, True))
     assert d.weights is not None
     d_weights = [None if a is None else a.contiguous() for a in d.weights]
     if d_weights[3] is not None:
@@ -125,7 +125,8 @@ def _second_gradients(ctx: Any, d_found: list[Tensor | None]) -> tuple[Any, ...]
 def _composite_gradients(given: Any, how: How, upstream: Any) -> list[Tensor | None]:
     """Those of what is given and no None, by torch operations."""
     needed = [a is not None for a in given]
-    found = composite.gradients(*given[:3], Weights(*given[3:]), how, *upstream, needed)
+    d_h, d_h_n, d_c_n = upstream
+    found = composite.gradients(*given[:3], Weights(*given[3:]), how, d_h, d_h_n, d_c_n, needed)
     return [d for d, there in zip(found, needed, strict=True) if there]
 
 

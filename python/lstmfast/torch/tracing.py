@@ -27,7 +27,7 @@ def allow_rnn() -> None:
 
 def _switch(settings: ModuleType) -> None:
     if hasattr(settings, "allow_rnn"):  # since torch 2.6; before it there was no such refusal
-        settings.allow_rnn = True
+        setattr(settings, "allow_rnn", True)  # noqa: B010  (a plain module has no such attribute, says mypy)
 
 
 class _Hook(importlib.abc.MetaPathFinder):
