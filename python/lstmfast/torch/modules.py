@@ -88,7 +88,10 @@ class _Kept:
     def is_current(self, parameters: dict[str, Any]) -> bool:
         """Whether these very parameters are packed, unwritten since. For calls of which `prepare` is a large part."""
         for name, tensor, address, version in self.marks:
-            if parameters.get(name) is not tensor or tensor._version != version or tensor.data_ptr() != address:
+            current = parameters.get(name)
+            if current is None or current is not tensor:
+                return False
+            if tensor._version != version or tensor.data_ptr() != address:
                 return False
         return self.packed and bool(self.marks)
 
@@ -118,7 +121,7 @@ class _Kept:
     def prepare(self, weights: Weights) -> Prepared:
         """The weights, prepared again if torch has counted a write since the last time, or may not have."""
         try:
-            stamp: Any = tuple(None if w is None else (id(w), w.data_ptr(), w._version) for w in weights)
+            stamp: Any = tuple((id(w), w.data_ptr(), w._version) for w in weights if w is not None)
         except RuntimeError:  # tensors made in inference mode count no writes
             stamp = None
         if stamp is None or stamp != self.stamp or self.prepared is None:

@@ -125,8 +125,9 @@ def _second_gradients(ctx: Any, d_found: list[Tensor | None]) -> tuple[Any, ...]
 def _composite_gradients(given: Any, how: How, upstream: Any) -> list[Tensor | None]:
     """Those of what is given and no None, by torch operations."""
     needed = [a is not None for a in given]
+    x, h0, c0, *weights = given
     d_h, d_h_n, d_c_n = upstream
-    found = composite.gradients(*given[:3], Weights(*given[3:]), how, d_h, d_h_n, d_c_n, needed)
+    found = composite.gradients(x, h0, c0, Weights(*weights), how, d_h, d_h_n, d_c_n, needed)
     return [d for d, there in zip(found, needed, strict=True) if there]
 
 
