@@ -150,6 +150,12 @@ class PySequence {
     });
   }
 
+  void release() {
+    const InUse in_use(running_, "Sequence");
+    kept_ = py::tuple();
+    kept_for_backward_ = false;
+  }
+
   bool used_split_products() const {
     const auto* sequence = std::get_if<Sequence<float>>(&sequence_);
     return sequence != nullptr && sequence->used_split_products();
@@ -351,6 +357,7 @@ void register_lstm(py::module_& module) {
            py::arg("matmul_precision") = "highest", py::arg("same_weights") = false, py::arg("peepholes") = none,
            py::arg("projection") = none, py::arg("cell_clip") = none, py::arg("coupled_gates") = false)
       .def_property_readonly("used_split_products", &PySequence::used_split_products)
+      .def("release", &PySequence::release, "Let go of the arrays that a backward would have read.")
       .def("backward", &PySequence::backward, py::arg("d_h") = none, py::arg("d_h_n") = none,
            py::arg("d_c_n") = none, py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none,
            py::arg("d_h0") = none, py::arg("d_c0") = none, py::arg("d_peepholes") = none,

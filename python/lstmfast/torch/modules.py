@@ -1,0 +1,615 @@
+"""torch.nn.LSTM and torch.nn.LSTMCell with this library's kernels: `forward` is ours, all else is torch's own.
+
+A call takes one of four ways. `explain` says which, and why:
+    kernels     CPU tensors of float32 and float64, and lower precisions by way of float32
+    operators   the same while torch.compile, torch.export or torch.func look on
+    composite   torch operations, where forward-mode derivatives or gradients of cell states are wanted
+    torch       torch's own forward: other devices, quantized modules, and whatever torch refuses, in torch's words
+Refuses to hold weights in any form but torch's: there is no flat buffer, and state_dict is torch's.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from lstmfast import _checks as check
+from lstmfast import _core
+from lstmfast._checks import Array
+from lstmfast.torch import composite, kernels, operators
+from lstmfast.torch.kernels import How, Prepared, Weights
+
+_COMPUTED = (torch.float32, torch.float64)
+_ROUNDED = (torch.bfloat16, torch.float16)
+_forward_ad = torch.autograd.forward_ad
+_functorch = torch._C._functorch
+
+
+# --- which way --------------------------------------------------------------------------------------------------------
+
+
+class Way(NamedTuple):
+    """One of "kernels", "operators", "composite", "torch", and the reason in a few words."""
+
+    name: str
+    why: str
+
+
+def _way(module: nn.Module, tensors: tuple[Tensor | None, ...], wants_cells: bool) -> Way:
+    if torch.compiler.is_compiling():
+        if any(t is not None and t.dtype not in _COMPUTED for t in tensors):
+            return Way("torch", "dtypes other than float32 and float64 are not traced")
+        return Way("operators", "torch.compile or torch.export looks on")
+    if torch.jit.is_tracing():
+        return Way("torch", "torch.jit traces torch's own operations")
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return Way("torch", f"there is a tensor on {tensor.device}, and the kernels run on the CPU")
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            return Way("torch", "there is a tensor that is sparse or quantized")
+        if tensor.dtype not in _COMPUTED and tensor.dtype not in _ROUNDED:
+            return Way("torch", f"there is a tensor of {tensor.dtype}")
+    transforms = _functorch.get_interpreter_stack()
+    if _forward_ad._current_level >= 0 or (
+        transforms and any(t.key() == _functorch.TransformType.Jvp for t in transforms)
+    ):
+        return Way("composite", "forward-mode derivatives are taken")
+    if wants_cells and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return Way("composite", "gradients may come back through the cell states")
+    if transforms:
+        return Way("operators", "torch.func transforms it")
+    for tensor in tensors:
+        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+            return Way("torch", f"there is a {type(tensor).__name__}, which is more than a tensor")
+    return Way("kernels", "CPU tensors of a dtype that the kernels have")
+
+
+# --- weights kept in the kernels' order -------------------------------------------------------------------------------
+
+
+class _Kept:
+    """One direction of one layer: its weights as the kernels take them, and a workspace that has them packed."""
+
+    def __init__(self) -> None:
+        self.stamp: Any = None
+        self.prepared: Prepared | None = None
+        self.sequence = _core.Sequence()
+        self.packed = False
+        self.marks: list[tuple[str, Tensor, int, int]] = []  # (name, parameter, data_ptr, version) of what is packed
+
+    def is_current(self, parameters: dict[str, Any]) -> bool:
+        """Whether these very parameters are packed, unwritten since. For calls of which `prepare` is a large part."""
+        for name, tensor, address, version in self.marks:
+            current = parameters.get(name)
+            if current is None or current is not tensor:
+                return False
+            if tensor._version != version or tensor.data_ptr() != address:
+                return False
+        return self.packed and bool(self.marks)
+
+    def mark(self, parameters: dict[str, Tensor | None]) -> None:
+        """Remember what is packed, where all of it are parameters of the module and torch counts their writes."""
+        self.marks = []
+        if any(p is None or p.is_inference() for p in parameters.values()):
+            return
+        self.marks = [(name, p, p.data_ptr(), p._version) for name, p in parameters.items() if p is not None]
+
+    def step(self, x: Tensor, h0: Array | None, c0: Array | None, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The kernels over x [T, B, I] with what is packed, one row of code after another: h, h_n, c_n."""
+        values, prepared = x.numpy(), self.prepared
+        assert prepared is not None
+        time_steps, batch = values.shape[:2]
+        hidden_size = len(prepared.bias) // 4
+        h = np.empty((time_steps, batch, hidden_size), values.dtype)
+        states = np.empty((2, batch, hidden_size), values.dtype)
+        self.packed = False
+        self.sequence.forward(
+            values, prepared.kernel, prepared.bias, h, states[0], states[1], h0, c0, None, None, False, 0.0, None, None,
+            False, precision, True,
+        )  # fmt: skip
+        self.packed = True
+        return torch.from_numpy(h), torch.from_numpy(states[0]), torch.from_numpy(states[1])
+
+    def prepare(self, weights: Weights) -> Prepared:
+        """The weights, prepared again if torch has counted a write since the last time, or may not have."""
+        try:
+            stamp: Any = tuple((id(w), w.data_ptr(), w._version) for w in weights if w is not None)
+        except RuntimeError:  # tensors made in inference mode count no writes
+            stamp = None
+        if stamp is None or stamp != self.stamp or self.prepared is None:
+            self.prepared, self.packed = kernels.prepare(weights), False
+            self.stamp = stamp
+        return self.prepared
+
+
+class _Keeper(threading.local):
+    """What modules keep, each thread for itself: workspaces serve one call at a time. No part of the module's state."""
+
+    def __init__(self) -> None:
+        self._of: weakref.WeakKeyDictionary[nn.Module, list[_Kept]] = weakref.WeakKeyDictionary()
+
+    def of(self, module: nn.Module, count: int) -> list[_Kept]:
+        """The kept weights of a module with `count` layers and directions."""
+        found = self.seen(module)
+        if found is None or len(found) != count:
+            found = self._of[module] = [_Kept() for _ in range(count)]
+        return found
+
+    def seen(self, module: nn.Module) -> list[_Kept] | None:
+        """What is kept of it, if anything."""
+        return self._of.get(module)
+
+    def forget(self, module: nn.Module) -> None:
+        """Drop what is kept."""
+        self._of.pop(module, None)
+
+
+_keeper = _Keeper()
+
+
+def weights_changed(module: nn.Module) -> None:
+    """Say that weights were written in a way that torch does not count: through `.data` or memory that is shared.
+
+    Calls that gradients may follow read the weights anew each time, and forget what was kept. Others keep them packed
+    until torch's version counters say that they were written; an optimizer's step, `load_state_dict` and all in-place
+    operations under no_grad are counted. Must be called in the thread that calls the module.
+    """
+    for part in module.modules():
+        _keeper.forget(part)
+
+
+# --- one layer, whichever way -----------------------------------------------------------------------------------------
+
+
+class _Layer(NamedTuple):
+    h: Tensor
+    h_n: Tensor
+    c_n: Tensor
+    cells: Tensor | None
+
+
+def _run_layer(
+    way: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Weights,
+    how: How,
+    kept: _Kept | None,
+    cells: bool,
+) -> _Layer:
+    if way == "composite":
+        return _Layer(*composite.forward(x, h0, c0, weights, how))
+    if way == "operators":
+        batch, hidden_size = x.shape[1], weights.weight_hh.shape[0] // 4
+        h0 = x.new_zeros((batch, weights.weight_hh.shape[1])) if h0 is None else h0
+        c0 = x.new_zeros((batch, hidden_size)) if c0 is None else c0
+        if cells:
+            return _Layer(*composite.forward(x, h0, c0, weights, how))
+        call = operators.TransformedLayer.apply if _is_under_func() else operators.layer
+        h, h_n, c_n = call(x, h0, c0, *weights, *how)
+        return _Layer(h, h_n, c_n, None)
+    if kept is None:
+        h, h_n, c_n = kernels.LayerFunction.apply(x, h0, c0, *weights, how)
+        return _Layer(h, h_n, c_n, None)
+    prepared = kept.prepare(weights)
+    packed, kept.packed = kept.packed, False
+    result = kernels.forward(x, h0, c0, prepared, how, kept.sequence, keep_cells=cells, same_weights=packed)
+    kept.packed = True
+    return _Layer(*result)
+
+
+def _may_have_gradients(tensors: tuple[Tensor | None, ...]) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+# --- the modules ------------------------------------------------------------------------------------------------------
+
+
+class LSTM(nn.LSTM):
+    """torch.nn.LSTM, computed by lstmfast: same constructor, parameters, state_dict, results and errors.
+
+    Calls take four arguments more. lengths [batch], each from 0 to time_steps and in any order: rows end there, outputs
+    past it are zero and final states are those of each row's own last step. resets [time_steps, batch], bool (with
+    batch_first [batch, time_steps]): the state is zeroed before that step. return_cells: the result is (output,
+    (h_n, c_n), cells) with the top layer's c at every step. matmul_precision: "highest", "high" or "medium"; None is
+    what torch.get_float32_matmul_precision() says.
+    strict: attribute; True makes calls that torch's own forward would have to serve an error.
+    """
+
+    strict = False
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_cells: bool = False,
+        matmul_precision: str | None = None,
+    ) -> Any:
+        """Run the stack; see torch.nn.LSTM and the class."""
+        if lengths is None and resets is None and not return_cells and not torch.is_grad_enabled():
+            quick = self._quickly(input, hx, matmul_precision)
+            if quick is not None:
+                return quick
+        packed = isinstance(input, PackedSequence)
+        x: Tensor = input.data if packed else input
+        weights = self._weights()
+        tensors = (x, *(hx or ()), *(w for layer in weights for w in layer))
+        way = _way(self, tensors, return_cells)
+        if packed and x.shape[-1] != self.input_size:  # torch checks this only where a state is given
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
+            )
+        if way.name == "torch" or not self._acceptable(x, hx, packed):
+            return self._by_torch(input, hx, way, lengths is not None or resets is not None or return_cells)
+        if packed and (lengths is not None or resets is not None or return_cells):
+            raise ValueError("lengths, resets and return_cells must not be given with a PackedSequence")
+        sizes = sorted_indices = unsorted_indices = None
+        batched, batch_first = packed or x.dim() == 3, self.batch_first
+        if packed:
+            _, sizes, sorted_indices, unsorted_indices = input
+            x, lengths = pad_packed_sequence(PackedSequence(x, sizes))
+            batch_first = False
+            if hx is not None and sorted_indices is not None:
+                hx = (hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices))
+        elif not batched:
+            x = x.unsqueeze(0 if batch_first else 1)
+            hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        if batch_first:
+            x = x.transpose(0, 1)
+            resets = None if resets is None else resets.transpose(0, 1)
+        how = How(
+            _lengths(lengths, x), _resets(resets, x), False,
+            _precision(matmul_precision),
+        )  # fmt: skip
+
+        dtype = _result_dtype(x)
+        x, hx, weights = _computed(x, hx, weights)
+        h, h_n, c_n, cells = self._run(way.name, x, hx, weights, how, return_cells)
+        if dtype is not x.dtype:
+            h, h_n, c_n, cells = (None if t is None else t.to(dtype) for t in (h, h_n, c_n, cells))
+
+        if packed:
+            data = pack_padded_sequence(h, how.lengths).data
+            if unsorted_indices is not None:
+                h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
+            return PackedSequence(data, sizes, sorted_indices, unsorted_indices), (h_n, c_n)
+        if batch_first:
+            h, cells = h.transpose(0, 1), None if cells is None else cells.transpose(0, 1)
+        if not batched:
+            axis = 0 if self.batch_first else 1
+            h, h_n, c_n = h.squeeze(axis), h_n.squeeze(1), c_n.squeeze(1)
+            cells = None if cells is None else cells.squeeze(axis)
+        return (h, (h_n, c_n), cells) if return_cells else (h, (h_n, c_n))
+
+    def _quickly(self, x: Any, hx: Any, precision: str | None) -> Any:
+        """One layer, plain tensors, weights packed by an earlier call: 20 us, not 50. None where it is another case."""
+        if torch.compiler.is_compiling() or type(x) is not Tensor or _is_transformed():
+            return None
+        kept = _keeper.seen(self)
+        if kept is None or len(kept) != 1 or not kept[0].is_current(self._parameters):
+            return None
+        prepared = kept[0].prepared
+        if prepared is None or prepared.projection is not None or not _is_plain(x, 3, self._parameters["weight_ih_l0"]):
+            return None
+        if x.shape[2] != self.input_size or 0 in x.shape:
+            return None
+        batch_first = self.batch_first
+        if batch_first:
+            x = x.transpose(0, 1)
+        h0 = c0 = None
+        if hx is not None:
+            shape = (1, x.shape[1], self.hidden_size)
+            for part in hx:
+                if type(part) is not Tensor or part.shape != shape or part.dtype is not x.dtype or part.stride(-1) != 1:
+                    return None
+            h0, c0 = hx[0].detach().numpy()[0], hx[1].detach().numpy()[0]
+        kernels.follow_torchs_threads()
+        precision = precision or torch.get_float32_matmul_precision()
+        h, h_n, c_n = kept[0].step(x, h0, c0, check.matmul_precision(precision))
+        return h.transpose(0, 1) if batch_first else h, (h_n.unsqueeze(0), c_n.unsqueeze(0))
+
+    def _run(
+        self, way: str, x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: list[Weights], how: How, cells: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The stack over x [T, B, I]: h [T, B, D*P], h_n, c_n [L*D, B, .], the top layer's cells if wanted."""
+        directions = 2 if self.bidirectional else 1
+        kept: list[_Kept] | None = None
+        if way == "kernels":
+            kernels.follow_torchs_threads()
+            if _may_have_gradients((x, *(hx or ()), *(w for layer in weights for w in layer))):
+                _keeper.forget(self)
+            else:
+                kept = _keeper.of(self, len(weights))
+        h_n, c_n = [], []
+        top_cells: list[Tensor] = []
+        for layer in range(self.num_layers):
+            top = layer == self.num_layers - 1
+            outputs = []
+            for direction in range(directions):
+                k = layer * directions + direction
+                result = _run_layer(
+                    way, x, None if hx is None else hx[0][k], None if hx is None else hx[1][k], weights[k],
+                    how._replace(reverse=True) if direction else how, None if kept is None else kept[k], cells and top,
+                )  # fmt: skip
+                outputs.append(result.h)
+                h_n.append(result.h_n)
+                c_n.append(result.c_n)
+                if cells and top and result.cells is not None:
+                    top_cells.append(result.cells)
+            x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+            if self.dropout and self.training and not top:
+                x = nn.functional.dropout(x, self.dropout, True)
+        if kept is not None and len(kept) == 1:
+            names = ["weight_ih_l0", "weight_hh_l0", *(("bias_ih_l0", "bias_hh_l0") if self.bias else ())]
+            kept[0].mark({name: self._parameters.get(name) for name in names})
+        states = (h_n[0].unsqueeze(0), c_n[0].unsqueeze(0)) if len(h_n) == 1 else (torch.stack(h_n), torch.stack(c_n))
+        return x, *states, torch.cat(top_cells, -1) if top_cells else None
+
+    def _weights(self) -> list[Weights]:
+        """The parameters of every layer and direction, as they are now: computed ones too."""
+        own = self._parameters
+        found = []
+        for layer in range(self.num_layers):
+            for suffix in ("", "_reverse") if self.bidirectional else ("",):
+                names = (f"weight_ih_l{layer}{suffix}", f"weight_hh_l{layer}{suffix}")
+                w_ih, w_hh = (own.get(name) if own.get(name) is not None else getattr(self, name) for name in names)
+                bias: tuple[Any, Any] = (None, None)
+                if self.bias:
+                    bias = getattr(self, f"bias_ih_l{layer}{suffix}"), getattr(self, f"bias_hh_l{layer}{suffix}")
+                w_hr = getattr(self, f"weight_hr_l{layer}{suffix}") if self.proj_size else None
+                found.append(Weights(w_ih, w_hh, *bias, w_hr))
+        return found
+
+    def _acceptable(self, x: Tensor, hx: Any, packed: bool) -> bool:
+        """Whether torch would take these; what it would not take it refuses itself, in its own words."""
+        weight = self.weight_ih_l0
+        if x.dim() != (2 if packed else 3) and not (x.dim() == 2 and not packed):
+            return False
+        if x.shape[-1] != self.input_size or (x.dtype != weight.dtype and not _autocasts()):
+            return False
+        if packed:
+            return hx is None or _is_state(hx, 3, x.dtype, None, self)
+        batched = x.dim() == 3
+        if x.shape[(1 if self.batch_first else 0) if batched else 0] == 0:
+            return False  # no steps: an error of torch
+        batch = x.shape[0 if self.batch_first else 1] if batched else None
+        return hx is None or _is_state(hx, 3 if batched else 2, x.dtype, batch, self)
+
+    def _by_torch(self, input: Any, hx: Any, way: Way, ours_alone: bool) -> Any:
+        if way.name == "torch":
+            if self.strict:
+                raise RuntimeError(f"strict LSTM: torch's own forward would have to serve this call: {way.why}")
+            if ours_alone:
+                raise ValueError(
+                    f"lengths, resets and return_cells need lstmfast's kernels, which cannot serve this call: {way.why}"
+                )
+        return super().forward(input, hx)
+
+
+class LSTMCell(nn.LSTMCell):
+    """torch.nn.LSTMCell, computed by lstmfast: same constructor, parameters, state_dict, results and errors.
+
+    strict: attribute; True makes calls that torch's own forward would have to serve an error.
+    """
+
+    strict = False
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Advance by one step; see torch.nn.LSTMCell."""
+        if not torch.is_grad_enabled():
+            quick = self._quickly(input, hx)
+            if quick is not None:
+                return quick
+        weights = self._weights()
+        tensors = (input, *(hx or ()), *weights)
+        way = _way(self, tensors, False)
+        if way.name == "torch" or not self._acceptable(input, hx):
+            if way.name == "torch" and self.strict:
+                raise RuntimeError(f"strict LSTMCell: torch's own forward would have to serve this call: {way.why}")
+            return super().forward(input, hx)  # type: ignore[no-any-return]
+        batched = input.dim() == 2
+        x = input.unsqueeze(0) if batched else input[None, None]
+        if hx is not None and not batched:
+            hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
+        dtype = _result_dtype(x)
+        x, hx, (weights,) = _computed(x, hx, [weights])
+        kept = None
+        if way.name == "kernels":
+            kernels.follow_torchs_threads()
+            if _may_have_gradients(tensors):
+                _keeper.forget(self)
+            else:
+                (kept,) = _keeper.of(self, 1)
+        how = How(matmul_precision=_precision(None))
+        h0, c0 = hx if hx is not None else (None, None)
+        _, h, c, _ = _run_layer(way.name, x, h0, c0, weights, how, kept, False)
+        if kept is not None:
+            names = ["weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if self.bias else ())]
+            kept.mark({name: self._parameters.get(name) for name in names})
+        if dtype is not x.dtype:
+            h, c = h.to(dtype), c.to(dtype)
+        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+
+    def _quickly(self, x: Any, hx: Any) -> tuple[Tensor, Tensor] | None:
+        """Rows of plain tensors, weights packed by an earlier call, or None."""
+        if torch.compiler.is_compiling() or type(x) is not Tensor or _is_transformed():
+            return None
+        kept = _keeper.seen(self)
+        if kept is None or not kept[0].is_current(self._parameters):
+            return None
+        if not _is_plain(x, 2, self._parameters["weight_ih"]) or x.shape[1] != self.input_size or 0 in x.shape:
+            return None
+        h0 = c0 = None
+        if hx is not None:
+            shape = (x.shape[0], self.hidden_size)
+            for part in hx:
+                if type(part) is not Tensor or part.shape != shape or part.dtype is not x.dtype or part.stride(-1) != 1:
+                    return None
+            h0, c0 = hx[0].detach().numpy(), hx[1].detach().numpy()
+        kernels.follow_torchs_threads()
+        _, h, c = kept[0].step(x[None], h0, c0, torch.get_float32_matmul_precision())
+        return h, c
+
+    def _weights(self) -> Weights:
+        bias: tuple[Any, Any] = (self.bias_ih, self.bias_hh) if self.bias else (None, None)
+        return Weights(self.weight_ih, self.weight_hh, *bias, None)
+
+    def _acceptable(self, x: Tensor, hx: Any) -> bool:
+        """Whether torch would take these; what it would not take it refuses itself, in its own words."""
+        if x.dim() not in (1, 2) or x.shape[-1] != self.input_size:
+            return False
+        if x.dtype != self.weight_ih.dtype and not _autocasts():
+            return False
+        if hx is None:
+            return True
+        shape = (*x.shape[:-1], self.hidden_size)
+        return len(hx) == 2 and all(part.shape == shape and (part.dtype == x.dtype or _autocasts()) for part in hx)
+
+
+def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool = False) -> str:
+    """Say in a sentence which way a call of this LSTM or LSTMCell with these arguments would take, and why.
+
+    Raises TypeError for other modules.
+    """
+    if not isinstance(module, (nn.LSTM, nn.LSTMCell)):
+        raise TypeError(f"module must be an LSTM or LSTMCell, got {type(module).__name__}")
+    if not isinstance(module, (LSTM, LSTMCell)):
+        return f"torch's own forward: this is torch's {type(module).__name__}; see lstmfast.torch.convert"
+    packed = isinstance(input, PackedSequence)
+    x = input.data if packed else input
+    layers = module._weights() if isinstance(module, LSTM) else [module._weights()]
+    weights = [w for layer in layers for w in layer]
+    way = _way(module, (x, *(hx or ()), *weights), return_cells)
+    if way.name == "torch":
+        return f"torch's own forward: {way.why}"
+    acceptable = module._acceptable(x, hx, packed) if isinstance(module, LSTM) else module._acceptable(x, hx)
+    if not acceptable:
+        return "torch's own forward, which will say what is wrong with the arguments"
+    names = {
+        "kernels": f"lstmfast's kernels ({_core.current_isa()})",
+        "operators": f"lstmfast's operators, which run its kernels ({_core.current_isa()})",
+        "composite": "torch operations, step by step",
+    }
+    lower = " in float32, rounded at the end" if _result_dtype(x) in _ROUNDED else ""
+    return f"{names[way.name]}{lower}: {way.why}"
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _is_under_func() -> bool:
+    return not torch.compiler.is_compiling() and _functorch.peek_interpreter_stack() is not None
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func, forward-mode derivatives, a tracer or autocast change what operations mean now."""
+    return (
+        _functorch.peek_interpreter_stack() is not None
+        or _forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+        or _autocasts()
+    )
+
+
+def _is_plain(x: Tensor, dims: int, weight: Tensor) -> bool:
+    """Whether the kernels can read x as it lies, with these weights."""
+    return (
+        x.dim() == dims
+        and x.dtype is weight.dtype
+        and x.stride(-1) == 1
+        and x.device.type == "cpu"
+        and x.layout is torch.strided
+        and not x.requires_grad
+    )
+
+
+def _precision(word: str | None) -> str:
+    """What is asked for, or torch's setting; "" while somebody traces: operators then ask when they run."""
+    if word is not None:
+        return check.matmul_precision(word)
+    return "" if torch.compiler.is_compiling() else torch.get_float32_matmul_precision()
+
+
+def _autocasts() -> bool:
+    return bool(torch._C._is_any_autocast_enabled())
+
+
+def _result_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that torch would return: autocast's on the CPU, or the input's."""
+    if _autocasts() and torch.is_autocast_enabled("cpu") and x.dtype is not torch.float64:
+        return torch.get_autocast_dtype("cpu")
+    return x.dtype
+
+
+def _computed(
+    x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: list[Weights]
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None, list[Weights]]:
+    """The same in the dtype that the kernels compute in: float32 for what is lower or mixed by autocast."""
+    tensors = [x, *(hx or ()), *(w for layer in weights for w in layer if w is not None)]
+    dtypes = {t.dtype for t in tensors}
+    if len(dtypes) == 1 and x.dtype in _COMPUTED:
+        return x, hx, weights
+    target = torch.float64 if torch.float64 in dtypes else torch.float32
+    return (
+        x.to(target),
+        None if hx is None else (hx[0].to(target), hx[1].to(target)),
+        [Weights(*(None if w is None else w.to(target) for w in layer)) for layer in weights],
+    )
+
+
+def _is_state(hx: Any, dims: int, dtype: torch.dtype, batch: int | None, module: LSTM) -> bool:
+    """Whether hx is a pair of states that torch takes. batch None: any."""
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        return False
+    cells = module.num_layers * (2 if module.bidirectional else 1)
+    for part, size in zip(hx, (module.proj_size or module.hidden_size, module.hidden_size), strict=True):
+        if part.dim() != dims or part.shape[0] != cells or part.shape[-1] != size:
+            return False
+        if (batch is not None and part.shape[1] != batch) or (part.dtype != dtype and not _autocasts()):
+            return False
+    return True
+
+
+def _lengths(lengths: Any, x: Tensor) -> Tensor | None:
+    """lengths as int64, checked unless somebody traces."""
+    if lengths is None:
+        return None
+    numbers = torch.as_tensor(lengths, device=x.device)
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype is torch.bool:
+        raise TypeError(f"lengths must be integers, got {numbers.dtype}")
+    if numbers.shape != (x.shape[1],):
+        raise ValueError(f"lengths must have shape ({x.shape[1]},) = (batch,), got {tuple(numbers.shape)}")
+    if not torch.compiler.is_compiling() and not _functorch.peek_interpreter_stack() and numbers.numel():
+        low, high = int(numbers.min()), int(numbers.max())
+        if low < 0 or high > x.shape[0]:
+            bad = low if low < 0 else high
+            raise ValueError(f"lengths must lie between 0 and {x.shape[0]} = time_steps, got {bad}")
+    return numbers.to(torch.int64).contiguous()
+
+
+def _resets(resets: Any, x: Tensor) -> Tensor | None:
+    """resets [time_steps, batch] as bool."""
+    if resets is None:
+        return None
+    flags = torch.as_tensor(resets, device=x.device)
+    if flags.dtype is not torch.bool:
+        raise TypeError(f"resets must be bool, got {flags.dtype}")
+    if flags.dim() == 1:
+        flags = flags.unsqueeze(1)
+    if flags.shape != x.shape[:2]:
+        raise ValueError(f"resets must have shape {tuple(x.shape[:2])} = (time_steps, batch), got {tuple(flags.shape)}")
+    return flags.contiguous()
