@@ -5,7 +5,6 @@ What cells compute is compared with their equations in NumPy (`tf1_cells`), deri
 
 from __future__ import annotations
 
-import inspect
 import re
 import subprocess
 import sys
@@ -26,9 +25,6 @@ from tolerances import DIFFERENCE, SAME, states
 T, B, H = 7, 3, 5
 LENGTHS = [T, 0, 3]
 BasicLSTMCell, LSTMCell, MultiRNNCell = tf.BasicLSTMCell, tf.LSTMCell, tf.MultiRNNCell
-needs_variants = pytest.mark.skipif(
-    "peepholes" not in inspect.signature(lf.lstm).parameters, reason="lstmfast.lstm of this version has no variants"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -72,20 +68,13 @@ def names() -> list[str]:
 # --- names and scopes -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [name for name in NAMES if name not in VARIANTS])
+@pytest.mark.parametrize("model", NAMES)
 def test_variables_are_named_as_in_tensorflow(rng, model):
     x = inputs(rng, "float32")
     if model in STEPWISE:
         STEPWISE[model](tf, list(x.swapaxes(0, 1)[:3]))
     else:
-        MODELS[model](tf, x)
-    assert names() == NAMES[model]
-
-
-@needs_variants
-@pytest.mark.parametrize("model", [name for name in NAMES if name in VARIANTS])
-def test_variables_of_variants_are_named_as_in_tensorflow(rng, model):
-    VARIANTS[model](tf, inputs(rng, "float32"))
+        (MODELS | VARIANTS)[model](tf, x)
     assert names() == NAMES[model]
 
 
@@ -226,7 +215,6 @@ VARIANT_SETTINGS = {
 variants = pytest.mark.parametrize("settings", VARIANT_SETTINGS.values(), ids=VARIANT_SETTINGS)
 
 
-@needs_variants
 @variants
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
 def test_variants_of_the_cell_follow_the_equations(rng, dtype, settings, lengths):
@@ -449,7 +437,6 @@ def test_derivatives_of_states_in_one_array(rng):
     check_derivatives(rng, call, _arguments(rng, 10))
 
 
-@needs_variants
 @variants
 def test_derivatives_of_variants(rng, settings):
     def call(v):

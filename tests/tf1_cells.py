@@ -112,11 +112,11 @@ def _bidirectional(tf: Any, x: Any, **options: Any) -> Any:
     return tf.nn.bidirectional_dynamic_rnn(cell(3), cell(2), x, dtype=x.dtype, **options)
 
 
-def _static_bidirectional(tf: Any, steps: list[Any]) -> Any:
+def _static_bidirectional(tf: Any, steps: list[Any], **options: Any) -> Any:
     def stack() -> Any:
         return tf.nn.rnn_cell.MultiRNNCell([tf.nn.rnn_cell.BasicLSTMCell(n) for n in (3, 2)])
 
-    outputs, *states = tf.nn.static_bidirectional_rnn(stack(), stack(), steps, dtype=steps[0].dtype)
+    outputs, *states = tf.nn.static_bidirectional_rnn(stack(), stack(), steps, dtype=steps[0].dtype, **options)
     return outputs, states
 
 
@@ -172,6 +172,9 @@ STEPWISE: dict[str, Build] = {
     "by hand": _by_hand,
     "numbered": _numbered,
     "static bidirectional stacks": _static_bidirectional,
+    "static bidirectional stacks, lengths": lambda tf, steps: _static_bidirectional(
+        tf, steps, sequence_length=[len(steps), 0, 1]
+    ),
 }
 """The same, but x is a list of steps [batch, INPUT_SIZE]."""
 
