@@ -6,6 +6,7 @@ What cells compute is compared with their equations in NumPy (`tf1_cells`), deri
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ import pytest
 
 import lstmfast as lf
 import lstmfast.compat.tf1 as tf
-from lstmfast import functional
+from lstmfast import functional, layouts
 from oracles import slopes
 from tf1_cells import INPUT_SIZE, MODELS, NAMES, STEPWISE, VARIANTS, Equations, backwards
 from tolerances import DIFFERENCE, SAME, states
 
 T, B, H = 7, 3, 5
+TESTS = Path(__file__).resolve().parent
+CHECKPOINT = TESTS / "files" / "tf1-2"  # written by TensorFlow
 LENGTHS = [T, 0, 3]
 BasicLSTMCell, LSTMCell, MultiRNNCell = tf.BasicLSTMCell, tf.LSTMCell, tf.MultiRNNCell
 
@@ -331,6 +334,19 @@ def test_cells_see_every_write_to_their_variables(rng):
         write(cell.bias)
         outputs, _ = tf.dynamic_rnn(cell, x)
         np.testing.assert_allclose(outputs.swapaxes(0, 1), equations(cell).unroll(x.swapaxes(0, 1), *zeros)[0], **SAME)
+
+
+def test_variables_of_a_checkpoint_fit_the_cells_that_wrote_it(rng):
+    saved, x = layouts.read(CHECKPOINT).arrays, inputs(rng, "float32")[..., :3]
+    with tf.variable_scope("wide"):
+        cell = LSTMCell(4, use_peepholes=True, num_proj=2, forget_bias=0.5)
+        tf.dynamic_rnn(cell, x)
+    assert {v.op.name for v in tf.trainable_variables()} == {name for name in saved if name.startswith("wide/")}
+    for variable in tf.trainable_variables():
+        variable.assign(saved[variable.op.name])
+    outputs, _ = tf.dynamic_rnn(cell, x)
+    wanted = equations(cell).unroll(x.swapaxes(0, 1).astype(float), np.zeros((B, 4)), np.zeros((B, 2)))[0]
+    np.testing.assert_allclose(outputs.swapaxes(0, 1), wanted, **states("float32", INPUT_SIZE + H))
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
@@ -687,8 +703,11 @@ def test_it_imports_no_framework():
     assert (result.stdout.strip(), result.stderr) == ("[]", "")
 
 
-def test_the_code_in_its_document_runs():
-    document = Path(__file__).resolve().parent.parent / "docs" / "tf1.md"
+def test_the_code_in_its_document_runs(tmp_path, monkeypatch):
+    for part in (".index", ".data-00000-of-00001"):
+        shutil.copy(CHECKPOINT.with_suffix(part), tmp_path / f"model.ckpt{part}")
+    monkeypatch.chdir(tmp_path)
+    document = TESTS.parent / "docs" / "tf1.md"
     blocks = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
     ours = [block for block in blocks if "import lstmfast.compat.tf1 as tf" in block]
     assert ours
