@@ -106,6 +106,17 @@ def test_a_cell_with_reuse_takes_the_variables_that_are_there(rng):
     assert second.kernel is first.kernel
 
 
+def test_a_scope_reuses_from_the_moment_it_is_told_to_and_until_it_is_left():
+    with tf.variable_scope("s"):
+        first = tf.get_variable("v", [2])
+        tf.get_variable_scope().reuse_variables()
+        assert tf.get_variable("v", [2]) is first
+        with tf.variable_scope("within"), pytest.raises(ValueError, match="s/within/v does not exist"):
+            tf.get_variable("v", [2])
+    with tf.variable_scope("s"), pytest.raises(ValueError, match="s/v already exists"):
+        tf.get_variable("v", [2])
+
+
 def test_reuse_of_what_is_not_there_is_an_error():
     with pytest.raises(ValueError, match="basic_lstm_cell/kernel does not exist"):
         BasicLSTMCell(H, reuse=True).build(INPUT_SIZE)
@@ -695,6 +706,12 @@ def test_what_a_tape_does_not_know_is_named(rng):
 
 
 # --- the package ------------------------------------------------------------------------------------------------------
+
+
+def test_every_path_of_tensorflow_1_leads_to_the_same_objects():
+    for module in (tf.nn, tf.nn.rnn_cell, tf.contrib.rnn):
+        for name in set(module.__all__) - {"rnn_cell"}:
+            assert getattr(module, name) is getattr(tf, name)
 
 
 def test_it_imports_no_framework():

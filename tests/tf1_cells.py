@@ -99,6 +99,16 @@ def _same_cell_twice(tf: Any, x: Any) -> Any:
     return tf.nn.dynamic_rnn(cell, x, initial_state=state)
 
 
+def _reusing(tf: Any, x: Any) -> Any:
+    state = None
+    with tf.variable_scope("model"):
+        for _ in range(2):
+            if state is not None:
+                tf.get_variable_scope().reuse_variables()
+            outputs, state = tf.nn.dynamic_rnn(tf.nn.rnn_cell.LSTMCell(3), x, initial_state=state, dtype=x.dtype)
+    return outputs, state
+
+
 def _numbered(tf: Any, steps: list[Any]) -> Any:
     results = []
     for step in steps:
@@ -147,6 +157,7 @@ MODELS: dict[str, Build] = {
     ),
     "scopes": _two_scopes,
     "shared": _shared,
+    "reusing": _reusing,
     "same cell twice": _same_cell_twice,
     "bidirectional": _bidirectional,
     "bidirectional, lengths": lambda tf, x: _bidirectional(tf, x, sequence_length=[x.shape[1], 0, 3], scope="both"),
@@ -199,6 +210,7 @@ NAMES = {
         "decoder/rnn/speaker/bias:0 (12,)",
     ],
     "shared": ["siamese/rnn/basic_lstm_cell/kernel:0 (7, 12)", "siamese/rnn/basic_lstm_cell/bias:0 (12,)"],
+    "reusing": ["model/rnn/lstm_cell/kernel:0 (7, 12)", "model/rnn/lstm_cell/bias:0 (12,)"],
     "numbered": [
         "lstm_cell/kernel:0 (6, 8)",
         "lstm_cell/bias:0 (8,)",
