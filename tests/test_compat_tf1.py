@@ -6,6 +6,7 @@ What cells compute is compared with their equations in NumPy (`tf1_cells`), deri
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ import pytest
 
 import lstmfast as lf
 import lstmfast.compat.tf1 as tf
-from lstmfast import functional
+from lstmfast import functional, layouts
 from oracles import slopes
 from tf1_cells import INPUT_SIZE, MODELS, NAMES, STEPWISE, VARIANTS, Equations, backwards
 from tolerances import DIFFERENCE, SAME, states
 
 T, B, H = 7, 3, 5
+TESTS = Path(__file__).resolve().parent
+CHECKPOINT = TESTS / "files" / "tf1-2"  # written by TensorFlow
 LENGTHS = [T, 0, 3]
 BasicLSTMCell, LSTMCell, MultiRNNCell = tf.BasicLSTMCell, tf.LSTMCell, tf.MultiRNNCell
 
@@ -68,19 +71,13 @@ def names() -> list[str]:
 # --- names and scopes -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [name for name in NAMES if name not in VARIANTS])
+@pytest.mark.parametrize("model", NAMES)
 def test_variables_are_named_as_in_tensorflow(rng, model):
     x = inputs(rng, "float32")
     if model in STEPWISE:
         STEPWISE[model](tf, list(x.swapaxes(0, 1)[:3]))
     else:
-        MODELS[model](tf, x)
-    assert names() == NAMES[model]
-
-
-@pytest.mark.parametrize("model", [name for name in NAMES if name in VARIANTS])
-def test_variables_of_variants_are_named_as_in_tensorflow(rng, model):
-    VARIANTS[model](tf, inputs(rng, "float32"))
+        (MODELS | VARIANTS)[model](tf, x)
     assert names() == NAMES[model]
 
 
@@ -107,6 +104,17 @@ def test_a_cell_with_reuse_takes_the_variables_that_are_there(rng):
     for cell in (first, second):
         tf.dynamic_rnn(cell, inputs(rng))
     assert second.kernel is first.kernel
+
+
+def test_a_scope_reuses_from_the_moment_it_is_told_to_and_until_it_is_left():
+    with tf.variable_scope("s"):
+        first = tf.get_variable("v", [2])
+        tf.get_variable_scope().reuse_variables()
+        assert tf.get_variable("v", [2]) is first
+        with tf.variable_scope("within"), pytest.raises(ValueError, match="s/within/v does not exist"):
+            tf.get_variable("v", [2])
+    with tf.variable_scope("s"), pytest.raises(ValueError, match="s/v already exists"):
+        tf.get_variable("v", [2])
 
 
 def test_reuse_of_what_is_not_there_is_an_error():
@@ -337,6 +345,19 @@ def test_cells_see_every_write_to_their_variables(rng):
         write(cell.bias)
         outputs, _ = tf.dynamic_rnn(cell, x)
         np.testing.assert_allclose(outputs.swapaxes(0, 1), equations(cell).unroll(x.swapaxes(0, 1), *zeros)[0], **SAME)
+
+
+def test_variables_of_a_checkpoint_fit_the_cells_that_wrote_it(rng):
+    saved, x = layouts.read(CHECKPOINT).arrays, inputs(rng, "float32")[..., :3]
+    with tf.variable_scope("wide"):
+        cell = LSTMCell(4, use_peepholes=True, num_proj=2, forget_bias=0.5)
+        tf.dynamic_rnn(cell, x)
+    assert {v.op.name for v in tf.trainable_variables()} == {name for name in saved if name.startswith("wide/")}
+    for variable in tf.trainable_variables():
+        variable.assign(saved[variable.op.name])
+    outputs, _ = tf.dynamic_rnn(cell, x)
+    wanted = equations(cell).unroll(x.swapaxes(0, 1).astype(float), np.zeros((B, 4)), np.zeros((B, 2)))[0]
+    np.testing.assert_allclose(outputs.swapaxes(0, 1), wanted, **states("float32", INPUT_SIZE + H))
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
@@ -687,14 +708,23 @@ def test_what_a_tape_does_not_know_is_named(rng):
 # --- the package ------------------------------------------------------------------------------------------------------
 
 
+def test_every_path_of_tensorflow_1_leads_to_the_same_objects():
+    for module in (tf.nn, tf.nn.rnn_cell, tf.contrib.rnn):
+        for name in set(module.__all__) - {"rnn_cell"}:
+            assert getattr(module, name) is getattr(tf, name)
+
+
 def test_it_imports_no_framework():
     code = "import sys, lstmfast.compat.tf1; print([m for m in ('tensorflow', 'keras', 'torch') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.stdout.strip(), result.stderr) == ("[]", "")
 
 
-def test_the_code_in_its_document_runs():
-    document = Path(__file__).resolve().parent.parent / "docs" / "tf1.md"
+def test_the_code_in_its_document_runs(tmp_path, monkeypatch):
+    for part in (".index", ".data-00000-of-00001"):
+        shutil.copy(CHECKPOINT.with_suffix(part), tmp_path / f"model.ckpt{part}")
+    monkeypatch.chdir(tmp_path)
+    document = TESTS.parent / "docs" / "tf1.md"
     blocks = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
     ours = [block for block in blocks if "import lstmfast.compat.tf1 as tf" in block]
     assert ours

@@ -99,6 +99,16 @@ def _same_cell_twice(tf: Any, x: Any) -> Any:
     return tf.nn.dynamic_rnn(cell, x, initial_state=state)
 
 
+def _reusing(tf: Any, x: Any) -> Any:
+    state = None
+    with tf.variable_scope("model"):
+        for _ in range(2):
+            if state is not None:
+                tf.get_variable_scope().reuse_variables()
+            outputs, state = tf.nn.dynamic_rnn(tf.nn.rnn_cell.LSTMCell(3), x, initial_state=state, dtype=x.dtype)
+    return outputs, state
+
+
 def _numbered(tf: Any, steps: list[Any]) -> Any:
     results = []
     for step in steps:
@@ -112,11 +122,11 @@ def _bidirectional(tf: Any, x: Any, **options: Any) -> Any:
     return tf.nn.bidirectional_dynamic_rnn(cell(3), cell(2), x, dtype=x.dtype, **options)
 
 
-def _static_bidirectional(tf: Any, steps: list[Any]) -> Any:
+def _static_bidirectional(tf: Any, steps: list[Any], **options: Any) -> Any:
     def stack() -> Any:
         return tf.nn.rnn_cell.MultiRNNCell([tf.nn.rnn_cell.BasicLSTMCell(n) for n in (3, 2)])
 
-    outputs, *states = tf.nn.static_bidirectional_rnn(stack(), stack(), steps, dtype=steps[0].dtype)
+    outputs, *states = tf.nn.static_bidirectional_rnn(stack(), stack(), steps, dtype=steps[0].dtype, **options)
     return outputs, states
 
 
@@ -147,6 +157,7 @@ MODELS: dict[str, Build] = {
     ),
     "scopes": _two_scopes,
     "shared": _shared,
+    "reusing": _reusing,
     "same cell twice": _same_cell_twice,
     "bidirectional": _bidirectional,
     "bidirectional, lengths": lambda tf, x: _bidirectional(tf, x, sequence_length=[x.shape[1], 0, 3], scope="both"),
@@ -172,6 +183,9 @@ STEPWISE: dict[str, Build] = {
     "by hand": _by_hand,
     "numbered": _numbered,
     "static bidirectional stacks": _static_bidirectional,
+    "static bidirectional stacks, lengths": lambda tf, steps: _static_bidirectional(
+        tf, steps, sequence_length=[len(steps), 0, 1]
+    ),
 }
 """The same, but x is a list of steps [batch, INPUT_SIZE]."""
 
@@ -196,6 +210,7 @@ NAMES = {
         "decoder/rnn/speaker/bias:0 (12,)",
     ],
     "shared": ["siamese/rnn/basic_lstm_cell/kernel:0 (7, 12)", "siamese/rnn/basic_lstm_cell/bias:0 (12,)"],
+    "reusing": ["model/rnn/lstm_cell/kernel:0 (7, 12)", "model/rnn/lstm_cell/bias:0 (12,)"],
     "numbered": [
         "lstm_cell/kernel:0 (6, 8)",
         "lstm_cell/bias:0 (8,)",

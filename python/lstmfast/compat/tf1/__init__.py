@@ -15,7 +15,7 @@ differs.
 
 import numpy as _np
 
-from lstmfast.compat.tf1 import nn
+from lstmfast.compat.tf1 import contrib, nn
 from lstmfast.compat.tf1.base import LSTMStateTuple, RNNCell
 from lstmfast.compat.tf1.cells import BasicLSTMCell, LSTMCell, MultiRNNCell
 from lstmfast.compat.tf1.dropout import DropoutWrapper
@@ -67,6 +67,7 @@ __all__ = [
     "bidirectional_dynamic_rnn",
     "clip_by_global_norm",
     "constant_initializer",
+    "contrib",
     "dynamic_rnn",
     "float32",
     "float64",

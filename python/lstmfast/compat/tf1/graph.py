@@ -75,13 +75,17 @@ class Variable(variables.Variable):
         self.assign(values)
 
 
-@dataclass(frozen=True)
+@dataclass
 class VariableScope:
     """A place for variables: names made in it begin with `name` and a slash."""
 
     name: str = ""
     reuse: Reuse = None
     initializer: Initializer | None = field(default=None, repr=False, compare=False)
+
+    def reuse_variables(self) -> None:
+        """Have variables be there from here on, until the scope is left: as if it had been opened with reuse=True."""
+        self.reuse = True
 
 
 class Graph:

@@ -1,4 +1,4 @@
-"""What TensorFlow 1 called `tf.nn.rnn_cell`, and before that `tf.contrib.rnn`. Nothing of its own."""
+"""What TensorFlow 1 called `tf.nn.rnn_cell`. Nothing of its own."""
 
 from lstmfast.compat.tf1.base import LSTMStateTuple, RNNCell
 from lstmfast.compat.tf1.cells import BasicLSTMCell, LSTMCell, MultiRNNCell

@@ -1,0 +1,5 @@
+"""TensorFlow's own path to `tf.contrib.rnn`. Nothing of its own."""
+
+from lstmfast.compat.tf1.contrib import rnn
+
+__all__ = ["rnn"]
