@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import documents
 import parity
 import tolerances
 
@@ -253,6 +254,44 @@ def test_a_stateful_layer_goes_on_where_it_was(rng: np.random.Generator) -> None
         np.testing.assert_allclose(a, e, **CLOSE)
 
 
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "graph"])
+def test_second_derivatives_are_refused_and_not_taken_for_zero(traced: bool, rng: np.random.Generator) -> None:
+    if traced and BACKEND == "torch":
+        pytest.skip("PyTorch has one way to differentiate")
+    _, layer = pair()
+    x = rng.standard_normal((BATCH, TIME_STEPS, INPUT_SIZE)).astype(np.float32)
+    with pytest.raises(
+        (NotImplementedError, RuntimeError, ValueError), match="first derivatives only|twice|Pure callb"
+    ):
+        if BACKEND == "tensorflow":
+            import tensorflow as tf
+
+            def slope_of_slope(x: Any) -> Any:
+                with tf.GradientTape() as outer:
+                    outer.watch(x)
+                    with tf.GradientTape() as inner:
+                        inner.watch(x)
+                        y = layer(x)
+                    slope = inner.gradient(y, x)
+                return outer.gradient(slope, x)
+
+            (tf.function(slope_of_slope) if traced else slope_of_slope)(tf.constant(x))
+        elif BACKEND == "jax":
+            import jax
+
+            weights, others = (
+                [v.value for v in vs] for vs in (layer.trainable_variables, layer.non_trainable_variables)
+            )
+            slope = jax.grad(lambda x: layer.stateless_call(weights, others, x)[0].sum())
+            (jax.jit if traced else lambda f: f)(jax.grad(lambda x: slope(x).sum()))(x)
+        else:
+            import torch
+
+            of = torch.tensor(x, requires_grad=True)
+            (slope,) = torch.autograd.grad(layer(of).sum(), of, create_graph=True)
+            slope.sum().backward()
+
+
 # --- one in place of the other ----------------------------------------------------------------------------------------
 
 
@@ -320,3 +359,11 @@ def test_convert_says_so_where_there_is_nothing_to_convert() -> None:
 def test_what_the_kernels_do_not_compute_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lstmfast.keras.LSTM(UNITS, **arguments)
+
+
+def test_the_example_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(documents.python_of("keras.md"), names)
+    assert isinstance(names["ours"].layers[0].forward_layer, lstmfast.keras.LSTM)
+    assert (tmp_path / "model.keras").exists()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import documents
 import lstmfast as lf
 import parity
 import tolerances
@@ -159,3 +160,10 @@ def test_a_classifier_gives_the_same_logits(bidirectional: bool, rng: np.random.
     x, lengths = rng.standard_normal((TIME_STEPS, BATCH, INPUT_SIZE)).astype(np.float32), np.array([4, 7, 1, 6, 5])
     expected = model(x, lengths=lengths)
     assert_close(run(model, {"x": x, "lengths": lengths.astype(np.int32)}, lengths=True), [expected])
+
+
+def test_the_example_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(documents.python_of("onnx.md"), names)
+    assert names["logits"].shape == (1, 1, 96)

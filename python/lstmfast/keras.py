@@ -280,18 +280,31 @@ def _in_tensorflow(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...
         return list(results)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def once(*arguments: Any, results: list[Any]) -> Any:
+        """Results of these arguments that cannot be differentiated again. Without this TensorFlow would say: by zero."""
+
+        def refuse(*_: Any) -> Any:
+            raise NotImplementedError(
+                "lstmfast.keras.LSTM has first derivatives only; keras.layers.LSTM has second ones"
+            )
+
+        return tuple(results), refuse
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(*tensors: Any) -> Any:
         if tf.executing_eagerly():
             arrays = [tensor.numpy() for tensor in (*tensors, *masks)]
             results, tape = loop.run(*arrays, keep_for_backward=True)
 
-            def backward_eagerly(*d: Any) -> list[Any]:
-                return [tf.convert_to_tensor(array) for array in loop.backward_of(tape, *(each.numpy() for each in d))]
+            def backward_eagerly(*d: Any) -> Any:
+                gradients = loop.backward_of(tape, *(each.numpy() for each in d))
+                return once(*d, *tensors, results=[tf.convert_to_tensor(array) for array in gradients])
 
             return tuple(map(tf.convert_to_tensor, results)), backward_eagerly
 
-        def backward(*d: Any) -> list[Any]:
-            return call(loop.backward, [*d, *tensors, *masks], [tensor.shape for tensor in tensors])
+        def backward(*d: Any) -> Any:
+            gradients = call(loop.backward, [*d, *tensors, *masks], [tensor.shape for tensor in tensors])
+            return once(*d, *tensors, results=gradients)
 
         return tuple(call(loop.forward, [*tensors, *masks], shapes)), backward
 
