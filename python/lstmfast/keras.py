@@ -263,6 +263,9 @@ class _Loop:
 # derivative. A backend is imported with its first call: Keras has done so before.
 
 
+_FIRST_ALONE = "lstmfast.keras.LSTM has first derivatives only; keras.layers.LSTM has second ones"
+
+
 def _in_tensorflow(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...]:
     import tensorflow as tf
 
@@ -279,16 +282,17 @@ def _in_tensorflow(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...
             result.set_shape(shape)
         return list(results)
 
-    @tf.custom_gradient  # type: ignore[untyped-decorator]
-    def once(*arguments: Any, results: list[Any]) -> Any:
-        """Results of these arguments that cannot be differentiated again. Without this TensorFlow would say: by zero."""
+    def once(results: list[Any], arguments: list[Any]) -> Any:
+        """Results of these arguments that refuse to be differentiated again, where TensorFlow would say: by zero."""
 
-        def refuse(*_: Any) -> Any:
-            raise NotImplementedError(
-                "lstmfast.keras.LSTM has first derivatives only; keras.layers.LSTM has second ones"
-            )
+        @tf.custom_gradient  # type: ignore[untyped-decorator]
+        def final(*_: Any) -> Any:
+            return tuple(results), refuse
 
-        return tuple(results), refuse
+        return final(*arguments)
+
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError(_FIRST_ALONE)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(*tensors: Any) -> Any:
@@ -298,13 +302,13 @@ def _in_tensorflow(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...
 
             def backward_eagerly(*d: Any) -> Any:
                 gradients = loop.backward_of(tape, *(each.numpy() for each in d))
-                return once(*d, *tensors, results=[tf.convert_to_tensor(array) for array in gradients])
+                return once([tf.convert_to_tensor(array) for array in gradients], [*d, *tensors])
 
             return tuple(map(tf.convert_to_tensor, results)), backward_eagerly
 
         def backward(*d: Any) -> Any:
             gradients = call(loop.backward, [*d, *tensors, *masks], [tensor.shape for tensor in tensors])
-            return once(*d, *tensors, results=gradients)
+            return once(gradients, [*d, *tensors])
 
         return tuple(call(loop.forward, [*tensors, *masks], shapes)), backward
 
@@ -374,8 +378,9 @@ def _torch_loop() -> Any:
             return to_torch(results, tensors[0])
 
         @staticmethod
-        @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
         def backward(ctx: Any, *d: Any) -> tuple[Any, ...]:
+            if torch.is_grad_enabled():  # create_graph; once_differentiable would let what has no d through, as zero
+                raise NotImplementedError(_FIRST_ALONE)
             assert len(ctx.saved_tensors) == 1  # reading them is what checks them
             return None, None, *to_torch(ctx.loop.backward_of(ctx.tape, *to_numpy(d)), d[0])
 
