@@ -55,11 +55,12 @@ class Result(NamedTuple):
     cells: Tensor | None
 
 
-def prepare(weights: Weights) -> Prepared:
-    """Copy the weights into the kernels' order."""
+def prepare(weights: Weights, workspace: Workspace | None = None) -> Prepared:
+    """Copy the weights into the kernels' order: into new memory, or into a workspace's for as long as it is on loan."""
     w_ih, w_hh = array(weights.weight_ih), array(weights.weight_hh)
     input_size = w_ih.shape[1]
-    kernel = np.empty((input_size + w_hh.shape[1], len(w_ih)), w_ih.dtype)
+    shape = (input_size + w_hh.shape[1], len(w_ih))
+    kernel = np.empty(shape, w_ih.dtype) if workspace is None else workspace.array("kernel", shape, w_ih.dtype)
     _core.transpose(w_ih, kernel[:input_size])
     _core.transpose(w_hh, kernel[input_size:])
     if weights.bias_ih is None or weights.bias_hh is None:
@@ -124,7 +125,7 @@ class Gradients(NamedTuple):
 
 
 def backward(
-    sequence: _core.Sequence,
+    workspace: Workspace,
     x: Tensor,
     weights: Weights,
     d_h: Tensor | None,
@@ -132,7 +133,7 @@ def backward(
     d_c_n: Tensor | None,
     wanted: Wanted,
 ) -> Gradients:
-    """Gradients of the forward pass that this `sequence` did last, with keep_for_backward."""
+    """Gradients of the forward pass that this workspace did last, with keep_for_backward."""
     batch, input_size = x.shape[1:]
     (columns, output_size), hidden_size = weights.weight_hh.shape, weights.weight_hh.shape[0] // 4
     d_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted.x else None
@@ -141,10 +142,10 @@ def backward(
     d_kernel = d_projection = d_bias = None
     if wanted.weights:
         dtype = array(x).dtype
-        d_kernel = np.empty((input_size + output_size, columns), dtype)
+        d_kernel = workspace.array("d_kernel", (input_size + output_size, columns), dtype)
         d_bias = None if weights.bias_ih is None else x.new_empty(columns)
         d_projection = None if weights.weight_hr is None else np.empty((hidden_size, output_size), dtype)
-    sequence.backward(
+    workspace.sequence.backward(
         None if d_h is None else array(d_h), None if d_h_n is None else array(d_h_n),
         None if d_c_n is None else array(d_c_n), None if d_x is None else d_x.numpy(), d_kernel,
         None if d_bias is None else d_bias.numpy(), None if d_h0 is None else d_h0.numpy(),
@@ -174,41 +175,56 @@ def array(tensor: Tensor) -> Array:
     return values
 
 
-class SequencePool:
+class Workspace:
+    """What one forward pass and its backward work in."""
+
+    def __init__(self) -> None:
+        self.sequence = _core.Sequence()
+        self._arrays: dict[str, Array] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Memory of this shape, the same as the last time where that fits: fresh memory costs as much as a product."""
+        found = self._arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != dtype:
+            found = self._arrays[name] = np.empty(shape, dtype)
+        return found
+
+
+class Pool:
     """Workspaces for calls that backward may follow: taken for as long as somebody may still ask for gradients."""
 
     LIMIT = 16  # idle ones, each with the memory of its last call
 
     def __init__(self) -> None:
-        self._idle: list[_core.Sequence] = []
+        self._idle: list[Workspace] = []
 
     def take(self) -> Loan:
         """A workspace, given back when the loan is dropped."""
         try:
             return Loan(self, self._idle.pop())
         except IndexError:
-            return Loan(self, _core.Sequence())
+            return Loan(self, Workspace())
 
-    def give_back(self, sequence: _core.Sequence) -> None:
-        """Take it back, without the arrays it holds."""
-        sequence.release()
+    def give_back(self, workspace: Workspace) -> None:
+        """Take it back, without the arrays of others that it holds."""
+        workspace.sequence.release()
         if len(self._idle) < self.LIMIT:
-            self._idle.append(sequence)
+            self._idle.append(workspace)
 
 
 class Loan:
-    """A workspace that goes back to its pool with the last reference to it."""
+    """A workspace that goes back to its pool with the last reference to this."""
 
-    __slots__ = ("_pool", "sequence")
+    __slots__ = ("_pool", "workspace")
 
-    def __init__(self, pool: SequencePool, sequence: _core.Sequence) -> None:
-        self._pool, self.sequence = pool, sequence
+    def __init__(self, pool: Pool, workspace: Workspace) -> None:
+        self._pool, self.workspace = pool, workspace
 
     def __del__(self) -> None:
-        self._pool.give_back(self.sequence)
+        self._pool.give_back(self.workspace)
 
 
-_pool = SequencePool()
+pool = Pool()
 
 
 class LayerFunction(torch.autograd.Function):
@@ -228,8 +244,9 @@ class LayerFunction(torch.autograd.Function):
         how: How,
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-        loan = _pool.take()
-        h, h_n, c_n, _ = forward(x, h0, c0, prepare(weights), how, loan.sequence, keep_for_backward=True)
+        loan = pool.take()
+        prepared = prepare(weights, loan.workspace)
+        h, h_n, c_n, _ = forward(x, h0, c0, prepared, how, loan.workspace.sequence, keep_for_backward=True)
         ctx.loan, ctx.how = loan, how
         # h is saved too: the kernels read it again, and autograd then notices when somebody has written into it.
         ctx.save_for_backward(x, h0, c0, *weights, h)
@@ -244,7 +261,7 @@ class LayerFunction(torch.autograd.Function):
             return (*composite.gradients(x, h0, c0, weights, ctx.how, d_h, d_h_n, d_c_n, ctx.needs_input_grad), None)
         need = ctx.needs_input_grad
         wanted = Wanted(need[0], need[1], need[2], any(need[3:8]))
-        d = backward(ctx.loan.sequence, x, weights, d_h, d_h_n, d_c_n, wanted)
+        d = backward(ctx.loan.workspace, x, weights, d_h, d_h_n, d_c_n, wanted)
         return (d.x, d.h0, d.c0, *(d.weights or Weights(*[None] * 5)), None)
 
 
