@@ -153,7 +153,7 @@ def test_clusters_are_of_a_size_that_the_hardware_has(functions: Any) -> None:
 
 @pytest.mark.parametrize("path", [SEQUENCE, CLUSTER])
 def test_blocks_fit_an_sm_and_cover_units_depth_and_batch(functions: Any, path: int) -> None:
-    tables = {True: variants("Forward"), False: variants("Backward")}
+    tables = {True: variants("Forward", BFLOAT16), False: variants("Backward", BFLOAT16)}
     for device, hidden, batch, is_forward, plan in directions(functions, path):
         variant = tables[is_forward][plan.variant]
         padded = -(-hidden // 32) * 32
