@@ -198,10 +198,10 @@ def test_what_is_written_to_a_gate_reaches_the_next_call_of_a_layer_or_model(thi
     x = rng.standard_normal((4, 5, 3)).astype(np.float32)
     before, after = lstm(x)[0], []
     for cell in lstm.cells:
-        cell.gates["output"].bias = -90.0  # closed: h is zero
+        cell.gates["output"].bias = -90.0  # closed: h is zero, on some ISAs a denormal number
         cell.gates["output"].input_kernel = cell.gates["output"].recurrent_kernel = 0.0
         after.append(np.abs(lstm(x)[0]).max())
-    assert np.abs(before).max() > 0 == after[-1]
+    assert np.abs(before).max() > 1e-3 and after[-1] < 1e-37
     assert np.count_nonzero(thing.parameter_buffer == -90.0) == 2 * len(lstm.cells)
 
 

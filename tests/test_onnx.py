@@ -232,3 +232,12 @@ def test_other_graphs_and_other_files_are_refused(tmp_path: Path) -> None:
         lstmfast.onnx.load(tmp_path / "text.onnx")
     with pytest.raises(FileNotFoundError):
         lstmfast.onnx.load(tmp_path / "missing.onnx")
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [({"projection_size": 2}, "no projection_size"), ({"cell_clip": 3.0}, "no cell_clip, got 3")],
+)
+def test_what_the_operator_cannot_say_is_refused_with_its_reason(variant: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lstmfast.onnx.to_model_proto(lf.LSTM(INPUT_SIZE, HIDDEN_SIZE, **variant))

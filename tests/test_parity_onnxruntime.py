@@ -94,6 +94,25 @@ def test_every_stack_gives_the_same(
     assert_close(run(layer, inputs, lengths=bool(lengths)), [h, h_n, c_n])
 
 
+@pytest.mark.parametrize(
+    "variant", [{"peepholes": True}, {"coupled_gates": True}, {"peepholes": True, "coupled_gates": True}], ids=" ".join
+)
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+def test_peepholes_and_coupled_gates_are_those_of_the_operator(
+    variant: dict[str, bool], bidirectional: bool, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    layer = layer_with(rng, bidirectional=bidirectional, **variant)
+    for cell in layer.cells:
+        if cell.peepholes is not None:
+            cell.peepholes[...] = rng.standard_normal(cell.peepholes.shape)
+    inputs = arguments_for(layer, rng)
+    h, (h_n, c_n) = layer(inputs["x"], (inputs["h0"], inputs["c0"]))
+    assert_close(run(layer, inputs), [h, h_n, c_n])
+    lstmfast.onnx.export(layer, tmp_path / "layer.onnx")
+    again = lstmfast.onnx.load(tmp_path / "layer.onnx")
+    np.testing.assert_array_equal(again(inputs["x"])[0], layer(inputs["x"])[0])
+
+
 @pytest.mark.parametrize("opset", [lstmfast.onnx.OLDEST_OPSET, lstmfast.onnx.DEFAULT_OPSET, 22])
 def test_older_and_newer_operator_sets_give_the_same(opset: int, rng: np.random.Generator) -> None:
     layer = layer_with(rng, num_layers=2, bidirectional=True)

@@ -195,7 +195,7 @@ class _Stack:
             y, h_n, c_n = graph.nodes(
                 "LSTM", [x, *weights, self._lengths, *states, *last], 3, name=f"layer{k}",
                 hidden_size=self.layer.hidden_size, direction="bidirectional" if directions == 2 else "forward",
-                input_forget=int(self._coupled_gates),
+                input_forget=int(self.layer.coupled_gates),
             )  # fmt: skip
             self._final.append([h_n, c_n])
             if directions == 1:
@@ -230,10 +230,6 @@ class _Stack:
     def _name(self, layer: int, letter: str) -> str:
         """What `layouts` calls an array: a lone layer's has no scope."""
         return f"layer{layer}.{letter}" if self.layer.num_layers > 1 else letter
-
-    @property
-    def _coupled_gates(self) -> bool:
-        return bool(getattr(self.layer, "coupled_gates", False))
 
 
 def _operator_weights(layer: LSTM) -> dict[str, Array]:
