@@ -34,7 +34,7 @@ class InUse {
   std::atomic<bool>& flag_;
 };
 
-Index checked_hidden_size(Index gates, const char* axis = "columns") {
+Index checked_hidden_size(Index gates, const char* axis) {
   if (gates <= 0 || gates % kGateCount != 0)
     throw py::value_error("kernel must have 4*hidden_size " + std::string(axis) + ", got " + std::to_string(gates));
   return gates / kGateCount;
@@ -65,8 +65,9 @@ struct Cell {
     if (!weights) return;
     weights.must_have_ndim(2, transposed ? "[projection_size, hidden_size]" : "[hidden_size, projection_size]");
     output_size = weights.size(transposed ? 0 : 1);
-    if (output_size < 1) weights.fail("must have a projection_size of at least 1, got shape " + to_string(weights.shape()));
-    projection = weights.must_have_shape(transposed ? Shape{output_size, hidden} : Shape{hidden, output_size}).matrix();
+    if (output_size < 1) weights.fail("must have projection_size at least 1, got shape " + to_string(weights.shape()));
+    const Shape wanted = transposed ? Shape{output_size, hidden} : Shape{hidden, output_size};
+    projection = weights.must_have_shape(wanted).matrix();
   }
 };
 
@@ -99,9 +100,9 @@ class PySequence {
       using T = decltype(type);
       SequenceForwardArgs<T> args{};
       const ArrayArg<const T> recurrent_arg(recurrent, transposed ? "kernel[1]" : "kernel");
-      recurrent_arg.must_have_ndim(2, transposed ? "[4*hidden_size, hidden_size]" : "[input_size + hidden_size, 4*hidden_size]");
-      const Index hidden = transposed ? checked_hidden_size(recurrent_arg.size(0), "rows")
-                                      : checked_hidden_size(recurrent_arg.size(1));
+      recurrent_arg.must_have_ndim(
+          2, transposed ? "[4*hidden_size, hidden_size]" : "[input_size + hidden_size, 4*hidden_size]");
+      const Index hidden = checked_hidden_size(recurrent_arg.size(transposed ? 0 : 1), transposed ? "rows" : "columns");
       const Cell<T> cell(hidden, peepholes, projection, transposed, cell_clip, coupled_gates);
       const Index output = cell.output_size;
       args.hidden_size = hidden;
@@ -230,11 +231,12 @@ class PySequence {
     const Index columns = kGateCount * hidden_;
     const bool transposed = Pair::is(d_kernel);
     if (!d_kernel.is_none() && transposed != transposed_)
-      throw py::type_error(transposed_ ? "d_kernel must be two arrays like kernel" : "d_kernel must be one array like kernel");
+      throw py::type_error(transposed_ ? "d_kernel must be two arrays like kernel" : "d_kernel must be one like kernel");
     if (transposed) {
       const Pair pair(d_kernel, "d_kernel");
-      args.d_transposed.input = required<T>(pair.first, "d_kernel[0]").must_have_shape({columns, input_size_}).matrix();
-      args.d_transposed.recurrent = required<T>(pair.second, "d_kernel[1]").must_have_shape({columns, output_}).matrix();
+      const auto d_input = required<T>(pair.first, "d_kernel[0]"), d_recurrent = required<T>(pair.second, "d_kernel[1]");
+      args.d_transposed.input = d_input.must_have_shape({columns, input_size_}).matrix();
+      args.d_transposed.recurrent = d_recurrent.must_have_shape({columns, output_}).matrix();
     } else {
       args.d_kernel = ArrayArg<T>(d_kernel, "d_kernel").must_have_shape({input_size_ + output_, columns}).matrix();
     }
@@ -281,7 +283,7 @@ class PyStream {
       for (std::size_t i = 0; i < kernels.size(); ++i) {
         const ArrayArg<const T> kernel(kernels[i], "kernel");
         kernel.must_have_ndim(2, "[input_size + hidden_size, 4*hidden_size]");
-        if (i == 0) hidden = checked_hidden_size(kernel.size(1));
+        if (i == 0) hidden = checked_hidden_size(kernel.size(1), "columns");
         const Index inputs = i == 0 ? kernel.size(0) - hidden : hidden;
         if (inputs < 0) kernel.fail("must have input_size + hidden_size rows, got shape " + to_string(kernel.shape()));
         kernel.must_have_shape({inputs + hidden, kGateCount * hidden});

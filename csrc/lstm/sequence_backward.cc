@@ -42,7 +42,8 @@ void Sequence<T>::transpose_gradients(const SequenceBackwardArgs<T>& args) const
     transpose<T>(d_kernel, input_size, columns, d_input);
     transpose<T>({d_kernel.row(input_size), columns}, args_.output_size, columns, d_recurrent);
   }
-  if (d_projection) transpose<T>({args.d_projection.data, args_.output_size}, args_.hidden_size, args_.output_size, d_projection);
+  const MatrixView<const T> d_projection_kernel{args.d_projection.data, args_.output_size};
+  if (d_projection) transpose<T>(d_projection_kernel, args_.hidden_size, args_.output_size, d_projection);
 }
 
 template <typename T>

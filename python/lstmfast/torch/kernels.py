@@ -1,7 +1,7 @@
 """One direction of one LSTM layer on CPU tensors, through the extension: forward, backward, an autograd function.
 
-Tensors are shared with the extension, never copied but where their last axis has gaps. torch's weights are transposed
-ones, [4H, I] and [4H, H], which the extension takes as well as its own [I + H, 4H]; torch's gates lie i, f, g, o as ours.
+Tensors are shared with the extension, never copied but where their last axis has gaps. torch's weights, [4H, I] and
+[4H, H], are to the extension transposed ones, which it takes as they are; torch's gates lie i, f, g, o as ours.
 Refuses to check shapes (see `modules`) and to be traced (see `operators`).
 """
 
@@ -148,8 +148,9 @@ def backward(
     )  # fmt: skip
     found = None
     if d_kernel is not None:
-        bias = _shared(d_bias)
-        found = Weights(*map(torch.from_numpy, d_kernel), bias, bias, _shared(d_projection))
+        d_ih, d_hh = map(torch.from_numpy, d_kernel)
+        d_b = _shared(d_bias)
+        found = Weights(d_ih, d_hh, d_b, d_b, _shared(d_projection))
     return Gradients(_shared(d_x), _shared(d_h0), _shared(d_c0), found)
 
 
@@ -240,8 +241,8 @@ class LayerFunction(torch.autograd.Function):
         if ctx.alone:
             d_h_n, d_c_n = None if d_h_n is None else d_h_n[0], None if d_c_n is None else d_c_n[0]
         if torch.is_grad_enabled():  # create_graph: somebody will differentiate this
-            d = composite.gradients(x, h0, c0, weights, ctx.how, d_h, d_h_n, d_c_n, ctx.needs_input_grad)
-            return (*d, None, None)
+            found = composite.gradients(x, h0, c0, weights, ctx.how, d_h, d_h_n, d_c_n, ctx.needs_input_grad)
+            return (*found, None, None)
         need = ctx.needs_input_grad
         wanted = Wanted(need[0], need[1], need[2], any(need[3:8]))
         d = backward(ctx.loan.sequence, x, weights, d_h, d_h_n, d_c_n, wanted)

@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lstmfast import _checks as check
 from lstmfast import _core
-from lstmfast._checks import Array
 from lstmfast.torch import composite, kernels, operators
 from lstmfast.torch.kernels import Arrays, How, Weights
 
