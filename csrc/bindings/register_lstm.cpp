@@ -5,10 +5,12 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <variant>
 
 #include "bindings/array_args.h"
 #include "bindings/register.h"
+#include "core/aligned_buffer.h"
 #include "core/gates.h"
 #include "lstm/sequence.h"
 #include "lstm/stream.h"
@@ -32,10 +34,10 @@ class InUse {
   std::atomic<bool>& flag_;
 };
 
-Index checked_hidden_size(Index kernel_columns) {
-  if (kernel_columns <= 0 || kernel_columns % kGateCount != 0)
-    throw py::value_error("kernel must have 4*hidden_size columns, got " + std::to_string(kernel_columns));
-  return kernel_columns / kGateCount;
+Index checked_hidden_size(Index gates, const char* axis) {
+  if (gates <= 0 || gates % kGateCount != 0)
+    throw py::value_error("kernel must have 4*hidden_size " + std::string(axis) + ", got " + std::to_string(gates));
+  return gates / kGateCount;
 }
 
 WeightFormat weight_format_of(const std::string& word) {
@@ -52,8 +54,8 @@ struct Cell {
   MatrixView<const T> projection;
   Index output_size;
 
-  Cell(Index hidden, const py::object& peepholes, const py::object& projection_weights, std::optional<double> cell_clip,
-       bool coupled_gates)
+  Cell(Index hidden, const py::object& peepholes, const py::object& projection_weights, bool transposed,
+       std::optional<double> cell_clip, bool coupled_gates)
       : output_size(hidden) {
     const ArrayArg<const T> rows(peepholes, "peepholes"), weights(projection_weights, "projection");
     variant.peepholes = rows.must_have_shape({kPeepholeCount, hidden}).contiguous();
@@ -61,11 +63,26 @@ struct Cell {
     variant.cell_clip = static_cast<T>(cell_clip.value_or(std::numeric_limits<double>::infinity()));
     if (!(variant.cell_clip > 0)) throw py::value_error("cell_clip must be above 0, got " + std::to_string(*cell_clip));
     if (!weights) return;
-    weights.must_have_ndim(2, "[hidden_size, projection_size]");
-    output_size = weights.size(1);
-    if (output_size < 1) weights.fail("must have at least one column, got shape " + to_string(weights.shape()));
-    projection = weights.must_have_shape({hidden, output_size}).matrix();
+    weights.must_have_ndim(2, transposed ? "[projection_size, hidden_size]" : "[hidden_size, projection_size]");
+    output_size = weights.size(transposed ? 0 : 1);
+    if (output_size < 1) weights.fail("must have projection_size at least 1, got shape " + to_string(weights.shape()));
+    const Shape wanted = transposed ? Shape{output_size, hidden} : Shape{hidden, output_size};
+    projection = weights.must_have_shape(wanted).matrix();
   }
+};
+
+// An argument that may be a pair of arrays.
+struct Pair {
+  py::object first, second;
+
+  Pair(const py::object& object, const char* name) {
+    const auto pair = py::reinterpret_borrow<py::tuple>(object);
+    if (pair.size() != 2)
+      throw py::value_error(std::string(name) + " must be an array or two of them, got " + std::to_string(pair.size()));
+    first = pair[0];
+    second = pair[1];
+  }
+  static bool is(const py::object& object) { return py::isinstance<py::tuple>(object); }
 };
 
 class PySequence {
@@ -77,27 +94,39 @@ class PySequence {
                const std::string& matmul_precision, bool same_weights, const py::object& peepholes,
                const py::object& projection, std::optional<double> cell_clip, bool coupled_gates) {
     const InUse in_use(running_, "Sequence");
-    with_float_type(kernel, "kernel", [&](auto type) {
+    const bool transposed = Pair::is(kernel);
+    const py::object recurrent = transposed ? Pair(kernel, "kernel").second : kernel;
+    with_float_type(recurrent, "kernel", [&](auto type) {
       using T = decltype(type);
       SequenceForwardArgs<T> args{};
-      const ArrayArg<const T> kernel_arg(kernel, "kernel");
-      kernel_arg.must_have_ndim(2, "[input_size + hidden_size, 4*hidden_size]");
-      const Index hidden = checked_hidden_size(kernel_arg.size(1));
-      const Cell<T> cell(hidden, peepholes, projection, cell_clip, coupled_gates);
+      const ArrayArg<const T> recurrent_arg(recurrent, transposed ? "kernel[1]" : "kernel");
+      recurrent_arg.must_have_ndim(
+          2, transposed ? "[4*hidden_size, hidden_size]" : "[input_size + hidden_size, 4*hidden_size]");
+      const Index hidden = checked_hidden_size(recurrent_arg.size(transposed ? 0 : 1), transposed ? "rows" : "columns");
+      const Cell<T> cell(hidden, peepholes, projection, transposed, cell_clip, coupled_gates);
       const Index output = cell.output_size;
-      if (kernel_arg.size(0) < output)
-        kernel_arg.fail(std::string("must have input_size + ") + (cell.projection ? "projection_size" : "hidden_size") +
-                        " rows, got shape " + to_string(kernel_arg.shape()));
       args.hidden_size = hidden;
       args.output_size = output;
-      args.input_size = kernel_arg.size(0) - output;
       args.variant = cell.variant;
-      args.projection = cell.projection;
-      args.kernel = kernel_arg.matrix();
+      if (transposed) {
+        const auto input_arg = required<const T>(Pair(kernel, "kernel").first, "kernel[0]");
+        args.input_size = input_arg.must_have_ndim(2, "[4*hidden_size, input_size]").size(1);
+        args.transposed = {input_arg.must_have_shape({kGateCount * hidden, args.input_size}).matrix(),
+                           recurrent_arg.must_have_shape({kGateCount * hidden, output}).matrix(), cell.projection};
+      } else {
+        if (recurrent_arg.size(0) < output)
+          recurrent_arg.fail(std::string("must have input_size + ") +
+                             (cell.projection ? "projection_size" : "hidden_size") + " rows, got shape " +
+                             to_string(recurrent_arg.shape()));
+        args.input_size = recurrent_arg.size(0) - output;
+        args.kernel = recurrent_arg.matrix();
+        args.projection = cell.projection;
+      }
 
       const bool takes_ids = py::isinstance<py::array>(x) && holds<int>(x);
       if (takes_ids) {
         const ArrayArg<const int> ids(x, "x");
+        if (transposed) ids.fail("must be values, not token ids, where the kernel is transposed");
         ids.must_have_ndim(2, "[time_steps, batch] of token ids");
         args.time_steps = ids.size(0);
         args.batch = ids.size(1);
@@ -112,7 +141,8 @@ class PySequence {
         args.x = x_arg.sequence();
       }
       const Index steps = args.time_steps, batch = args.batch;
-      args.bias = required<const T>(bias, "bias").must_have_shape({kGateCount * hidden}).contiguous();
+      args.bias = Pair::is(bias) ? sum<T>(Pair(bias, "bias"), kGateCount * hidden)
+                                 : required<const T>(bias, "bias").must_have_shape({kGateCount * hidden}).contiguous();
       args.forget_bias = static_cast<T>(forget_bias);
       args.h0 = ArrayArg<const T>(h0, "h0").must_have_shape({batch, output}).matrix();
       args.c0 = ArrayArg<const T>(c0, "c0").must_have_shape({batch, hidden}).matrix();
@@ -138,9 +168,10 @@ class PySequence {
       input_size_ = args.input_size;
       hidden_ = hidden;
       output_ = output;
+      transposed_ = transposed;
       takes_ids_ = takes_ids;
       has_peepholes_ = args.variant.peepholes != nullptr;
-      has_projection_ = static_cast<bool>(args.projection);
+      has_projection_ = static_cast<bool>(cell.projection);
       // Backward reads these arrays again; until then they must live.
       kept_ = keep_for_backward ? py::make_tuple(x, kernel, h0, c0, lengths, h, cells, peepholes, projection)
                                 : py::tuple();
@@ -174,6 +205,17 @@ class PySequence {
   }
 
  private:
+  // Two biases in one, in memory that stays.
+  template <typename T>
+  const T* sum(const Pair& biases, Index count) {
+    const T* first = required<const T>(biases.first, "bias[0]").must_have_shape({count}).contiguous();
+    const T* second = required<const T>(biases.second, "bias[1]").must_have_shape({count}).contiguous();
+    auto& summed = std::get<AlignedBuffer<T>>(summed_bias_);
+    T* out = summed.resize(count);
+    for (Index i = 0; i < count; ++i) out[i] = first[i] + second[i];
+    return out;
+  }
+
   template <typename T>
   void backward_as(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
                    const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0,
@@ -186,8 +228,18 @@ class PySequence {
     const ArrayArg<T> d_x_arg(d_x, "d_x");
     if (d_x_arg && takes_ids_) d_x_arg.fail("must be absent where x was token ids");
     args.d_x = d_x_arg.must_have_shape({steps_, batch_, input_size_}).sequence();
-    args.d_kernel =
-        ArrayArg<T>(d_kernel, "d_kernel").must_have_shape({input_size_ + output_, kGateCount * hidden_}).matrix();
+    const Index columns = kGateCount * hidden_;
+    const bool transposed = Pair::is(d_kernel);
+    if (!d_kernel.is_none() && transposed != transposed_)
+      throw py::type_error(transposed_ ? "d_kernel must be two arrays like kernel" : "d_kernel must be one like kernel");
+    if (transposed) {
+      const Pair pair(d_kernel, "d_kernel");
+      const auto d_input = required<T>(pair.first, "d_kernel[0]"), d_recurrent = required<T>(pair.second, "d_kernel[1]");
+      args.d_transposed.input = d_input.must_have_shape({columns, input_size_}).matrix();
+      args.d_transposed.recurrent = d_recurrent.must_have_shape({columns, output_}).matrix();
+    } else {
+      args.d_kernel = ArrayArg<T>(d_kernel, "d_kernel").must_have_shape({input_size_ + output_, columns}).matrix();
+    }
     args.d_bias = ArrayArg<T>(d_bias, "d_bias").must_have_shape({kGateCount * hidden_}).contiguous();
     args.d_h0 = ArrayArg<T>(d_h0, "d_h0").must_have_shape(output).matrix();
     args.d_c0 = ArrayArg<T>(d_c0, "d_c0").must_have_shape(state).matrix();
@@ -195,14 +247,19 @@ class PySequence {
     if (d_peepholes_arg && !has_peepholes_) d_peepholes_arg.fail("must be absent where peepholes were");
     if (d_projection_arg && !has_projection_) d_projection_arg.fail("must be absent where projection was");
     args.d_peepholes = d_peepholes_arg.must_have_shape({kPeepholeCount, hidden_}).contiguous();
-    args.d_projection = d_projection_arg.must_have_shape({hidden_, output_}).matrix();
+    if (transposed_)
+      args.d_transposed.projection = d_projection_arg.must_have_shape({output_, hidden_}).matrix();
+    else
+      args.d_projection = d_projection_arg.must_have_shape({hidden_, output_}).matrix();
     const py::gil_scoped_release release;
     std::get<Sequence<T>>(sequence_).backward(args);
   }
 
   std::variant<std::monostate, Sequence<float>, Sequence<double>> sequence_;
+  std::tuple<AlignedBuffer<float>, AlignedBuffer<double>> summed_bias_;
   std::atomic<bool> running_{false};
-  bool kept_for_backward_ = false, takes_ids_ = false, has_peepholes_ = false, has_projection_ = false;
+  bool kept_for_backward_ = false, takes_ids_ = false, transposed_ = false;
+  bool has_peepholes_ = false, has_projection_ = false;
   Index steps_ = 0, batch_ = 0, input_size_ = 0, hidden_ = 0, output_ = 0;
   py::tuple kept_;
 };
@@ -226,7 +283,7 @@ class PyStream {
       for (std::size_t i = 0; i < kernels.size(); ++i) {
         const ArrayArg<const T> kernel(kernels[i], "kernel");
         kernel.must_have_ndim(2, "[input_size + hidden_size, 4*hidden_size]");
-        if (i == 0) hidden = checked_hidden_size(kernel.size(1));
+        if (i == 0) hidden = checked_hidden_size(kernel.size(1), "columns");
         const Index inputs = i == 0 ? kernel.size(0) - hidden : hidden;
         if (inputs < 0) kernel.fail("must have input_size + hidden_size rows, got shape " + to_string(kernel.shape()));
         kernel.must_have_shape({inputs + hidden, kGateCount * hidden});

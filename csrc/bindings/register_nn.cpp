@@ -5,7 +5,6 @@
 #include "nn/linear.h"
 #include "nn/loss.h"
 #include "nn/optimizers.h"
-#include "nn/transpose.h"
 
 namespace lstmfast::bindings {
 namespace {
@@ -57,18 +56,6 @@ void py_softmax_cross_entropy(const py::object& logits, const py::object& target
     const auto gradient_view = ArrayArg<T>(d_logits, "d_logits").must_have_shape({rows, classes}).matrix();
     const py::gil_scoped_release release;
     softmax_cross_entropy(logits_view, target_data, rows, classes, static_cast<T>(scale), loss_data, gradient_view);
-  });
-}
-
-void py_transpose(const py::object& a, const py::object& out) {
-  with_float_type(a, "a", [&](auto type) {
-    using T = decltype(type);
-    const auto a_arg = required<const T>(a, "a").must_have_ndim(2, "[rows, columns]");
-    const Index rows = a_arg.size(0), columns = a_arg.size(1);
-    const auto a_view = a_arg.matrix();
-    const auto out_view = required<T>(out, "out").must_have_shape({columns, rows}).matrix();
-    const py::gil_scoped_release release;
-    transpose(a_view, rows, columns, out_view);
   });
 }
 
@@ -187,7 +174,6 @@ void register_nn(py::module_& module) {
              py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none);
   module.def("softmax_cross_entropy", py_softmax_cross_entropy, py::arg("logits"), py::arg("targets"),
              py::arg("losses"), py::arg("d_logits") = none, py::arg("scale") = 1.0);
-  module.def("transpose", py_transpose, py::arg("a"), py::arg("out"));
   module.def("embedding_gather", py_embedding_gather, py::arg("table"), py::arg("ids"), py::arg("out"));
   module.def("embedding_scatter", py_embedding_scatter, py::arg("d_out"), py::arg("ids"), py::arg("d_table"));
   module.def("global_norm", py_global_norm, py::arg("values"));

@@ -34,6 +34,7 @@ class Products {
   virtual bool keeps_preactivations() const = 0;
 
   // Kernels [input_size, 4*hidden], where input_size is 0 if the input has no product, and [recurrent_size, 4*hidden].
+  // Of make_unpacked_products(transposed): [4*hidden, input_size] and [4*hidden, recurrent_size], gradients likewise.
   virtual bool pack(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
                     Index recurrent_size, Index hidden) = 0;
   virtual bool pack_transposed(MatrixView<const T> input_kernel, Index input_size,
@@ -52,7 +53,7 @@ template <typename T>
 std::unique_ptr<Products<T>> make_fma_products(const KernelTable<T>& k);
 // Multiply-adds too, but with the weights as they lie: for so few rows that packing would take longer. Plain cells only.
 template <typename T>
-std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k);
+std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k, bool transposed);
 // Plain cells only.
 std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k, const SplitKernels& split,
                                                      MatmulPrecision precision);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "core/transpose.h"
 #include "cpu/dispatch.h"
 #include "cpu/panel_sizes.h"
 
@@ -18,7 +19,7 @@ constexpr Index kRowsUnpacked = 2;
 
 template <typename T>
 typename Sequence<T>::Division Sequence<T>::division(double multiply_adds_per_step) const {
-  if (products_ == unpacked_.get()) return {1, false};
+  if (leaves_unpacked()) return {1, false};
   const int threads = threads_for_work(multiply_adds_per_step * static_cast<double>(plan_.steps()));
   // Every thread should have a full register tile of rows.
   if (plan_.batch >= threads * k_->tile_rows) return {threads, false};
@@ -32,14 +33,16 @@ typename Sequence<T>::Division Sequence<T>::division(double multiply_adds_per_st
 
 template <typename T>
 void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
-  const bool same_weights = args.same_weights && k_ == &kernels<T>() && args.kernel.data == args_.kernel.data &&
-                            args.bias == args_.bias && args.forget_bias == args_.forget_bias &&
-                            args.input_size == args_.input_size && args.hidden_size == args_.hidden_size &&
-                            args.output_size == args_.output_size && args.projection.data == args_.projection.data &&
-                            args.variant.coupled_gates == args_.variant.coupled_gates &&
-                            static_cast<bool>(args.ids) == static_cast<bool>(args_.ids);
+  const bool same_weights = args.same_weights && are_last_weights(args);
   args_ = args;
   k_ = &kernels<T>();
+  if (args.transposed) {
+    const Index rows = args.input_size + args.output_size, columns = kGateCount * args.hidden_size;
+    args_.kernel = {kernel_.resize(rows * columns), columns};
+    args_.projection = {};
+    if (args.transposed.projection)
+      args_.projection = {projection_kernel_.resize(args.hidden_size * args.output_size), args.output_size};
+  }
   plan_.build(args.time_steps, args.batch, args.lengths, args.resets, args.reverse);
   choose_products();
   if (args.keep_for_backward || args.gates) gates_.resize(plan_.rows() * PanelSizes<T>(*k_).gate_depth(args.hidden_size));
@@ -57,16 +60,31 @@ void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
 }
 
 template <typename T>
+bool Sequence<T>::are_last_weights(const SequenceForwardArgs<T>& args) const {
+  const bool same_place = args.transposed
+                              ? args.transposed.recurrent.data == args_.transposed.recurrent.data
+                              : !args_.transposed && args.kernel.data == args_.kernel.data &&
+                                    args.projection.data == args_.projection.data;
+  return same_place && k_ == &kernels<T>() && args.bias == args_.bias && args.forget_bias == args_.forget_bias &&
+         args.input_size == args_.input_size && args.hidden_size == args_.hidden_size &&
+         args.output_size == args_.output_size && args.variant.coupled_gates == args_.variant.coupled_gates &&
+         static_cast<bool>(args.ids) == static_cast<bool>(args_.ids);
+}
+
+template <typename T>
 void Sequence<T>::choose_products() {
   if (made_for_ != k_) {
     made_for_ = k_;
     fma_ = make_fma_products<T>(*k_);
-    unpacked_ = make_unpacked_products<T>(*k_);
+    unpacked_ = make_unpacked_products<T>(*k_, false);
+    unpacked_transposed_ = make_unpacked_products<T>(*k_, true);
     split_.reset();
     packed_ = nullptr;
   }
   // Weights of a call that backward follows are packed for that call alone, and twice. Others may come again.
-  products_ = args_.keep_for_backward && plan_.rows() <= kRowsUnpacked && is_plain() ? unpacked_.get() : fma_.get();
+  products_ = fma_.get();
+  if (args_.keep_for_backward && plan_.rows() > 0 && plan_.rows() <= kRowsUnpacked && is_plain())
+    products_ = (args_.transposed ? unpacked_transposed_ : unpacked_).get();
   if constexpr (std::is_same_v<T, float>) {
     if (is_plain() && split_products_pay(args_.precision, plan_.batch, args_.hidden_size)) {
       if (!split_ || split_precision_ != args_.precision) {
@@ -94,11 +112,23 @@ bool Sequence<T>::pack_weights(bool same_weights) {
   }
   if (same_weights && products_ == packed_) return true;
   packed_ = nullptr;
+  if (args_.transposed && !multiplies_transposed()) transpose_weights();
   if (variant().coupled_gates) leave_out_forget_gate();
   if (args_.projection) projection_.pack(*k_, args_.projection, hidden, args_.output_size);
   if (!products_->pack(input_kernel(), input_rows(), recurrent_kernel(), args_.output_size, hidden)) return false;
   packed_ = products_;
   return true;
+}
+
+template <typename T>
+void Sequence<T>::transpose_weights() {
+  const Index columns = kGateCount * args_.hidden_size, input_size = args_.input_size;
+  const auto& [input, recurrent, projection] = args_.transposed;
+  const MatrixView<T> kernel{kernel_.data(), columns};
+  transpose<T>(input, columns, input_size, kernel);
+  transpose<T>(recurrent, columns, args_.output_size, {kernel.row(input_size), columns});
+  if (projection)
+    transpose<T>(projection, args_.output_size, args_.hidden_size, {projection_kernel_.data(), args_.output_size});
 }
 
 // What is not read may be anything: zeros stand in its place, so that a NaN there reaches neither h nor gradients.

@@ -19,6 +19,15 @@
 
 namespace lstmfast {
 
+// Weights as PyTorch, ONNX and cuDNN have them: each a row for every column of ours.
+template <typename T>
+struct TransposedWeights {
+  MatrixView<T> input, recurrent;  // [4H, I], [4H, P]
+  MatrixView<T> projection;        // [P, H] or absent
+
+  explicit operator bool() const { return static_cast<bool>(recurrent); }
+};
+
 // Shapes: T = time_steps, B = batch, I = input_size (the vocabulary where ids are given), H = hidden_size. P = output_size
 // is what a projection makes of H, and H where there is none.
 template <typename T>
@@ -26,7 +35,8 @@ struct SequenceForwardArgs {
   Index time_steps, batch, input_size, hidden_size, output_size;
   SequenceView<const T> x;         // [T, B, I]; or
   SequenceView<const int> ids;     // [T, B]: each a row of the input kernel
-  MatrixView<const T> kernel;      // [I + P, 4H]
+  MatrixView<const T> kernel;      // [I + P, 4H]; or
+  TransposedWeights<const T> transposed;  // these, in place of kernel and projection, where x is given
   const T* bias;                   // [4H]
   T forget_bias;
   CellVariant<T> variant;
@@ -50,7 +60,8 @@ struct SequenceBackwardArgs {
   SequenceView<const T> d_h;
   MatrixView<const T> d_h_n, d_c_n;
   SequenceView<T> d_x;
-  MatrixView<T> d_kernel;
+  MatrixView<T> d_kernel;  // or, if weights were transposed,
+  TransposedWeights<T> d_transposed;
   T* d_bias;
   MatrixView<T> d_h0, d_c0;
   T* d_peepholes;
@@ -85,6 +96,8 @@ class Sequence {
   // ---- forward
   void choose_products();
   bool pack_weights(bool same_weights);
+  bool are_last_weights(const SequenceForwardArgs<T>& args) const;
+  void transpose_weights();
   void leave_out_forget_gate();
   bool hoists_input() const;
   void point_rows();
@@ -106,6 +119,7 @@ class Sequence {
   bool weight_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group, bool add);
   bool projection_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group, bool add);
   bool input_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group);
+  void transpose_gradients(const SequenceBackwardArgs<T>& args) const;
   bool initial_state_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& first_group);
   bool multiply_transposed(typename Products<T>::Kernel kernel, const ProductArgs<T>& args, Index rows);
 
@@ -143,11 +157,16 @@ class Sequence {
     return variant().peepholes || variant().coupled_gates || variant().cell_clip <= std::numeric_limits<T>::max();
   }
   bool is_plain() const { return !has_hooks() && !args_.projection; }
+  bool leaves_unpacked() const { return products_ == unpacked_.get() || multiplies_transposed(); }
+  // Whether the products in use read transposed weights as they lie.
+  bool multiplies_transposed() const { return products_ == unpacked_transposed_.get(); }
   // The kernels as the products see them.
   MatrixView<const T> input_kernel() const {
+    if (multiplies_transposed()) return args_.transposed.input;
     return variant().coupled_gates && has_input_product() ? kernel_without_forget_gate() : args_.kernel;
   }
   MatrixView<const T> recurrent_kernel() const {
+    if (multiplies_transposed()) return args_.transposed.recurrent;
     const MatrixView<const T> kernel = variant().coupled_gates ? kernel_without_forget_gate() : args_.kernel;
     return {kernel.row(variant().coupled_gates ? input_rows() : args_.input_size), kernel.stride};
   }
@@ -159,14 +178,16 @@ class Sequence {
   SequenceForwardArgs<T> args_{};
   const KernelTable<T>* k_ = nullptr;
   SequencePlan plan_;
-  std::unique_ptr<Products<T>> fma_, unpacked_, split_;
+  std::unique_ptr<Products<T>> fma_, unpacked_, unpacked_transposed_, split_;
   const KernelTable<T>* made_for_ = nullptr;  // the kernels that they use
   MatmulPrecision split_precision_ = MatmulPrecision::kHighest;
-  Products<T>* products_ = nullptr;      // the one of the three in use
+  Products<T>* products_ = nullptr;      // the one of these in use
   const Products<T>* packed_ = nullptr;  // the one that holds the weights of the last forward
   Index steps_before_ = 0;               // of all forward passes
   StartingValues<T> starting_values_;
   Projection<T> projection_;
+  AlignedBuffer<T> kernel_, projection_kernel_;      // of transposed weights
+  AlignedBuffer<T> d_kernel_, d_projection_kernel_;  // before they are transposed
   AlignedBuffer<T> without_forget_gate_;  // the kernel with zeros in the columns that coupled gates do not read
   AlignedBuffer<T> cells_, gates_, d_gates_, d_c_, zeros_;
   AlignedBuffer<T> z_;                                               // pre-activations of a group of steps

@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "core/float_mode.h"
+#include "core/transpose.h"
 #include "cpu/panel_sizes.h"
 #include "lstm/sequence.h"
 
@@ -16,12 +17,33 @@ constexpr Index kRowsOfGroup = kTransposedRows;
 }  // namespace
 
 template <typename T>
-void Sequence<T>::backward(const SequenceBackwardArgs<T>& args) {
+void Sequence<T>::backward(const SequenceBackwardArgs<T>& given) {
   const FlushDenormals flush_denormals;
-  if (run_backward(args)) return;
-  products_ = fma_.get();
-  products_->prepare(num_threads());
-  run_backward(args);
+  SequenceBackwardArgs<T> args = given;
+  const Index columns = kGateCount * args_.hidden_size, output_size = args_.output_size;
+  if (given.d_transposed && !multiplies_transposed())
+    args.d_kernel = {d_kernel_.resize((args_.input_size + output_size) * columns), columns};
+  if (given.d_transposed.projection)
+    args.d_projection = {d_projection_kernel_.resize(args_.hidden_size * output_size), output_size};
+  if (!run_backward(args)) {
+    products_ = fma_.get();
+    products_->prepare(num_threads());
+    run_backward(args);
+  }
+  transpose_gradients(args);
+}
+
+template <typename T>
+void Sequence<T>::transpose_gradients(const SequenceBackwardArgs<T>& args) const {
+  const Index columns = kGateCount * args_.hidden_size, input_size = args_.input_size;
+  const auto& [d_input, d_recurrent, d_projection] = args.d_transposed;
+  if (d_recurrent && args.d_kernel) {
+    const MatrixView<const T> d_kernel{args.d_kernel.data, columns};
+    transpose<T>(d_kernel, input_size, columns, d_input);
+    transpose<T>({d_kernel.row(input_size), columns}, args_.output_size, columns, d_recurrent);
+  }
+  const MatrixView<const T> d_projection_kernel{args.d_projection.data, args_.output_size};
+  if (d_projection) transpose<T>(d_projection_kernel, args_.hidden_size, args_.output_size, d_projection);
 }
 
 template <typename T>
@@ -229,7 +251,13 @@ bool Sequence<T>::projection_gradients(const SequenceBackwardArgs<T>& args, cons
 
 template <typename T>
 bool Sequence<T>::weight_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group, bool add) {
-  if (!args.d_kernel && !args.d_bias && !args.d_peepholes) return true;
+  MatrixView<T> d_input = args.d_kernel, d_recurrent;
+  if (args.d_kernel) d_recurrent = {args.d_kernel.row(args_.input_size), args.d_kernel.stride};
+  if (multiplies_transposed()) {
+    d_input = args.d_transposed.input;
+    d_recurrent = args.d_transposed.recurrent;
+  }
+  if (!d_recurrent && !args.d_bias && !args.d_peepholes) return true;
   const Index rows = group.updates.end - group.updates.begin, first = group.updates.begin;
   const Index hidden = args_.hidden_size, input_size = args_.input_size;
   const Index blocks = PanelSizes<T>(*k_).gate_blocks(hidden);
@@ -260,9 +288,9 @@ bool Sequence<T>::weight_gradients(const SequenceBackwardArgs<T>& args, const Ga
       product.panel_begin = cell / slices;
       product.panel_end = product.panel_begin + whole;
       cell += whole;
-      if (args.d_kernel) {
-        if (has_input_product()) multiply(x_.data(), input_size, slice, args.d_kernel);
-        multiply(h_prev_.data(), args_.output_size, slice, {args.d_kernel.row(input_size), args.d_kernel.stride});
+      if (d_recurrent) {
+        if (has_input_product()) multiply(x_.data(), input_size, slice, d_input);
+        multiply(h_prev_.data(), args_.output_size, slice, d_recurrent);
       }
       if (slice.begin != 0) continue;
       if (args.d_kernel && args_.ids)

@@ -11,7 +11,7 @@ namespace {
 template <typename T>
 class UnpackedProducts final : public Products<T> {
  public:
-  explicit UnpackedProducts(const KernelTable<T>& k) : k_(k) {}
+  UnpackedProducts(const KernelTable<T>& k, bool transposed) : k_(k), transposed_(transposed) {}
 
   void prepare(int threads) override {
     workspaces_.resize(threads * kTransposedWorkspace);
@@ -34,7 +34,7 @@ class UnpackedProducts final : public Products<T> {
   bool multiply_inputs(GateProductArgs<T> args, int part) override {
     for (Index r = args.row_begin; r < args.row_end; ++r) {
       T* z = unpack(args.init, PanelSizes<T>(k_).gate_width(), part);
-      k_.add_row_product(args.x[r], input_.data, input_.stride, args.input_size, columns(), z);
+      add_product(args.x[r], input_, args.input_size, z, part);
       pack_row(z, args.z + (r - args.z_first_row) * PanelSizes<T>(k_).gate_width(), args.z_block_stride);
     }
     return true;
@@ -47,8 +47,8 @@ class UnpackedProducts final : public Products<T> {
     mine.init.resize(static_cast<std::size_t>(args.row_end));
     for (Index r = args.row_begin; r < args.row_end; ++r) {
       T* z = unpack(args.init[r], args.init_block_stride, part);
-      if (args.input_size > 0) k_.add_row_product(args.x[r], input_.data, input_.stride, args.input_size, columns(), z);
-      k_.add_row_product(args.h_prev[r], recurrent_.data, recurrent_.stride, args.recurrent_size, columns(), z);
+      if (args.input_size > 0) add_product(args.x[r], input_, args.input_size, z, part);
+      add_product(args.h_prev[r], recurrent_, args.recurrent_size, z, part);
       T* row = panels + (r - args.row_begin) * sizes.gate_depth(hidden_);
       pack_row(z, row, sizes.gate_width());
       mine.init[static_cast<std::size_t>(r)] = row;
@@ -68,8 +68,7 @@ class UnpackedProducts final : public Products<T> {
       if (d_gates == args.no_next)
         std::fill_n(d_h + r * hidden_, hidden_, T(0));
       else
-        k_.row_dot_products(recurrent_.data, recurrent_.stride, hidden_, columns(),
-                            unpack(d_gates, args.d_gate_block_stride, part), d_h + r * hidden_);
+        multiply_back(unpack(d_gates, args.d_gate_block_stride, part), recurrent_, hidden_, d_h + r * hidden_);
     }
     args.d_h_next = d_h;
     k_.step_backward(args);
@@ -79,24 +78,66 @@ class UnpackedProducts final : public Products<T> {
   bool multiply_transposed(typename Products<T>::Kernel kernel, ProductArgs<T> args, int part) override {
     const MatrixView<const T> weights = kernel == Products<T>::Kernel::kInput ? input_ : recurrent_;
     for (Index r = args.row_begin; r < args.row_end; ++r)
-      k_.row_dot_products(weights.data, weights.stride, args.columns, columns(),
-                          unpack(args.a[r], args.block_stride, part), args.out[r]);
+      multiply_back(unpack(args.a[r], args.block_stride, part), weights, args.columns, args.out[r]);
     return true;
   }
 
   bool weight_gradient(TransposedProductArgs<T> args, int part) override {
     args.workspace = workspaces_.data() + part * kTransposedWorkspace;
+    if (transposed_) change_sides(args, threads_[static_cast<std::size_t>(part)]);
     k_.transposed_product(args);
     return true;
   }
 
  private:
   struct PerThread {
-    AlignedBuffer<T> row, panels, d_h;
-    std::vector<const T*> init;
+    AlignedBuffer<T> row, product, panels, d_h;
+    AlignedBuffer<T> gates, values;  // of the rows of a weight gradient
+    std::vector<const T*> init, gate_rows;
   };
 
   Index columns() const { return kGateCount * hidden_; }
+
+  // z += x·kernel
+  void add_product(const T* x, MatrixView<const T> kernel, Index depth, T* z, int part) {
+    if (!transposed_) return k_.add_row_product(x, kernel.data, kernel.stride, depth, columns(), z);
+    T* product = threads_[static_cast<std::size_t>(part)].product.resize(columns());
+    k_.row_dot_products(kernel.data, kernel.stride, columns(), depth, x, product);
+    for (Index j = 0; j < columns(); ++j) z[j] += product[j];
+  }
+
+  // out = the gradient of z times the kernel's `rows` rows
+  void multiply_back(const T* d_z, MatrixView<const T> kernel, Index rows, T* out) const {
+    if (!transposed_) return k_.row_dot_products(kernel.data, kernel.stride, rows, columns(), d_z, out);
+    std::fill_n(out, rows, T(0));
+    k_.add_row_product(d_z, kernel.data, kernel.stride, columns(), rows, out);
+  }
+
+  // The gates' gradients [rows, 4*hidden] become the left factor, the values [rows, m_end] the right one. All of both,
+  // for there is one thread.
+  void change_sides(TransposedProductArgs<T>& args, PerThread& mine) const {
+    const Index values_width = args.m_end, gate_width = PanelSizes<T>(k_).gate_width();
+    T* gates = mine.gates.resize(args.rows * columns());
+    mine.gate_rows.resize(static_cast<std::size_t>(args.rows));
+    T* values = mine.values.resize(args.rows * (values_width + PanelSizes<T>(k_).padded(values_width)));
+    for (Index r = 0; r < args.rows; ++r) {
+      T* row = gates + r * columns();
+      k_.unpack_gates(args.b + r * gate_width, args.b_panel_stride, hidden_, &row, 1);
+      mine.gate_rows[static_cast<std::size_t>(r)] = row;
+      std::copy_n(args.a[r], values_width, values + r * values_width);
+    }
+    T* panels = values + args.rows * values_width;
+    k_.pack(values, values_width, args.rows, values_width, panels);
+    args.a = mine.gate_rows.data();
+    args.m_begin = 0;
+    args.m_end = columns();
+    args.b = panels;
+    args.b_panel_stride = args.rows * kPanelVectors * PanelSizes<T>(k_).vector_length;
+    args.panel_begin = 0;
+    args.panel_end = PanelSizes<T>(k_).panels(values_width);
+    args.columns = values_width;
+    args.gate_hidden_size = 0;
+  }
 
   // A row of gate panels as a row of a gate matrix, in this thread's memory, and back.
   T* unpack(const T* panels, Index block_stride, int part) {
@@ -109,6 +150,7 @@ class UnpackedProducts final : public Products<T> {
   }
 
   const KernelTable<T>& k_;
+  const bool transposed_;
   MatrixView<const T> input_, recurrent_;
   Index hidden_ = 0;
   AlignedBuffer<T> workspaces_;
@@ -118,11 +160,11 @@ class UnpackedProducts final : public Products<T> {
 }  // namespace
 
 template <typename T>
-std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k) {
-  return std::make_unique<UnpackedProducts<T>>(k);
+std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k, bool transposed) {
+  return std::make_unique<UnpackedProducts<T>>(k, transposed);
 }
 
-template std::unique_ptr<Products<float>> make_unpacked_products(const KernelTable<float>&);
-template std::unique_ptr<Products<double>> make_unpacked_products(const KernelTable<double>&);
+template std::unique_ptr<Products<float>> make_unpacked_products(const KernelTable<float>&, bool);
+template std::unique_ptr<Products<double>> make_unpacked_products(const KernelTable<double>&, bool);
 
 }  // namespace lstmfast

@@ -36,8 +36,8 @@ class Sequence:
     def forward(
         self,
         x: _Floats | _Ids,
-        kernel: _Floats,
-        bias: _Floats,
+        kernel: _Floats | tuple[_Floats, _Floats],
+        bias: _Floats | tuple[_Floats, _Floats],
         h: _Floats,
         h_n: _Floats,
         c_n: _Floats,
@@ -56,7 +56,9 @@ class Sequence:
         projection: _Floats | None = None,
         cell_clip: float | None = None,
         coupled_gates: bool = False,
-    ) -> None: ...
+    ) -> None:
+        """kernel [I + P, 4H], or transposed ([4H, I], [4H, P]), and then projection is [P, H]; two biases are added."""
+
     @property
     def used_split_products(self) -> bool: ...
     def release(self) -> None: ...
@@ -66,13 +68,14 @@ class Sequence:
         d_h_n: _Floats | None = None,
         d_c_n: _Floats | None = None,
         d_x: _Floats | None = None,
-        d_kernel: _Floats | None = None,
+        d_kernel: _Floats | tuple[_Floats, _Floats] | None = None,
         d_bias: _Floats | None = None,
         d_h0: _Floats | None = None,
         d_c0: _Floats | None = None,
         d_peepholes: _Floats | None = None,
         d_projection: _Floats | None = None,
-    ) -> None: ...
+    ) -> None:
+        """Each as what it is the gradient of; d_kernel as two arrays where kernel was."""
 
 class Stream:
     """A stack of layers advanced one step at a time: packed weights, state inside."""
@@ -117,7 +120,6 @@ def linear_backward(
 def softmax_cross_entropy(
     logits: _Floats, targets: _Ids, losses: _Floats, d_logits: _Floats | None = None, scale: float = 1.0
 ) -> None: ...
-def transpose(a: _Floats, out: _Floats) -> None: ...
 def embedding_gather(table: _Floats, ids: _Ids, out: _Floats) -> None: ...
 def embedding_scatter(d_out: _Floats, ids: _Ids, d_table: _Floats) -> None: ...
 def global_norm(values: _Floats) -> float: ...

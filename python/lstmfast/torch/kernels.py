@@ -1,7 +1,7 @@
 """One direction of one LSTM layer on CPU tensors, through the extension: forward, backward, an autograd function.
 
-Tensors are shared with the extension, never copied but where their last axis has gaps; weights lie as torch's do, and
-are brought into the kernels' order here: [4H, I] and [4H, H] become [I + H, 4H]. torch's gates lie i, f, g, o as ours.
+Tensors are shared with the extension, never copied but where their last axis has gaps. torch's weights, [4H, I] and
+[4H, H], are to the extension transposed ones, which it takes as they are; torch's gates lie i, f, g, o as ours.
 Refuses to check shapes (see `modules`) and to be traced (see `operators`).
 """
 
@@ -29,12 +29,12 @@ class Weights(NamedTuple):
     weight_hr: Tensor | None  # [proj_size, hidden_size]
 
 
-class Prepared(NamedTuple):
-    """The same in the kernels' order."""
+class Arrays(NamedTuple):
+    """The same memory as the extension takes it: transposed kernels, and what the bias is the sum of."""
 
-    kernel: Array  # [input_size + output_size, 4*hidden_size]
-    bias: Array  # [4*hidden_size]
-    projection: Array | None  # [hidden_size, proj_size]
+    kernel: tuple[Array, Array]
+    bias: Array | tuple[Array, Array]
+    projection: Array | None
 
 
 class How(NamedTuple):
@@ -47,7 +47,10 @@ class How(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What one direction of one layer gives: h [T, B, P]; h_n [B, P]; c_n [B, H]; cells [T, B, H] or None."""
+    """What one direction of one layer gives: h [T, B, P]; h_n [B, P]; c_n [B, H]; cells [T, B, H] or None.
+
+    States of a layer that is a whole module by itself have torch's leading axis: [1, B, P], [1, B, H].
+    """
 
     h: Tensor
     h_n: Tensor
@@ -55,55 +58,49 @@ class Result(NamedTuple):
     cells: Tensor | None
 
 
-def prepare(weights: Weights, workspace: Workspace | None = None) -> Prepared:
-    """Copy the weights into the kernels' order: into new memory, or into a workspace's for as long as it is on loan."""
-    w_ih, w_hh = array(weights.weight_ih), array(weights.weight_hh)
-    input_size = w_ih.shape[1]
-    shape = (input_size + w_hh.shape[1], len(w_ih))
-    kernel = np.empty(shape, w_ih.dtype) if workspace is None else workspace.array("kernel", shape, w_ih.dtype)
-    _core.transpose(w_ih, kernel[:input_size])
-    _core.transpose(w_hh, kernel[input_size:])
-    if weights.bias_ih is None or weights.bias_hh is None:
-        bias = np.zeros(len(w_ih), w_ih.dtype)
+def arrays(weights: Weights) -> Arrays:
+    """The memory of the weights; copies of those whose last axis has gaps."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    kernel = array(w_ih), array(w_hh)
+    if b_ih is None or b_hh is None:
+        bias: Array | tuple[Array, Array] = np.zeros(len(kernel[1]), kernel[1].dtype)
     else:
-        bias = array(weights.bias_ih) + array(weights.bias_hh)
-    projection = None
-    if weights.weight_hr is not None:
-        w_hr = array(weights.weight_hr)
-        projection = np.empty(w_hr.shape[::-1], w_hr.dtype)
-        _core.transpose(w_hr, projection)
-    return Prepared(kernel, bias, projection)
+        bias = array(b_ih), array(b_hh)
+    return Arrays(kernel, bias, None if w_hr is None else array(w_hr))
 
 
 def forward(
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
-    weights: Prepared,
+    weights: Arrays,
     how: How,
     sequence: _core.Sequence,
     *,
     keep_cells: bool = False,
     keep_for_backward: bool = False,
     same_weights: bool = False,
+    alone: bool = False,
 ) -> Result:
-    """Run one direction of one layer over x [T, B, I]. Tensors of the weights' dtype, on the CPU."""
-    time_steps, batch = x.shape[:2]
-    hidden_size = len(weights.bias) // 4
-    output_size = hidden_size if weights.projection is None else weights.projection.shape[1]
-    dtype = x.dtype
-    h = torch.empty((time_steps, batch, output_size), dtype=dtype)
-    h_n, c_n = torch.empty((batch, output_size), dtype=dtype), torch.empty((batch, hidden_size), dtype=dtype)
-    cells = torch.empty((time_steps, batch, hidden_size), dtype=dtype) if keep_cells else None
+    """Run one direction of one layer over x [T, B, I]. Tensors of the weights' dtype, on the CPU. alone: see Result."""
+    values = array(x)
+    time_steps, batch = values.shape[:2]
+    hidden_size = len(weights.kernel[1]) // 4
+    output_size = hidden_size if weights.projection is None else len(weights.projection)
+    dtype = values.dtype
+    h = np.empty((time_steps, batch, output_size), dtype)
+    h_n, c_n = np.empty((1, batch, output_size), dtype), np.empty((1, batch, hidden_size), dtype)
+    cells = np.empty((time_steps, batch, hidden_size), dtype) if keep_cells else None
     # By position: pybind11 takes 100 ns to look up a name, and a step of a small layer takes 2 microseconds.
     sequence.forward(
-        array(x), weights.kernel, weights.bias, h.numpy(), h_n.numpy(), c_n.numpy(),
+        values, weights.kernel, weights.bias, h, h_n[0], c_n[0],
         None if h0 is None else array(h0), None if c0 is None else array(c0),
         None if how.lengths is None else how.lengths.numpy(), None if how.resets is None else how.resets.numpy(),
-        how.reverse, 0.0, None if cells is None else cells.numpy(), None, keep_for_backward, how.matmul_precision,
-        same_weights, None, weights.projection,
+        how.reverse, 0.0, cells, None, keep_for_backward, how.matmul_precision, same_weights, None, weights.projection,
     )  # fmt: skip
-    return Result(h, h_n, c_n, cells)
+    if not alone:
+        h_n, c_n = h_n[0], c_n[0]
+    return Result(torch.from_numpy(h), torch.from_numpy(h_n), torch.from_numpy(c_n), _shared(cells))
 
 
 class Wanted(NamedTuple):
@@ -125,7 +122,7 @@ class Gradients(NamedTuple):
 
 
 def backward(
-    workspace: Workspace,
+    sequence: _core.Sequence,
     x: Tensor,
     weights: Weights,
     d_h: Tensor | None,
@@ -133,36 +130,35 @@ def backward(
     d_c_n: Tensor | None,
     wanted: Wanted,
 ) -> Gradients:
-    """Gradients of the forward pass that this workspace did last, with keep_for_backward."""
-    batch, input_size = x.shape[1:]
-    (columns, output_size), hidden_size = weights.weight_hh.shape, weights.weight_hh.shape[0] // 4
-    d_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted.x else None
-    d_h0 = x.new_empty((batch, output_size)) if wanted.h0 else None
-    d_c0 = x.new_empty((batch, hidden_size)) if wanted.c0 else None
-    d_kernel = d_projection = d_bias = None
+    """Gradients of the forward pass that this sequence did last, with keep_for_backward."""
+    values = array(x)
+    (columns, output_size), dtype, batch = weights.weight_hh.shape, values.dtype, values.shape[1]
+    hidden_size = columns // 4
+    d_x = np.empty(values.shape, dtype) if wanted.x else None
+    d_h0 = np.empty((batch, output_size), dtype) if wanted.h0 else None
+    d_c0 = np.empty((batch, hidden_size), dtype) if wanted.c0 else None
+    d_kernel = d_bias = d_projection = None
     if wanted.weights:
-        dtype = array(x).dtype
-        d_kernel = workspace.array("d_kernel", (input_size + output_size, columns), dtype)
-        d_bias = None if weights.bias_ih is None else x.new_empty(columns)
-        d_projection = None if weights.weight_hr is None else np.empty((hidden_size, output_size), dtype)
-    workspace.sequence.backward(
+        d_kernel = np.empty((columns, values.shape[2]), dtype), np.empty((columns, output_size), dtype)
+        d_bias = None if weights.bias_ih is None else np.empty(columns, dtype)
+        d_projection = None if weights.weight_hr is None else np.empty((output_size, hidden_size), dtype)
+    sequence.backward(
         None if d_h is None else array(d_h), None if d_h_n is None else array(d_h_n),
-        None if d_c_n is None else array(d_c_n), None if d_x is None else d_x.numpy(), d_kernel,
-        None if d_bias is None else d_bias.numpy(), None if d_h0 is None else d_h0.numpy(),
-        None if d_c0 is None else d_c0.numpy(), None, d_projection,
+        None if d_c_n is None else array(d_c_n), d_x, d_kernel, d_bias, d_h0, d_c0, None, d_projection,
     )  # fmt: skip
-    if d_kernel is None:
-        return Gradients(d_x, d_h0, d_c0, None)
-    d_ih, d_hh = _turned(d_kernel[:input_size]), _turned(d_kernel[input_size:])
-    d_hr = None if d_projection is None else _turned(d_projection)
-    return Gradients(d_x, d_h0, d_c0, Weights(d_ih, d_hh, d_bias, d_bias, d_hr))
+    found = None
+    if d_kernel is not None:
+        d_ih, d_hh = map(torch.from_numpy, d_kernel)
+        d_b = _shared(d_bias)
+        found = Weights(d_ih, d_hh, d_b, d_b, _shared(d_projection))
+    return Gradients(_shared(d_x), _shared(d_h0), _shared(d_c0), found)
 
 
-def _turned(values: Array) -> Tensor:
-    """A new tensor that is the transposed."""
-    turned = torch.from_numpy(np.empty(values.shape[::-1], values.dtype))
-    _core.transpose(values, turned.numpy())
-    return turned
+_NO_WEIGHTS = (None,) * 5
+
+
+def _shared(values: Array | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values)
 
 
 def array(tensor: Tensor) -> Array:
@@ -175,60 +171,45 @@ def array(tensor: Tensor) -> Array:
     return values
 
 
-class Workspace:
-    """What one forward pass and its backward work in."""
-
-    def __init__(self) -> None:
-        self.sequence = _core.Sequence()
-        self._arrays: dict[str, Array] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Memory of this shape, the same as the last time where that fits: fresh memory costs as much as a product."""
-        found = self._arrays.get(name)
-        if found is None or found.shape != shape or found.dtype != dtype:
-            found = self._arrays[name] = np.empty(shape, dtype)
-        return found
-
-
 class Pool:
-    """Workspaces for calls that backward may follow: taken for as long as somebody may still ask for gradients."""
+    """Sequences for calls that backward may follow: lent for as long as somebody may still ask for gradients."""
 
     LIMIT = 16  # idle ones, each with the memory of its last call
 
     def __init__(self) -> None:
-        self._idle: list[Workspace] = []
+        self._idle: list[_core.Sequence] = []
 
-    def take(self) -> Loan:
-        """A workspace, given back when the loan is dropped."""
+    def lend(self) -> Loan:
+        """A sequence, given back when the loan is dropped."""
         try:
             return Loan(self, self._idle.pop())
         except IndexError:
-            return Loan(self, Workspace())
+            return Loan(self, _core.Sequence())
 
-    def give_back(self, workspace: Workspace) -> None:
-        """Take it back, without the arrays of others that it holds."""
-        workspace.sequence.release()
+    def take_back(self, sequence: _core.Sequence) -> None:
+        """Keep it for the next, without the arrays of others that it holds."""
+        sequence.release()
         if len(self._idle) < self.LIMIT:
-            self._idle.append(workspace)
+            self._idle.append(sequence)
 
 
 class Loan:
-    """A workspace that goes back to its pool with the last reference to this."""
+    """A sequence that goes back to its pool with the last reference to this."""
 
-    __slots__ = ("_pool", "workspace")
+    __slots__ = ("_pool", "sequence")
 
-    def __init__(self, pool: Pool, workspace: Workspace) -> None:
-        self._pool, self.workspace = pool, workspace
+    def __init__(self, pool: Pool, sequence: _core.Sequence) -> None:
+        self._pool, self.sequence = pool, sequence
 
     def __del__(self) -> None:
-        self._pool.give_back(self.workspace)
+        self._pool.take_back(self.sequence)
 
 
 pool = Pool()
 
 
 class LayerFunction(torch.autograd.Function):
-    """`forward` for autograd: (x, h0, c0, *Weights, How) -> (h, h_n, c_n)."""
+    """`forward` for autograd: (x, h0, c0, *Weights, How, alone) -> (h, h_n, c_n)."""
 
     @staticmethod
     def forward(
@@ -242,12 +223,12 @@ class LayerFunction(torch.autograd.Function):
         bias_hh: Tensor | None,
         weight_hr: Tensor | None,
         how: How,
+        alone: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-        loan = pool.take()
-        prepared = prepare(weights, loan.workspace)
-        h, h_n, c_n, _ = forward(x, h0, c0, prepared, how, loan.workspace.sequence, keep_for_backward=True)
-        ctx.loan, ctx.how = loan, how
+        loan = pool.lend()
+        h, h_n, c_n, _ = forward(x, h0, c0, arrays(weights), how, loan.sequence, keep_for_backward=True, alone=alone)
+        ctx.loan, ctx.how, ctx.alone = loan, how, alone
         # h is saved too: the kernels read it again, and autograd then notices when somebody has written into it.
         ctx.save_for_backward(x, h0, c0, *weights, h)
         ctx.set_materialize_grads(False)
@@ -257,12 +238,15 @@ class LayerFunction(torch.autograd.Function):
     def backward(ctx: Any, d_h: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None) -> Any:
         x, h0, c0, *saved, _ = ctx.saved_tensors
         weights = Weights(*saved)
+        if ctx.alone:
+            d_h_n, d_c_n = None if d_h_n is None else d_h_n[0], None if d_c_n is None else d_c_n[0]
         if torch.is_grad_enabled():  # create_graph: somebody will differentiate this
-            return (*composite.gradients(x, h0, c0, weights, ctx.how, d_h, d_h_n, d_c_n, ctx.needs_input_grad), None)
+            found = composite.gradients(x, h0, c0, weights, ctx.how, d_h, d_h_n, d_c_n, ctx.needs_input_grad)
+            return (*found, None, None)
         need = ctx.needs_input_grad
         wanted = Wanted(need[0], need[1], need[2], any(need[3:8]))
-        d = backward(ctx.loan.workspace, x, weights, d_h, d_h_n, d_c_n, wanted)
-        return (d.x, d.h0, d.c0, *(d.weights or Weights(*[None] * 5)), None)
+        d = backward(ctx.loan.sequence, x, weights, d_h, d_h_n, d_c_n, wanted)
+        return (d.x, d.h0, d.c0, *(d.weights or _NO_WEIGHTS), None, None)
 
 
 class _Threads(threading.local):

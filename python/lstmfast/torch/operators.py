@@ -32,9 +32,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         return composite.forward(x, h0, c0, weights, how)[:3]
     kernels.follow_torchs_threads()
     how = how._replace(matmul_precision=how.matmul_precision or torch.get_float32_matmul_precision())
-    loan = kernels.pool.take()
-    prepared = kernels.prepare(weights, loan.workspace)
-    h, h_n, c_n, _ = kernels.forward(x, h0, c0, prepared, how, loan.workspace.sequence)
+    loan = kernels.pool.lend()
+    h, h_n, c_n, _ = kernels.forward(x, h0, c0, kernels.arrays(weights), how, loan.sequence)
     return h, h_n, c_n
 
 
@@ -51,10 +50,9 @@ def _backward(*arguments: Any) -> list[Tensor]:
         return [torch.zeros_like(a) if d is None else d.detach() for d, a in zip(found, present, strict=True)]
     kernels.follow_torchs_threads()
     how = how._replace(matmul_precision=how.matmul_precision or torch.get_float32_matmul_precision())
-    loan = kernels.pool.take()
-    prepared = kernels.prepare(weights, loan.workspace)
-    kernels.forward(x, h0, c0, prepared, how, loan.workspace.sequence, keep_for_backward=True)
-    d = kernels.backward(loan.workspace, x, weights, d_h, d_h_n, d_c_n, Wanted(True, True, True, True))
+    loan = kernels.pool.lend()
+    kernels.forward(x, h0, c0, kernels.arrays(weights), how, loan.sequence, keep_for_backward=True)
+    d = kernels.backward(loan.sequence, x, weights, d_h, d_h_n, d_c_n, Wanted(True, True, True, True))
     assert d.weights is not None
     d_weights = [None if a is None else a.contiguous() for a in d.weights]
     if d_weights[3] is not None:

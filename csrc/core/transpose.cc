@@ -1,5 +1,5 @@
 // See transpose.h.
-#include "nn/transpose.h"
+#include "core/transpose.h"
 
 #include <algorithm>
 #include <cstring>

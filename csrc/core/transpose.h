@@ -5,7 +5,7 @@
 
 namespace lstmfast {
 
-// out[c, r] = a[r, c]. 256 x 64 floats take 4 us from Python, PyTorch's copy of the same 15.
+// out[c, r] = a[r, c]. 256 x 64 floats take 4 us, PyTorch's copy of the same 15.
 template <typename T>
 void transpose(MatrixView<const T> a, Index rows, Index columns, MatrixView<T> out);
 
