@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import lstmfast
-from cuda_cases import Variant, variants
+from cuda_cases import BFLOAT16, FLOAT32, Variant, variants
 from cuda_tools import (
     ARCHITECTURES,
     SOURCE,
@@ -48,7 +48,9 @@ needs_sentryward = pytest.mark.skipif(
 )
 
 TENSOR_CORES = ["80", "90", "100"]
-SEQUENCES = [*variants("Forward"), *variants("Backward")]
+SEQUENCES, FLOAT32_SEQUENCES = (
+    [*variants("Forward", dtype), *variants("Backward", dtype)] for dtype in (BFLOAT16, FLOAT32)
+)
 STEPS = [
     "forward_step_float32<1>", "forward_step_float32<4>", "forward_step_bfloat16",
     "backward_step_float32<1>", "backward_step_float32<4>", "backward_step_bfloat16",
@@ -60,14 +62,14 @@ STEPS = [
 def test_every_kernel_compiles_without_spills_local_memory_or_warnings(architecture: str) -> None:
     _, done = cubin(architecture)
     assert done.returncode == 0, done.stderr
-    assert {*STEPS, *(variant.kernel for variant in SEQUENCES)} <= set(resources(architecture))
+    assert {*STEPS, *(v.kernel for v in SEQUENCES + FLOAT32_SEQUENCES)} <= set(resources(architecture))
 
 
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_block_of_every_kernel_finds_its_registers_and_shared_memory_on_an_sm(architecture: str) -> None:
     used = resources(architecture)
-    for variant in SEQUENCES:
+    for variant in SEQUENCES + FLOAT32_SEQUENCES:
         registers, static_bytes = used[variant.kernel]
         allocated = -(-registers // 8) * 8  # a warp's registers come in units of 8 a thread
         assert allocated * variant.threads <= 65536, variant
@@ -86,16 +88,34 @@ def test_a_sequence_kernel_keeps_its_weights_in_registers_and_multiplies_on_tens
 ) -> None:
     found = instructions(architecture)[variant.kernel]
     # Two products of depth 16 to a chunk, forward for two pairs of gates; each stands once, in the loop over time.
-    assert count(found, "HMMA") == 2 * variant.chunks * (2 * variant.unit_tiles if variant.is_forward else 1)
+    assert count(found, "HMMA") == 2 * variant.lane_depths * (2 * variant.lane_units if variant.is_forward else 1)
     assert count(found, "LDL|STL") == 0
     assert count(found, r"ATOM|RED\b") == 0
     if variant.path == "SEQUENCE":  # every chunk is asked for once before the wait and once in it
-        assert count(found, r"LDG?\.E\.128\.STRONG\.GPU") == 2 * variant.chunks
+        assert count(found, r"LDG?\.E\.128\.STRONG\.GPU") == 2 * variant.lane_depths
         assert count(found, "BAR") == 1
     else:
         assert count(found, r"LD.*STRONG") == 0
-    weights = 2 * variant.chunks * (2 * variant.unit_tiles if variant.is_forward else 1)
+    weights = 2 * variant.lane_depths * (2 * variant.lane_units if variant.is_forward else 1)
     assert count(found, r"LDG\.E\.128(\.CONSTANT)?$") >= weights
+
+
+@needs_nvdisasm
+@pytest.mark.parametrize("architecture", TENSOR_CORES)
+@pytest.mark.parametrize("variant", FLOAT32_SEQUENCES, ids=lambda variant: variant.kernel)
+def test_a_float32_sequence_kernel_keeps_its_weights_in_registers_and_multiplies_in_float32(
+    variant: Variant, architecture: str
+) -> None:
+    found = instructions(architecture)[variant.kernel]
+    rows = 2 if variant.lane_depths >= 4 else 4  # that are asked for at once
+    assert count(found, "FFMA") >= 4 * variant.lane_depths * variant.lane_units * rows
+    assert count(found, r"HMMA|LDL|STL|ATOM|RED\b") == 0
+    if variant.path == "SEQUENCE":  # every vector is asked for once before the wait and once in it
+        assert count(found, r"LDG?\.E\.128\.STRONG\.GPU") == 2 * variant.lane_depths * rows
+        assert count(found, "BAR") == 1
+    else:
+        assert count(found, r"LD.*STRONG") == 0
+    assert count(found, r"LDG\.E\.128(\.CONSTANT)?$") >= variant.lane_depths * variant.lane_units
 
 
 @needs_nvdisasm

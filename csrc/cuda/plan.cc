@@ -62,7 +62,7 @@ float sequence_estimate(const LstmfastCudaDevice& device, const VariantFacts& v,
   const float products = static_cast<float>(v.block_units) * (direction == kForward ? 4 : 1) * depth * plan.slice_rows;
   const float multiplying = products / (float32 ? kFloat32PerCycle / kShuffleOverhead : bfloat16_per_cycle(device));
   const int waves = cluster ? ceil_div(static_cast<int64_t>(plan.groups) * plan.cluster_size, device.sm_count) : 1;
-  const float cells = kCellCycles * ceil_div(v.block_units * plan.slice_rows, 2 * v.threads);
+  const float cells = kCellCycles * ceil_div(v.block_units * plan.slice_rows, v.lane_cells * v.threads);
   return microseconds(device, exchange + cells + reading + multiplying) * plan.launches * waves;
 }
 
@@ -148,13 +148,16 @@ VariantFacts variant_facts(int dtype, Direction direction, int variant) {
     const Float32Variant& v = (direction == kForward ? kForwardFloat32Variants : kBackwardFloat32Variants)[variant];
     const int partial = v.buffers() * v.depth_warps * v.block_values() * kFloatBytes;
     const int block_units = v.block_values() / (direction == kForward ? 4 : 1);
-    return {v.path, v.threads(), block_units, v.most_depth(), kRowStep, v.most_rows, v.unit_warps, partial, kFloatBytes};
+    return {v.path,     v.threads(),  block_units, v.most_depth(), kRowStep,
+            v.most_rows, v.unit_warps, 1,           partial,        kFloatBytes};
   }
   const SequenceVariant& v = (direction == kForward ? kForwardVariants : kBackwardVariants)[variant];
   const int tile_vectors = direction == kForward ? 2 : 1;  // that a lane has of a product of 8 rows
   const int partial = v.buffers() * v.depth_warps * v.block_tiles() * tile_vectors * kWarpVectorBytes / kTileRows;
   const int block_units = v.block_tiles() * tile_units(direction), most_rows = kTileRows * v.batch_tiles;
-  return {v.path, v.threads(), block_units, v.most_depth(), kTileRows, most_rows, v.unit_warps, partial, kBfloat16Bytes};
+  const int lane_cells = tile_units(direction) * kTileRows / 32;
+  return {v.path,    v.threads(),  block_units, v.most_depth(), kTileRows,
+          most_rows, v.unit_warps, lane_cells,  partial,        kBfloat16Bytes};
 }
 
 const LstmfastCudaDirectionPlan& direction_plan(const LstmfastCudaPlan& plan, Direction direction) {
