@@ -1,8 +1,8 @@
 """The drop-in beside torch's own modules, and beside the library in it: `python -m lstmfast.bench.drop_in`.
 
 One layer in float32, inference and training, every shape in one process, one thread: torch.nn.LSTM, lstmfast.torch.LSTM
-and lf.LSTM with the same weights take turns. First they must agree. All three train with gradients of the input too, as a
-layer above another does. Prints microseconds, the median of rounds, and two ratios: how many times faster the drop-in is
+and lf.LSTM with the same weights take turns. First they must agree. Training makes gradients of the input too, as in a
+layer above another. Prints microseconds, the median of rounds, and two ratios: how many times faster the drop-in is
 than torch, and how much of the library's own speed it keeps.
 """
 

@@ -114,6 +114,7 @@ def upstream(rng: np.random.Generator, p: dict[str, Array]) -> list[Array]:
 
 NAMES, GRADIENTS = ("h", "h_n", "c_n", "cells", "gates"), ("x", "kernel", "bias", "h0", "c0")
 ALL = {"return_cells": True, "return_gates": True, "keep_for_backward": True}
+PLAIN: dict[str, Any] = {"lengths": None, "resets": None, "reverse": False, "matmul_precision": "highest"}
 
 
 def check_against_cpu(
@@ -274,6 +275,7 @@ def test_backward_needs_no_more_than_arrays_of_the_forward_call(rng: np.random.G
         out.h,
         out.cells,
         out.gates,
+        matmul_precision="highest",
         **options,  # type: ignore[arg-type]
     )
     d, again = lf.lstm_backward(out, out.h, out.h_n, out.c_n), lf.lstm_backward(kept, out.h, out.h_n, out.c_n)
@@ -292,7 +294,7 @@ def test_an_autograd_function_of_these_two_gives_pytorchs_own_gradients(rng: np.
         @staticmethod
         def backward(context: Any, *derivatives: Any) -> Any:
             x, kernel, _, h0, c0, h, cells, gates = context.saved_tensors
-            kept = _sequences.kept_from(x, kernel, h0, c0, h, cells, gates, lengths=None, resets=None, reverse=False)
+            kept = _sequences.kept_from(x, kernel, h0, c0, h, cells, gates, **PLAIN)
             d = lf.lstm_backward(kept, *derivatives)
             return d.x, d.kernel, d.bias, d.h0, d.c0
 

@@ -415,7 +415,7 @@ def test_explain_says_which_way_and_why():
     x = torch.randn(T, B, INPUT)
     assert "lstmfast's kernels" in ours.explain(mine, x)
     assert "in float32, rounded" in ours.explain(mine.bfloat16(), x.bfloat16())
-    assert "runs on the CPU" in ours.explain(mine, x.to("meta")) or "run on the CPU" in ours.explain(mine, x.to("meta"))
+    assert "there is a tensor on meta" in ours.explain(mine, x.to("meta"))
     assert "convert" in ours.explain(theirs, x)
     assert "what is wrong" in ours.explain(mine.float(), torch.randn(T, B, INPUT + 1))
     assert "step by step" in ours.explain(mine, x, return_cells=True)

@@ -95,6 +95,7 @@ def kept_from(
     lengths: Any,
     resets: Any,
     reverse: bool,
+    matmul_precision: str,
 ) -> functional.Output:
     """An output that `lstm_backward` takes, from the arrays of an earlier call with return_cells and return_gates.
 
@@ -103,7 +104,7 @@ def kept_from(
     on = context_of(x)
     plan: _library.Plan | None = None
     with on.framework.undisturbed(on.like):
-        given = _checked(on, x, kernel, h0, c0, lengths, resets, reverse, "highest")
+        given = _checked(on, x, kernel, h0, c0, lengths, resets, reverse, matmul_precision)
         time_steps, batch = given.x.shape[:2]
         if time_steps and batch:
             plan = _health.trusted_plan(on, given.hidden_size, batch, given.recurrence.dtype, training=True)

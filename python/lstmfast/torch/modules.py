@@ -1,8 +1,9 @@
 """torch.nn.LSTM and torch.nn.LSTMCell with this library's kernels: `forward` is ours, all else is torch's own.
 
-A call takes one of four ways. `explain` says which, and why:
+A call takes one of five ways. `explain` says which, and why:
     kernels     CPU tensors of float32 and float64, and lower precisions by way of float32
-    operators   the same while torch.compile, torch.export or torch.func look on
+    cuda        CUDA tensors of float32 and bfloat16, where lstmfast has kernels for them; LSTM alone
+    operators   either of them while torch.compile, torch.export or torch.func look on
     composite   torch operations, where forward-mode derivatives or gradients of cell states are wanted
     torch       torch's own forward: other devices, quantized modules, and whatever torch refuses, in torch's words
 Refuses to hold weights in any form but torch's: there is no flat buffer, and state_dict is torch's.
@@ -21,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lstmfast import _checks as check
 from lstmfast import _core
-from lstmfast.torch import composite, kernels, operators
+from lstmfast.torch import composite, kernels, on_cuda, operators
 from lstmfast.torch.kernels import Arrays, How, Weights
 
 _COMPUTED = (torch.float32, torch.float64)
@@ -35,24 +36,32 @@ _functorch = torch._C._functorch
 
 
 class Way(NamedTuple):
-    """One of "kernels", "operators", "composite", "torch", and the reason in a few words."""
+    """One of "kernels", "cuda", "operators", "composite", "torch", and the reason in a few words."""
 
     name: str
     why: str
 
 
 def _way(module: nn.Module, tensors: tuple[Tensor | None, ...], wants_cells: bool) -> Way:
+    """tensors: the input first."""
+    present = [t for t in tensors if t is not None]
+    name, why = "kernels", "CPU tensors of a dtype that the kernels have"
+    if any(on_cuda.lies_on_device(t) for t in present):
+        if not isinstance(module, LSTM):
+            return Way("torch", "single steps on CUDA are left to torch's fused cell")
+        refusal = on_cuda.refusal(present, module.hidden_size, module.proj_size, _result_dtype(present[0]))
+        if refusal is not None:
+            return Way("torch", refusal)
+        name, why = "cuda", "CUDA tensors of a dtype that the kernels have"
+    elif torch.compiler.is_compiling() and any(t.dtype not in _COMPUTED for t in present):
+        return Way("torch", "dtypes other than float32 and float64 are not traced")
     if torch.compiler.is_compiling():
-        if any(t is not None and t.dtype not in _COMPUTED for t in tensors):
-            return Way("torch", "dtypes other than float32 and float64 are not traced")
         return Way("operators", "torch.compile or torch.export looks on")
     if torch.jit.is_tracing():
         return Way("torch", "torch.jit traces torch's own operations")
-    for tensor in tensors:
-        if tensor is None:
-            continue
+    for tensor in present if name == "kernels" else ():
         if tensor.device.type != "cpu":
-            return Way("torch", f"there is a tensor on {tensor.device}, and the kernels run on the CPU")
+            return Way("torch", f"there is a tensor on {tensor.device}, and there are no kernels for that device")
         if tensor.layout is not torch.strided or tensor.is_quantized:
             return Way("torch", "there is a tensor that is sparse or quantized")
         if tensor.dtype not in _COMPUTED and tensor.dtype not in _ROUNDED:
@@ -62,14 +71,14 @@ def _way(module: nn.Module, tensors: tuple[Tensor | None, ...], wants_cells: boo
         transforms and any(t.key() == _functorch.TransformType.Jvp for t in transforms)
     ):
         return Way("composite", "forward-mode derivatives are taken")
-    if wants_cells and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if wants_cells and _may_have_gradients(tensors):
         return Way("composite", "gradients may come back through the cell states")
     if transforms:
         return Way("operators", "torch.func transforms it")
-    for tensor in tensors:
-        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+    for tensor in present:
+        if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
             return Way("torch", f"there is a {type(tensor).__name__}, which is more than a tensor")
-    return Way("kernels", "CPU tensors of a dtype that the kernels have")
+    return Way(name, why)
 
 
 # --- weights kept in the kernels' order -------------------------------------------------------------------------------
@@ -181,6 +190,12 @@ def _run_layer(
         call = operators.TransformedLayer.apply if _is_under_func() else operators.layer
         h, h_n, c_n = call(x, h0, c0, *weights, *how)
         return _Layer(h, h_n, c_n, None)
+    if way == "cuda":
+        if _may_have_gradients((x, h0, c0, *weights)):
+            h, h_n, c_n = on_cuda.LayerFunction.apply(x, h0, c0, *weights[:4], how)
+            return _Layer(h, h_n, c_n, None)
+        found = on_cuda.forward(x, h0, c0, weights, how, keep_cells=cells)
+        return _Layer(found.h, found.h_n, found.c_n, None if found.cells is None else found.cells.to(x.dtype))
     if kept is None:
         h, h_n, c_n = kernels.LayerFunction.apply(x, h0, c0, *weights, how, False)
         return _Layer(h, h_n, c_n, None)
@@ -307,11 +322,12 @@ class LSTM(nn.LSTM):
             return self._by_torch(input, hx, way, lengths is not None or resets is not None or return_cells)
         if packed and (lengths is not None or resets is not None or return_cells):
             raise ValueError("lengths, resets and return_cells must not be given with a PackedSequence")
-        sizes = sorted_indices = unsorted_indices = None
+        sizes = packed_lengths = sorted_indices = unsorted_indices = None
         batched, batch_first = packed or x.dim() == 3, self.batch_first
         if packed:
             _, sizes, sorted_indices, unsorted_indices = input
-            x, lengths = pad_packed_sequence(PackedSequence(x, sizes))
+            x, packed_lengths = pad_packed_sequence(PackedSequence(x, sizes))
+            lengths = packed_lengths
             batch_first = False
             if hx is not None and sorted_indices is not None:
                 hx = (hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices))
@@ -327,13 +343,13 @@ class LSTM(nn.LSTM):
         )  # fmt: skip
 
         dtype = _result_dtype(x)
-        x, hx, weights = _computed(x, hx, weights)
+        x, hx, weights = _computed(x, hx, weights, dtype if on_cuda.lies_on_device(x) else None)
         h, h_n, c_n, cells = self._run(way.name, x, hx, weights, how, return_cells)
         if dtype is not x.dtype:
             h, h_n, c_n, cells = (None if t is None else t.to(dtype) for t in (h, h_n, c_n, cells))
 
         if packed:
-            data = pack_padded_sequence(h, how.lengths).data
+            data = pack_padded_sequence(h, packed_lengths).data
             if unsorted_indices is not None:
                 h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
             return PackedSequence(data, sizes, sorted_indices, unsorted_indices), (h_n, c_n)
@@ -467,7 +483,7 @@ class LSTMCell(nn.LSTMCell):
         if hx is not None and not batched:
             hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
         dtype = _result_dtype(x)
-        x, hx, (weights,) = _computed(x, hx, [weights])
+        x, hx, (weights,) = _computed(x, hx, [weights], None)
         kept = None
         if way.name == "kernels":
             kernels.follow_torchs_threads()
@@ -532,10 +548,11 @@ def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool
         return "torch's own forward, which will say what is wrong with the arguments"
     names = {
         "kernels": f"lstmfast's kernels ({_core.current_isa()})",
-        "operators": f"lstmfast's operators, which run its kernels ({_core.current_isa()})",
+        "cuda": "lstmfast's CUDA kernels",
+        "operators": "lstmfast's operators, which run its kernels",
         "composite": "torch operations, step by step",
     }
-    lower = " in float32, rounded at the end" if _result_dtype(x) in _ROUNDED else ""
+    lower = " in float32, rounded at the end" if way.name != "cuda" and _result_dtype(x) in _ROUNDED else ""
     return f"{names[way.name]}{lower}: {way.why}"
 
 
@@ -569,21 +586,22 @@ def _autocasts() -> bool:
 
 
 def _result_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that torch would return: autocast's on the CPU, or the input's."""
-    if _autocasts() and torch.is_autocast_enabled("cpu") and x.dtype is not torch.float64:
-        return torch.get_autocast_dtype("cpu")
+    """The dtype that torch would return: autocast's, or the input's."""
+    kind = x.device.type
+    if _autocasts() and kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) and x.dtype is not torch.float64:
+        return torch.get_autocast_dtype(kind)
     return x.dtype
 
 
 def _computed(
-    x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: list[Weights]
+    x: Tensor, hx: tuple[Tensor, Tensor] | None, weights: list[Weights], dtype: torch.dtype | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, list[Weights]]:
-    """The same in the dtype that the kernels compute in: float32 for what is lower or mixed by autocast."""
+    """The same in this dtype, or if None in what the CPU's kernels compute in: float32 for what is lower or mixed."""
     tensors = [x, *(hx or ()), *(w for layer in weights for w in layer if w is not None)]
     dtypes = {t.dtype for t in tensors}
-    if len(dtypes) == 1 and x.dtype in _COMPUTED:
+    if len(dtypes) == 1 and (x.dtype in _COMPUTED if dtype is None else x.dtype is dtype):
         return x, hx, weights
-    target = torch.float64 if torch.float64 in dtypes else torch.float32
+    target = dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
     return (
         x.to(target),
         None if hx is None else (hx[0].to(target), hx[1].to(target)),
@@ -605,20 +623,21 @@ def _is_state(hx: Any, dims: int, dtype: torch.dtype, batch: int | None, module:
 
 
 def _lengths(lengths: Any, x: Tensor) -> Tensor | None:
-    """lengths as int64, checked unless somebody traces."""
+    """lengths as int64 where x is, checked unless they lie on a device already or somebody traces."""
     if lengths is None:
         return None
-    numbers = torch.as_tensor(lengths, device=x.device)
+    numbers = torch.as_tensor(lengths)
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype is torch.bool:
         raise TypeError(f"lengths must be integers, got {numbers.dtype}")
     if numbers.shape != (x.shape[1],):
         raise ValueError(f"lengths must have shape ({x.shape[1]},) = (batch,), got {tuple(numbers.shape)}")
-    if not torch.compiler.is_compiling() and not _functorch.peek_interpreter_stack() and numbers.numel():
+    is_traced = torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is not None
+    if numbers.is_cpu and numbers.numel() and not is_traced:
         low, high = int(numbers.min()), int(numbers.max())
         if low < 0 or high > x.shape[0]:
             bad = low if low < 0 else high
             raise ValueError(f"lengths must lie between 0 and {x.shape[0]} = time_steps, got {bad}")
-    return numbers.to(torch.int64).contiguous()
+    return numbers.to(x.device, torch.int64).contiguous()
 
 
 def _resets(resets: Any, x: Tensor) -> Tensor | None:

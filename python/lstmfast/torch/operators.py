@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstmfast.torch import composite, kernels
+from lstmfast.torch import composite, kernels, on_cuda
 from lstmfast.torch.kernels import How, Wanted, Weights
 
 _ARGUMENTS = (
@@ -28,10 +28,12 @@ _TENSORS = 8  # of them that can have gradients
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, h0, c0, *rest = arguments
     weights, how = Weights(*rest[:5]), How(*rest[5:])
+    how = how._replace(matmul_precision=how.matmul_precision or torch.get_float32_matmul_precision())
+    if on_cuda.serves(x, weights):
+        return on_cuda.forward(x, h0, c0, weights, how)[:3]
     if not _runs_here(x):
         return composite.forward(x, h0, c0, weights, how)[:3]
     kernels.follow_torchs_threads()
-    how = how._replace(matmul_precision=how.matmul_precision or torch.get_float32_matmul_precision())
     loan = kernels.pool.lend()
     h, h_n, c_n, _ = kernels.forward(x, h0, c0, kernels.arrays(weights), how, loan.sequence)
     return h, h_n, c_n
@@ -41,7 +43,11 @@ def _backward(*arguments: Any) -> list[Tensor]:
     x, h0, c0, *rest = arguments[:-3]
     weights, how = Weights(*rest[:5]), How(*rest[5:])
     d_h, d_h_n, d_c_n = arguments[-3:]
+    how = how._replace(matmul_precision=how.matmul_precision or torch.get_float32_matmul_precision())
     given = [x, h0, c0, *weights]
+    if on_cuda.serves(x, weights):
+        h, *_, cells, gates = on_cuda.forward(x, h0, c0, weights, how, keep_cells=True, keep_gates=True)
+        return _unshared(on_cuda.backward(x, h0, c0, weights, how, (h, cells, gates), (d_h, d_h_n, d_c_n)))
     if not _runs_here(x):
         with torch.enable_grad():
             leaves = [None if a is None else a.detach().requires_grad_() for a in given]
@@ -49,15 +55,20 @@ def _backward(*arguments: Any) -> list[Tensor]:
         present = (a for a in given if a is not None)
         return [torch.zeros_like(a) if d is None else d.detach() for d, a in zip(found, present, strict=True)]
     kernels.follow_torchs_threads()
-    how = how._replace(matmul_precision=how.matmul_precision or torch.get_float32_matmul_precision())
     loan = kernels.pool.lend()
     kernels.forward(x, h0, c0, kernels.arrays(weights), how, loan.sequence, keep_for_backward=True)
     d = kernels.backward(loan.sequence, x, weights, d_h, d_h_n, d_c_n, Wanted(True, True, True, True))
     assert d.weights is not None
-    d_weights = [None if a is None else a.contiguous() for a in d.weights]
-    if d_weights[3] is not None:
-        d_weights[3] = d_weights[3].clone()  # what an operator returns must not share memory
-    return [a for a in (d.x, d.h0, d.c0, *d_weights) if a is not None]
+    return _unshared((d.x, d.h0, d.c0, *d.weights))
+
+
+def _unshared(gradients: tuple[Tensor | None, ...]) -> list[Tensor]:
+    """Those there are, contiguous; the second bias has its own, for what an operator returns must not share memory."""
+    found = [None if d is None else d.contiguous() for d in gradients]
+    bias_hh = found[6]
+    if bias_hh is not None:
+        found[6] = bias_hh.clone()
+    return [d for d in found if d is not None]
 
 
 def _runs_here(x: Tensor) -> bool:
