@@ -1,5 +1,6 @@
 // Products of one row with a matrix as it lies: for a step or two, packing the weights would cost more than multiplying
-// them. Both are bound by reading the matrix, and read it once, from its first row to its last.
+// them. Both are bound by reading the matrix once, one from its first row to its last and the other back: of a pass
+// forward and one backward, the second finds in cache what the first has read last.
 #pragma once
 
 #include "cpu/kernels/training-inl.h"
@@ -53,10 +54,10 @@ LSTMFAST_INLINE void dot_rows(const T* matrix, Index stride, Index columns, cons
 
 template <typename T>
 void row_dot_products(const T* matrix, Index stride, Index rows, Index columns, const T* x, T* out) {
-  Index k = 0;
-  for (; k + kRowsSideBySide <= rows; k += kRowsSideBySide)
+  Index k = rows;
+  for (; k % kRowsSideBySide != 0; --k) dot_rows<T, 1>(matrix + (k - 1) * stride, stride, columns, x, out + k - 1);
+  for (k -= kRowsSideBySide; k >= 0; k -= kRowsSideBySide)
     dot_rows<T, kRowsSideBySide>(matrix + k * stride, stride, columns, x, out + k);
-  for (; k < rows; ++k) dot_rows<T, 1>(matrix + k * stride, stride, columns, x, out + k);
 }
 
 }  // namespace
