@@ -92,7 +92,8 @@ class Case:
             absent += ["h0", "c0", "d_h", "d_h_n", "d_c_n"]
         values |= dict.fromkeys(absent)
         if self.initial_nan:
-            values["h0"].view(np.uint16)[0, 0] = 0xFFFF
+            bits = np.uint16 if self.dtype == BFLOAT16 else np.uint32
+            values["h0"].view(bits)[0, 0] = np.iinfo(bits).max
         return values
 
 
@@ -269,24 +270,45 @@ class Variant:
 
     kernel: str
     is_forward: bool
+    dtype: int
     path: str
     unit_warps: int
     depth_warps: int
-    chunks: int
-    unit_tiles: int
-    batch_tiles: int
+    lane_depths: int  # bfloat16: chunks of 32, of a warp; float32: vectors of 4
+    lane_units: int  # bfloat16: tiles of units; float32: values, 4 to a unit forward
+    rows: int  # bfloat16: in tiles of 8
 
     @property
     def threads(self) -> int:
         return 32 * self.unit_warps * self.depth_warps
 
+    @property
+    def block_units(self) -> int:
+        if self.dtype == BFLOAT16:
+            return self.unit_warps * self.lane_units * (8 if self.is_forward else 16)
+        return self.unit_warps * self.lane_units // (4 if self.is_forward else 1)
 
-def variants(direction: str) -> list[Variant]:
+    @property
+    def most_depth(self) -> int:
+        return self.depth_warps * self.lane_depths * (32 if self.dtype == BFLOAT16 else 32 * 4)
+
+    @property
+    def row_step(self) -> int:
+        return 8 if self.dtype == BFLOAT16 else 4
+
+    @property
+    def most_rows(self) -> int:
+        return self.rows * (8 if self.dtype == BFLOAT16 else 1)
+
+
+def variants(direction: str, dtype: int) -> list[Variant]:
     """The variants of a direction, "Forward" or "Backward", in the order of their numbers."""
     text = (CSRC / "cuda" / "plan.h").read_text()
-    (table,) = re.findall(rf"k{direction}Variants\[\] = \{{\n(.*?)\n\}};", text, re.DOTALL)
+    float32, suffix = ("Float32", "_float32") if dtype == FLOAT32 else ("", "")
+    (table,) = re.findall(rf"k{direction}{float32}Variants\[\] = \{{\n(.*?)\n\}};", text, re.DOTALL)
     rows = re.findall(r"\{LSTMFAST_CUDA_(\w+), (\d+), (\d+), (\d+), (\d+), (\d+)\}", table)
+    kernel = f"{direction.lower()}_sequence{suffix}"
     return [
-        Variant(f"{direction.lower()}_sequence<{number}>", direction == "Forward", path, *map(int, sizes))
+        Variant(f"{kernel}<{number}>", direction == "Forward", dtype, path, *map(int, sizes))
         for number, (path, *sizes) in enumerate(rows)
     ]

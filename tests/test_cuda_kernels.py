@@ -28,6 +28,7 @@ from cuda_cases import (
     Case,
     differences,
     run,
+    variants,
 )  # fmt: skip
 from kernel_builds import compiler
 
@@ -44,6 +45,8 @@ KERNELS = {
     "sequence-wide-blocks": {"path": SEQUENCE, "gpu": TEN_SMS},
     "cluster": {"path": CLUSTER},
     "one-block": {"path": CLUSTER, "gpu": A100},
+    "sequence-float32": {"dtype": FLOAT32, "path": SEQUENCE, "gpu": TEN_SMS},
+    "cluster-float32": {"dtype": FLOAT32, "path": CLUSTER},
 }
 KINDS = {
     "plain": {},
@@ -76,14 +79,19 @@ def test_kernels_agree_with_the_reference_under_several_schedules(kernel: str, k
 
 # TSan keeps a shadow of every fiber's history: launches of a few hundred threads, not of thousands.
 SANITIZED = {"address": [(3, 37), (9, 100), (17, 7)], "thread": [(1, 16), (3, 37), (17, 7)]}
+WITH_MANY_THREADS = {  # clusters of several blocks; several slices
+    "cluster": [(3, 37), (9, 65)],
+    "sequence-float32": [(3, 37), (6, 20)],
+    "cluster-float32": [(3, 37), (6, 20)],
+}
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZED)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_sanitizers_find_nothing(kernel: str, sanitizer: str, tmp_path: Path) -> None:
     shapes = SANITIZED[sanitizer]
-    if (kernel, sanitizer) == ("cluster", "thread"):
-        shapes = [(3, 37), (9, 65)]  # one of several blocks
+    if sanitizer == "thread":
+        shapes = WITH_MANY_THREADS.get(kernel, shapes)
     cases = [replace(case, time_steps=3) for case in cases_of(kernel, "ragged", shapes)]
     assert_right(cases, tmp_path, sanitizer=sanitizer, seed=3)
 
@@ -99,17 +107,23 @@ def test_results_do_not_depend_on_the_schedule(tmp_path: Path) -> None:
 
 def test_every_variant_of_the_sequence_kernels_is_run(tmp_path: Path) -> None:
     cases = [case for kernel in KERNELS if not kernel.startswith("step") for case in cases_of(kernel, "plain")]
-    cases.append(Case(1, 528, path=SEQUENCE, time_steps=2))  # 1,024 units, 8 a block
-    results = run(cases, tmp_path)[1]
-    assert differences(cases[-1], results[-1]) == []
-    assert {result.forward_variant for result in results} == {0, 1, 2, 3, 4, 5}
-    assert {result.backward_variant for result in results} == {0, 1, 2, 3}
+    large = [  # units and depth split over more warps
+        Case(1, 528, path=SEQUENCE, time_steps=2),
+        Case(1, 272, FLOAT32, SEQUENCE, time_steps=2),
+        Case(1, 528, FLOAT32, SEQUENCE, time_steps=2),
+    ]
+    results = run(cases + large, tmp_path)[1]
+    assert [differences(case, result) for case, result in zip(large, results[-len(large) :], strict=True)] == [[]] * 3
+    for dtype in (FLOAT32, BFLOAT16):
+        ran = [result for case, result in zip(cases + large, results, strict=True) if case.dtype == dtype]
+        assert {result.forward_variant for result in ran} == set(range(len(variants("Forward", dtype))))
+        assert {result.backward_variant for result in ran} == set(range(len(variants("Backward", dtype))))
 
 
 def test_a_batch_of_several_slices_and_launches_is_right(tmp_path: Path) -> None:
     few_sms = replace(TEN_SMS, sm_count=4)
     cases = [Case(67, 48, path=SEQUENCE, gpu=few_sms, ragged=True), Case(37, 20, path=CLUSTER, ragged=True)]
-    assert_right(cases, tmp_path)
+    assert_right(cases + [replace(case, dtype=FLOAT32) for case in cases], tmp_path)
 
 
 def test_a_second_call_can_do_with_the_weights_that_the_first_packed(tmp_path: Path) -> None:
@@ -117,16 +131,20 @@ def test_a_second_call_can_do_with_the_weights_that_the_first_packed(tmp_path: P
     assert_right(cases, tmp_path)
 
 
-def test_an_initial_nan_stays_in_its_row_and_is_never_taken_for_a_word_that_is_missing(tmp_path: Path) -> None:
-    case = Case(2, 37, initial_nan=True, forward_only=True)
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_an_initial_nan_stays_in_its_row_and_is_never_taken_for_a_word_that_is_missing(
+    dtype: int, tmp_path: Path
+) -> None:
+    case = Case(2, 37, dtype, initial_nan=True, forward_only=True)
     _, (result,) = run([case], tmp_path)
     assert (result.forward_code, result.forward_status) == (0, 0)
     assert np.isnan(result.arrays["h"][:, 0]).all()
     assert not np.isnan(result.arrays["h"][:, 1]).any()
 
 
-def test_a_word_that_never_comes_ends_the_launch_with_a_status_and_nan_but_no_hang(tmp_path: Path) -> None:
-    case = Case(3, 37, spin_limit=50, forward_only=True)
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_a_word_that_never_comes_ends_the_launch_with_a_status_and_nan_but_no_hang(dtype: int, tmp_path: Path) -> None:
+    case = Case(3, 37, dtype, spin_limit=50, forward_only=True)
     _, (result,) = run([case], tmp_path, bug="kUnpublished")
     assert (result.forward_code, result.forward_status) == (0, 1)
     assert np.isnan(result.arrays["h"][2:, 0]).all()
@@ -161,7 +179,7 @@ PLANTED = {
     "kClusterBegin": ("thread", CLUSTERS, "ThreadSanitizer: data race"),
     "kClusterEndStep": ("thread", CLUSTERS, "ThreadSanitizer: data race"),
     "kLastRank": ("plain", [Case(3, 120, path=CLUSTER)], WRONG_NUMBERS),
-    "kSharedBytes": ("address", CLUSTERS, "heap-buffer-overflow"),
+    "kSharedBytes": ("address", CLUSTERS + SEQUENCES, "heap-buffer-overflow"),
     "kNotCooperative": ("plain", SEQUENCES, REPORTED),
 }
 
@@ -173,14 +191,32 @@ def test_every_planted_mistake_has_its_test_and_its_place_in_the_kernels() -> No
     assert declared == used == set(PLANTED)
 
 
+# Those that have another place in the kernels of float32, or mean something else there.
+PLANTED_IN_FLOAT32 = [
+    "kSequenceBarrier", "kOneBuffer", "kChunkBound", "kRowBound", "kUnitBound", "kRawInitialState", "kUnfilledSlots",
+    "kHalfChecked", "kNotAwaited", "kUnpublished", "kClusterBegin", "kClusterEndStep", "kLastRank", "kSharedBytes",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_mistake_is_caught_by_the_run_that_is_meant_to_catch_it(bug: str, tmp_path: Path) -> None:
-    sanitizer, cases, finding = PLANTED[bug]
+    assert_caught(bug, PLANTED[bug][1], tmp_path)
+
+
+@pytest.mark.parametrize("bug", PLANTED_IN_FLOAT32)
+def test_a_planted_mistake_is_caught_in_float32_sequences_too(bug: str, tmp_path: Path) -> None:
+    kernels = {SEQUENCE: KERNELS["sequence-float32"], CLUSTER: KERNELS["cluster-float32"]}
+    assert_caught(bug, [replace(case, **kernels[case.path]) for case in PLANTED[bug][1]], tmp_path)
+
+
+def assert_caught(bug: str, cases: list[Case], folder: Path) -> None:
+    """The run that must catch a mistake does, under one of three schedules."""
+    sanitizer, _, finding = PLANTED[bug]
     found: list[str] = []
     for seed in (1, 2, 3):
         if found:
             break
-        done, results = run(cases, tmp_path, sanitizer=sanitizer, seed=seed, bug=bug)
+        done, results = run(cases, folder, sanitizer=sanitizer, seed=seed, bug=bug)
         if finding in (WRONG_NUMBERS, REPORTED):
             assert done.returncode == 0, done.stderr
             words = [word for case, result in zip(cases, results, strict=True) for word in differences(case, result)]

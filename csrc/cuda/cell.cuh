@@ -19,7 +19,18 @@ __device__ __forceinline__ float from_float<float>(float x) { return x; }
 template <>  // rounds to nearest even; of NaN it makes 0x7fff, never another
 __device__ __forceinline__ bfloat16 from_float<bfloat16>(float x) { return __float2bfloat16(x); }
 
+// A value as it is handed on to other blocks: every NaN is the same one, and never all ones, which mean "not there yet".
+__device__ __forceinline__ float handed_on(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return __uint_as_float((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffffffu : bits);
+}
+__device__ __forceinline__ bfloat16 handed_on(bfloat16 x) { return from_float<bfloat16>(to_float(x)); }
+
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+
+__device__ __forceinline__ float dot(const float4& a, const float4& b, float sum) {
+  return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
+}
 
 __device__ __forceinline__ uint32_t pack_pair(bfloat16 low, bfloat16 high) {
   return static_cast<uint32_t>(__bfloat16_as_ushort(low)) | static_cast<uint32_t>(__bfloat16_as_ushort(high)) << 16;

@@ -5,54 +5,68 @@
 //   end_step      between the last publish of a step and the first peek of the next
 //
 // GridExchange: through L2, between any blocks that run at the same time. A slot of its own for every step is filled with
-// 0xFFFF before the launch, a NaN that rounding to bfloat16 never makes: every word is its own flag, so there is no
-// barrier, no fence and no order between words. A word that does not come within the spin limit sets the status and is
-// taken for what it is, NaN: results are then NaN from there on, in every block, and nothing hangs.
+// ones before the launch, a NaN that `handed_on` never makes: every value is its own flag, so there is no barrier, no
+// fence and no order between words. A word that does not come within the spin limit sets the status and is taken for what
+// it is, NaN: results are then NaN from there on, in every block, and nothing hangs.
 // ClusterExchange: through the shared memory of one block or one cluster, two slots in turn, a barrier a step.
 #pragma once
 
 #include "cuda/layouts.cuh"
-#include "cuda/lstmfast_cuda.h"
+#include "cuda/plan.h"
 
 namespace lstmfast::cuda {
 
-constexpr uint32_t kAbsent = 0xffffffffu;  // a pair of words that have not been published
+constexpr uint32_t kAbsent = 0xffffffffu;  // a float, or a pair of bfloat16, that has not been published
 constexpr int kStatusInterval = 256;       // polls between two looks at whether another block has given up
 
 struct ExchangeArgs {
-  bfloat16* rows;  // [slices][slots][slice_rows][depth]
+  void* rows;  // [slices][slots][slice_rows][depth]
   int slots, slice_rows, depth;
   int cluster_size;
   int spin_limit;
   uint32_t* status;
 };
 
-__device__ __forceinline__ bool is_present(uint32_t pair) {
-  return (pair & 0xffffu) != 0xffffu && pair >> 16 != 0xffffu;
-}
-__device__ __forceinline__ bool is_present(const uint4& v) {
-  if (LSTMFAST_PLANTED(kHalfChecked)) return is_present(v.x) && is_present(v.y);
-  return is_present(v.x) && is_present(v.y) && is_present(v.z) && is_present(v.w);
+// Where slot 0 of a slice has an element, as `prepare` left it.
+template <class T>
+__device__ __forceinline__ const T* first_handed_on(const ExchangeArgs& args, int slice, int row, int element) {
+  const size_t row_of_all = static_cast<size_t>(slice) * args.slots * args.slice_rows + row;
+  return static_cast<const T*>(args.rows) + row_of_all * args.depth + element;
 }
 
+template <class T>
+__device__ __forceinline__ bool is_present(uint32_t word) {
+  return word != kAbsent;
+}
+template <>
+__device__ __forceinline__ bool is_present<bfloat16>(uint32_t pair) {
+  return (pair & 0xffffu) != 0xffffu && pair >> 16 != 0xffffu;
+}
+template <class T>
+__device__ __forceinline__ bool is_present(const uint4& v) {
+  if (LSTMFAST_PLANTED(kHalfChecked)) return is_present<T>(v.x) && is_present<T>(v.y);
+  return is_present<T>(v.x) && is_present<T>(v.y) && is_present<T>(v.z) && is_present<T>(v.w);
+}
+
+template <class T>
 class GridExchange {
  public:
-  __device__ __forceinline__ GridExchange(const ExchangeArgs& args, int slice, bfloat16*)
+  __device__ __forceinline__ GridExchange(const ExchangeArgs& args, int slice, T*)
       : args_(args),
-        rows_(args.rows + static_cast<size_t>(slice) * args.slots * args.slice_rows * args.depth),
+        rows_(const_cast<T*>(first_handed_on<T>(args, slice, 0, 0))),
         given_up_(false) {}
 
   __device__ __forceinline__ void begin() {}
 
-  __device__ __forceinline__ uint4 peek(int slot, int row, int chunk, int part) const {
-    return load_relaxed_128(at(slot, row, chunk * kChunk + part * 8));
+  __device__ __forceinline__ uint4 peek(int slot, int row, int element) const {
+    return load_relaxed_128(at(slot, row, element));
   }
 
   // All lanes of a warp come here together and leave together.
-  __device__ __forceinline__ void await(uint4& v, int slot, int row, int chunk, int part) {
+  __device__ __forceinline__ void await(uint4& v, int slot, int row, int element) {
     if (LSTMFAST_PLANTED(kNotAwaited)) return;
-    const bfloat16* address = at(slot, row, chunk * kChunk + part * 8);
-    for (int spins = 0; !is_present(v) && !given_up_; ++spins) {
+    const T* address = at(slot, row, element);
+    for (int spins = 0; !is_present<T>(v) && !given_up_; ++spins) {
       if (spins >= args_.spin_limit) {
         store_relaxed_32(args_.status, LSTMFAST_CUDA_STATUS_SPIN_LIMIT);
         given_up_ = true;
@@ -77,38 +91,40 @@ class GridExchange {
   __device__ __forceinline__ void end_step() {}
 
  private:
-  __device__ __forceinline__ bfloat16* at(int slot, int row, int element) const {
+  __device__ __forceinline__ T* at(int slot, int row, int element) const {
     return rows_ + (static_cast<size_t>(slot) * args_.slice_rows + row) * args_.depth + element;
   }
 
   const ExchangeArgs& args_;
-  bfloat16* rows_;
+  T* rows_;
   bool given_up_;
 };
 
+template <class T>
 class ClusterExchange {
  public:
-  __device__ __forceinline__ ClusterExchange(const ExchangeArgs& args, int slice, bfloat16* shared)
+  __device__ __forceinline__ ClusterExchange(const ExchangeArgs& args, int slice, T* shared)
       : args_(args),
-        first_rows_(args.rows + static_cast<size_t>(slice) * args.slots * args.slice_rows * args.depth),
+        first_rows_(first_handed_on<T>(args, slice, 0, 0)),
         shared_(shared),
-        stride_(args.depth % 64 == 0 ? args.depth + 32 : args.depth) {}
+        stride_(shared_row_stride(args.depth, sizeof(T))) {}
 
   // Slot 0 as it was prepared, if it was; then every block may be written to.
   __device__ __forceinline__ void begin() {
-    const int row_vectors = args_.depth / 8;
+    constexpr int kElements = kVectorBytes / sizeof(T);
+    const int row_vectors = args_.depth / kElements;
     for (int v = threadIdx.x; args_.slots > 0 && v < args_.slice_rows * row_vectors; v += blockDim.x) {
-      const int row = v / row_vectors, element = v % row_vectors * 8;
+      const int row = v / row_vectors, element = v % row_vectors * kElements;
       *reinterpret_cast<uint4*>(at(0, row, element)) =
           *reinterpret_cast<const uint4*>(first_rows_ + static_cast<size_t>(row) * args_.depth + element);
     }
     if (!LSTMFAST_PLANTED(kClusterBegin)) synchronize();
   }
 
-  __device__ __forceinline__ uint4 peek(int slot, int row, int chunk, int part) const {
-    return *reinterpret_cast<const uint4*>(at(slot, row, chunk * kChunk + part * 8));
+  __device__ __forceinline__ uint4 peek(int slot, int row, int element) const {
+    return *reinterpret_cast<const uint4*>(at(slot, row, element));
   }
-  __device__ __forceinline__ void await(uint4&, int, int, int, int) {}
+  __device__ __forceinline__ void await(uint4&, int, int, int) {}
 
   template <class Words>
   __device__ __forceinline__ void publish(int slot, int row, int first, Words words) {
@@ -129,7 +145,7 @@ class ClusterExchange {
   }
 
  private:
-  __device__ __forceinline__ bfloat16* at(int slot, int row, int element) const {
+  __device__ __forceinline__ T* at(int slot, int row, int element) const {
     return shared_ + static_cast<size_t>((slot % 2) * args_.slice_rows + row) * stride_ + element;
   }
 
@@ -144,8 +160,8 @@ class ClusterExchange {
   }
 
   const ExchangeArgs& args_;
-  const bfloat16* first_rows_;
-  bfloat16* shared_;
+  const T* first_rows_;
+  T* shared_;
   int stride_;
 };
 

@@ -110,7 +110,7 @@ __device__ __forceinline__ T first_exchanged(const PrepareArgs& a, int row, int 
   if (a.h0 == nullptr || row >= a.batch || k >= a.hidden) return from_float<T>(0.0f);
   const T value = static_cast<const T*>(a.h0)[static_cast<int64_t>(row) * a.hidden + k];
   if (LSTMFAST_PLANTED(kRawInitialState)) return value;
-  return from_float<T>(to_float(value));  // a NaN of the caller's must not be the one that means "not there yet"
+  return handed_on(value);
 }
 
 template <class T>

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <climits>
 #include <cstring>
+#include <iterator>
 
 #include "cuda/plan.h"
 #include "cuda/sequence.cuh"
+#include "cuda/sequence_float32.cuh"
 #include "cuda/step.cuh"
 
 namespace lstmfast::cuda {
@@ -22,17 +24,15 @@ bool is_valid(const LstmfastCudaPlan& plan, Direction direction) {
   if (!shape || d.slice_rows < 1 || d.slice_rows % 4 != 0 || d.groups < 1 || d.launches < 1 || d.blocks_per_group < 1)
     return false;
   if (d.path == LSTMFAST_CUDA_STEP) return d.variant == 0 || (d.variant == 1 && plan.dtype == LSTMFAST_CUDA_FLOAT32);
-  const int variants = direction == kForward ? kForwardVariantCount : kBackwardVariantCount;
-  if (d.variant < 0 || d.variant >= variants || plan.dtype != LSTMFAST_CUDA_BFLOAT16) return false;
-  const SequenceVariant& v = (direction == kForward ? kForwardVariants : kBackwardVariants)[d.variant];
+  if (d.variant < 0 || d.variant >= variant_count(plan.dtype, direction)) return false;
+  const VariantFacts v = variant_facts(plan.dtype, direction, d.variant);
   const int padded = padded_hidden(static_cast<int>(plan.hidden_size));
   const int depth = direction == kForward ? padded : kGateCount * padded;
-  return v.path == d.path && depth <= v.most_depth() && d.slice_rows % kTileRows == 0 &&
-         d.slice_rows <= kTileRows * v.batch_tiles &&
-         static_cast<int64_t>(d.slice_rows) * d.groups * d.launches >= plan.batch &&
-         d.blocks_per_group * v.block_tiles() * tile_units(direction) >= padded &&
+  return v.path == d.path && depth <= v.most_depth && d.slice_rows % v.row_step == 0 && d.slice_rows <= v.most_rows &&
+         d.threads == v.threads && static_cast<int64_t>(d.slice_rows) * d.groups * d.launches >= plan.batch &&
+         d.blocks_per_group * v.block_units >= padded &&
          d.cluster_size == (d.path == LSTMFAST_CUDA_CLUSTER ? d.blocks_per_group : 1) &&
-         d.shared_bytes == shared_bytes(v, direction, depth, d.slice_rows / kTileRows);
+         d.shared_bytes == v.shared_bytes(depth, d.slice_rows);
 }
 
 // What both directions check, and what is left to give when the workspace is cut up.
@@ -188,37 +188,45 @@ int launch_variant(void (*kernel)(Arguments), const LstmfastCudaDirectionPlan& d
   return LSTMFAST_LAUNCH(kernel, grid, block, bytes, stream, s);
 }
 
-template <int kVariant = 0>
-int launch_sequence(const LstmfastCudaDirectionPlan& d, const ForwardSequence& s, int groups, void* stream) {
-  if constexpr (kVariant < kForwardVariantCount) {
-    if (d.variant == kVariant) return launch_variant(forward_sequence<kVariant>, d, s, groups, stream);
-    return launch_sequence<kVariant + 1>(d, s, groups, stream);
-  }
-  return LSTMFAST_CUDA_INVALID_PLAN;
+// The kernels by the numbers of their variants, in the order of the tables in plan.h.
+int launch_sequence(const LstmfastCudaPlan& plan, const ForwardSequence& s, int groups, void* stream) {
+  static constexpr void (*kBfloat16[])(ForwardSequence) = {
+      forward_sequence<0>, forward_sequence<1>, forward_sequence<2>,
+      forward_sequence<3>, forward_sequence<4>, forward_sequence<5>};
+  static constexpr void (*kFloat32[])(ForwardSequence) = {forward_sequence_float32<0>, forward_sequence_float32<1>,
+                                                          forward_sequence_float32<2>, forward_sequence_float32<3>};
+  static_assert(std::size(kBfloat16) == std::size(kForwardVariants), "every variant has its kernel");
+  static_assert(std::size(kFloat32) == std::size(kForwardFloat32Variants), "every variant has its kernel");
+  const int variant = plan.forward.variant;
+  return launch_variant(plan.dtype == LSTMFAST_CUDA_FLOAT32 ? kFloat32[variant] : kBfloat16[variant], plan.forward, s,
+                        groups, stream);
 }
 
-template <int kVariant = 0>
-int launch_sequence(const LstmfastCudaDirectionPlan& d, const BackwardSequence& s, int groups, void* stream) {
-  if constexpr (kVariant < kBackwardVariantCount) {
-    if (d.variant == kVariant) return launch_variant(backward_sequence<kVariant>, d, s, groups, stream);
-    return launch_sequence<kVariant + 1>(d, s, groups, stream);
-  }
-  return LSTMFAST_CUDA_INVALID_PLAN;
+int launch_sequence(const LstmfastCudaPlan& plan, const BackwardSequence& s, int groups, void* stream) {
+  static constexpr void (*kBfloat16[])(BackwardSequence) = {backward_sequence<0>, backward_sequence<1>,
+                                                            backward_sequence<2>, backward_sequence<3>};
+  static constexpr void (*kFloat32[])(BackwardSequence) = {backward_sequence_float32<0>, backward_sequence_float32<1>,
+                                                           backward_sequence_float32<2>};
+  static_assert(std::size(kBfloat16) == std::size(kBackwardVariants), "every variant has its kernel");
+  static_assert(std::size(kFloat32) == std::size(kBackwardFloat32Variants), "every variant has its kernel");
+  const int variant = plan.backward.variant;
+  return launch_variant(plan.dtype == LSTMFAST_CUDA_FLOAT32 ? kFloat32[variant] : kBfloat16[variant], plan.backward, s,
+                        groups, stream);
 }
 
 template <class Arrays>
-int run_sequence(const LstmfastCudaDirectionPlan& d, const Problem& problem, const Arrays& arrays,
-                 const Workspace& workspace, int spin_limit, void* stream) {
+int run_sequence(const LstmfastCudaPlan& plan, const LstmfastCudaDirectionPlan& d, const Problem& problem,
+                 const Arrays& arrays, const Workspace& workspace, int spin_limit, void* stream) {
   const WorkspaceLayout& at = workspace.at;
   Sequence<Arrays> s = {};
   s.problem = problem;
   s.arrays = arrays;
-  s.exchange = {static_cast<bfloat16*>(workspace.exchange()), at.slots, at.slice_rows, at.depth, d.cluster_size,
+  s.exchange = {workspace.exchange(), at.slots, at.slice_rows, at.depth, d.cluster_size,
                 spin_limit > 0 ? spin_limit : kDefaultSpinLimit, workspace.status()};
   s.packed = static_cast<const uint4*>(workspace.packed());
   s.blocks_per_group = d.blocks_per_group;
   for (s.first_slice = 0; s.first_slice < at.slices; s.first_slice += d.groups)
-    if (const int error = launch_sequence(d, s, std::min(d.groups, at.slices - s.first_slice), stream)) return error;
+    if (const int error = launch_sequence(plan, s, std::min(d.groups, at.slices - s.first_slice), stream)) return error;
   return 0;
 }
 
@@ -230,7 +238,7 @@ int run(const LstmfastCudaPlan& plan, Direction direction, const Args& args, con
   const Problem problem = problem_of(plan, args);
   const LstmfastCudaDirectionPlan& d = direction_plan(plan, direction);
   if (d.path == LSTMFAST_CUDA_STEP) return run_steps(plan, problem, arrays, workspace, stream);
-  return run_sequence(d, problem, arrays, workspace, args.spin_limit, stream);
+  return run_sequence(plan, d, problem, arrays, workspace, args.spin_limit, stream);
 }
 
 }  // namespace

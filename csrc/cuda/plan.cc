@@ -2,6 +2,7 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace lstmfast::cuda {
 namespace {
@@ -27,11 +28,13 @@ constexpr float kL2BytesPerCycle = 64, kSharedBytesPerCycle = 128;  // into one 
 constexpr float kSharedL2BytesPerCycle = 26;     // into one SM when all of them read: 40 % of what each alone could
 constexpr float kLaunchMicroseconds = 2.2f;      // from one small kernel to the next in a stream
 constexpr float kBeyondL2 = 3;                   // how much slower weights come that do not fit L2
-constexpr float kFloat32PerCycle = 128;          // multiply-adds of an SM
+constexpr float kShuffleOverhead = 1.4f;         // of float32 sequences: sums over lanes
 
-float bfloat16_per_cycle(const LstmfastCudaDevice& device) {
-  const bool large = device.compute_minor == 0 && device.compute_major <= 10;  // A100, H100, B200
-  return large ? 1024.0f : 512.0f;
+// Multiply-adds of an SM in a cycle.
+float products_per_cycle(const LstmfastCudaDevice& device, int element_bytes) {
+  const int capability = 10 * device.compute_major + device.compute_minor;
+  if (element_bytes == 4) return capability <= 80 ? 64.0f : 128.0f;  // T4, A100; all others
+  return device.compute_minor == 0 && capability <= 100 ? 1024.0f : 512.0f;  // A100, H100, B200; all others
 }
 
 float microseconds(const LstmfastCudaDevice& device, float cycles) {
@@ -39,29 +42,29 @@ float microseconds(const LstmfastCudaDevice& device, float cycles) {
 }
 
 float step_estimate(const LstmfastCudaDevice& device, int64_t hidden, int64_t batch, int dtype, int block_rows) {
-  const float weights = 4.0f * hidden * hidden, bytes = weights * (dtype == LSTMFAST_CUDA_FLOAT32 ? 4 : 2);
+  const int element_bytes = dtype == LSTMFAST_CUDA_FLOAT32 ? 4 : 2;
+  const float weights = 4.0f * hidden * hidden, bytes = weights * element_bytes;
   const float passes = static_cast<float>(ceil_div(batch, block_rows)), sms = static_cast<float>(device.sm_count);
   const float slowdown = bytes > 0.7f * device.l2_bytes ? kBeyondL2 : 1;
   const float reading = passes * bytes * slowdown / (kSharedL2BytesPerCycle * sms);
-  const float per_cycle = dtype == LSTMFAST_CUDA_FLOAT32 ? kFloat32PerCycle : bfloat16_per_cycle(device);
-  const float multiplying = weights * batch / (per_cycle * sms);
+  const float multiplying = weights * batch / (products_per_cycle(device, element_bytes) * sms);
   return kLaunchMicroseconds + microseconds(device, kCellCycles + kGridExchangeCycles + std::max(reading, multiplying));
 }
 
-float sequence_estimate(const LstmfastCudaDevice& device, const SequenceVariant& v, Direction direction, int depth,
+float sequence_estimate(const LstmfastCudaDevice& device, const VariantFacts& v, Direction direction, int depth,
                         const LstmfastCudaDirectionPlan& plan) {
   const bool cluster = v.path == LSTMFAST_CUDA_CLUSTER;
   const float exchange = !cluster                 ? kGridExchangeCycles
                          : plan.cluster_size == 1 ? kBlockExchangeCycles
                                                   : kClusterExchangeCycles;
-  // Every warp that shares units reads the rows again, but from L1 or shared memory.
-  const float row_bytes = static_cast<float>(plan.slice_rows) * depth * 2;
+  // Every warp that shares units reads the rows again, from shared memory or L2.
+  const float row_bytes = static_cast<float>(plan.slice_rows) * depth * v.element_bytes;
   const float reading = row_bytes * v.unit_warps / (cluster ? kSharedBytesPerCycle : kL2BytesPerCycle);
-  const float block_units = static_cast<float>(v.block_tiles() * tile_units(direction));
-  const float multiplying =
-      block_units * (direction == kForward ? 4 : 1) * depth * plan.slice_rows / bfloat16_per_cycle(device);
+  const float products = static_cast<float>(v.block_units) * (direction == kForward ? 4 : 1) * depth * plan.slice_rows;
+  const float overhead = v.element_bytes == 4 ? kShuffleOverhead : 1;
+  const float multiplying = products * overhead / products_per_cycle(device, v.element_bytes);
   const int waves = cluster ? ceil_div(static_cast<int64_t>(plan.groups) * plan.cluster_size, device.sm_count) : 1;
-  const float cells = kCellCycles * ceil_div(v.block_tiles() * (plan.slice_rows / kTileRows), v.warps());
+  const float cells = kCellCycles * ceil_div(v.block_units * plan.slice_rows, 2 * v.threads);
   return microseconds(device, exchange + cells + reading + multiplying) * plan.launches * waves;
 }
 
@@ -84,34 +87,34 @@ LstmfastCudaDirectionPlan step_plan(const LstmfastCudaDevice& device, int64_t hi
 }
 
 // The plan of one variant, or one without a path where it does not fit the shape or the device.
-LstmfastCudaDirectionPlan variant_plan(const LstmfastCudaDevice& device, int64_t hidden, int64_t batch,
+LstmfastCudaDirectionPlan variant_plan(const LstmfastCudaDevice& device, int64_t hidden, int64_t batch, int dtype,
                                        Direction direction, int variant) {
-  const SequenceVariant& v = (direction == kForward ? kForwardVariants : kBackwardVariants)[variant];
+  const VariantFacts v = variant_facts(dtype, direction, variant);
   const int depth = depth_of(hidden, direction);
   const bool cluster = v.path == LSTMFAST_CUDA_CLUSTER;
-  int blocks = ceil_div(padded_hidden(hidden), v.block_tiles() * tile_units(direction));
+  int blocks = ceil_div(padded_hidden(hidden), v.block_units);
   while (cluster && (blocks & (blocks - 1)) != 0) ++blocks;  // clusters are powers of two
   LstmfastCudaDirectionPlan plan = {};
-  if (device.compute_major < 8 || depth > v.most_depth() || blocks > device.sm_count) return plan;
+  if (depth > v.most_depth || blocks > device.sm_count) return plan;
   if (cluster && blocks > (device.compute_major >= 9 && device.compute_major <= 10 ? kMostClusterSize : 1)) return plan;
   if (!cluster && !device.cooperative_launch) return plan;
   if (device.registers_per_sm < kRegisters) return plan;
   // A launch holds no more blocks than SMs, whatever might fit one: waiting for one another is then safe by arithmetic.
   const int most_groups = device.sm_count / blocks;
-  int tiles = v.batch_tiles;
-  while (tiles > 0 && shared_bytes(v, direction, depth, tiles) > device.shared_bytes_per_block) --tiles;
-  if (tiles == 0) return plan;
-  const int row_tiles = ceil_div(batch, kTileRows);
-  tiles = std::min(tiles, ceil_div(row_tiles, std::min(most_groups, row_tiles)));
+  int rows = v.most_rows;
+  while (rows > 0 && v.shared_bytes(depth, rows) > device.shared_bytes_per_block) rows -= v.row_step;
+  if (rows <= 0) return plan;
+  const int row_steps = ceil_div(batch, v.row_step);
+  rows = std::min(rows, v.row_step * ceil_div(row_steps, std::min(most_groups, row_steps)));
   plan.variant = variant;
-  plan.threads = v.threads();
+  plan.threads = v.threads;
   plan.blocks_per_group = blocks;
-  plan.slice_rows = tiles * kTileRows;
+  plan.slice_rows = rows;
   const int slices = ceil_div(batch, plan.slice_rows);
   plan.groups = cluster ? slices : std::min(slices, most_groups);
   plan.launches = ceil_div(slices, plan.groups);
   plan.cluster_size = cluster ? blocks : 1;
-  plan.shared_bytes = shared_bytes(v, direction, depth, tiles);
+  plan.shared_bytes = v.shared_bytes(depth, rows);
   plan.path = v.path;
   plan.microseconds_per_step = sequence_estimate(device, v, direction, depth, plan);
   return plan;
@@ -126,13 +129,35 @@ LstmfastCudaDirectionPlan best_plan(const LstmfastCudaDevice& device, int64_t hi
     if (best.path == LSTMFAST_CUDA_NO_PATH || plan.microseconds_per_step < best.microseconds_per_step) best = plan;
   };
   consider(step_plan(device, hidden, batch, dtype, direction));
-  if (dtype == LSTMFAST_CUDA_BFLOAT16)
-    for (int v = 0; v < (direction == kForward ? kForwardVariantCount : kBackwardVariantCount); ++v)
-      consider(variant_plan(device, hidden, batch, direction, v));
+  for (int v = 0; v < variant_count(dtype, direction); ++v)
+    consider(variant_plan(device, hidden, batch, dtype, direction, v));
   return best;
 }
 
 }  // namespace
+
+int variant_count(int dtype, Direction direction) {
+  const bool float32 = dtype == LSTMFAST_CUDA_FLOAT32;
+  const size_t forward = float32 ? std::size(kForwardFloat32Variants) : std::size(kForwardVariants);
+  const size_t backward = float32 ? std::size(kBackwardFloat32Variants) : std::size(kBackwardVariants);
+  return static_cast<int>(direction == kForward ? forward : backward);
+}
+
+VariantFacts variant_facts(int dtype, Direction direction, int variant) {
+  constexpr int kFloatBytes = 4, kBfloat16Bytes = 2, kWarpVectorBytes = 32 * 16;
+  if (dtype == LSTMFAST_CUDA_FLOAT32) {
+    constexpr int kRowStep = 4;
+    const Float32Variant& v = (direction == kForward ? kForwardFloat32Variants : kBackwardFloat32Variants)[variant];
+    const int partial = v.buffers() * v.depth_warps * v.block_values() * kFloatBytes;
+    const int block_units = v.block_values() / (direction == kForward ? 4 : 1);
+    return {v.path, v.threads(), block_units, v.most_depth(), kRowStep, v.most_rows, v.unit_warps, partial, kFloatBytes};
+  }
+  const SequenceVariant& v = (direction == kForward ? kForwardVariants : kBackwardVariants)[variant];
+  const int tile_vectors = direction == kForward ? 2 : 1;  // that a lane has of a product of 8 rows
+  const int partial = v.buffers() * v.depth_warps * v.block_tiles() * tile_vectors * kWarpVectorBytes / kTileRows;
+  const int block_units = v.block_tiles() * tile_units(direction), most_rows = kTileRows * v.batch_tiles;
+  return {v.path, v.threads(), block_units, v.most_depth(), kTileRows, most_rows, v.unit_warps, partial, kBfloat16Bytes};
+}
 
 const LstmfastCudaDirectionPlan& direction_plan(const LstmfastCudaPlan& plan, Direction direction) {
   return direction == kForward ? plan.forward : plan.backward;

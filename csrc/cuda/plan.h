@@ -47,27 +47,56 @@ constexpr SequenceVariant kBackwardVariants[] = {
     {LSTMFAST_CUDA_CLUSTER, 2, 4, 16, 1, 2},   // 512 units, 32 a block
     {LSTMFAST_CUDA_SEQUENCE, 1, 8, 16, 1, 4},  // 1,024 units, 16 a block
 };
-constexpr int kForwardVariantCount = sizeof kForwardVariants / sizeof kForwardVariants[0];
-constexpr int kBackwardVariantCount = sizeof kBackwardVariants / sizeof kBackwardVariants[0];
+
+// float32: a lane holds `values` values (forward the 4 gates of values / 4 units, backward `values` units) for `vectors`
+// times 4 depths, 4·vectors·values registers, and a warp the depths of its 32 lanes. A thread owns one cell of a slice.
+struct Float32Variant {
+  int path;
+  int unit_warps, depth_warps, vectors, values, most_rows;
+
+  LSTMFAST_HOST_DEVICE constexpr int threads() const { return 32 * unit_warps * depth_warps; }
+  LSTMFAST_HOST_DEVICE constexpr int block_values() const { return unit_warps * values; }
+  LSTMFAST_HOST_DEVICE constexpr int most_depth() const { return depth_warps * vectors * 32 * 4; }
+  LSTMFAST_HOST_DEVICE constexpr int buffers() const { return path == LSTMFAST_CUDA_SEQUENCE ? 2 : 1; }
+};
+constexpr Float32Variant kForwardFloat32Variants[] = {
+    {LSTMFAST_CUDA_CLUSTER, 4, 2, 1, 16, 16},   // 256 units, 16 a block
+    {LSTMFAST_CUDA_SEQUENCE, 4, 2, 1, 16, 16},  // 256 units, 16 a block
+    {LSTMFAST_CUDA_SEQUENCE, 2, 4, 1, 16, 32},  // 512 units, 8 a block
+    {LSTMFAST_CUDA_SEQUENCE, 2, 4, 2, 16, 32},  // 1,024 units, 8 a block
+};
+constexpr Float32Variant kBackwardFloat32Variants[] = {
+    {LSTMFAST_CUDA_CLUSTER, 2, 4, 2, 8, 16},   // 256 units, 16 a block
+    {LSTMFAST_CUDA_SEQUENCE, 2, 4, 2, 8, 16},  // 256 units, 16 a block
+    {LSTMFAST_CUDA_SEQUENCE, 1, 8, 4, 8, 32},  // 1,024 units, 8 a block
+};
 
 enum Direction { kForward, kBackward };
 
 constexpr int tile_units(Direction direction) { return direction == kForward ? 8 : 16; }
-// Values that a lane has of one product of a tile of units with 8 rows, in float4.
-constexpr int tile_vectors(Direction direction) { return direction == kForward ? 2 : 1; }
 
-// Rows of h that blocks keep in shared memory lie this far apart, in bfloat16: an odd multiple of 64 bytes, so that the
-// two rows that a quarter of a warp reads never meet in a bank.
-constexpr int shared_row_stride(int depth) { return depth % 64 == 0 ? depth + 32 : depth; }
+// Rows of h that blocks keep in shared memory lie this far apart. In bfloat16 an odd multiple of 64 bytes, so that the two
+// rows that a quarter of a warp reads never meet in a bank; in float32 it reads one row.
+LSTMFAST_HOST_DEVICE constexpr int shared_row_stride(int depth, int element_bytes) {
+  return element_bytes == 2 && depth % 64 == 0 ? depth + 32 : depth;
+}
 
-// Dynamic shared memory of a block: partial sums, and in clusters two buffers of exchanged rows behind them.
-constexpr int partial_bytes(const SequenceVariant& v, Direction direction, int tiles) {
-  return v.buffers() * v.depth_warps * v.block_tiles() * tiles * tile_vectors(direction) * 32 * 16;
-}
-constexpr int shared_bytes(const SequenceVariant& v, Direction direction, int depth, int tiles) {
-  const int rows = v.path == LSTMFAST_CUDA_CLUSTER ? 2 * 8 * tiles * shared_row_stride(depth) * 2 : 0;
-  return partial_bytes(v, direction, tiles) + rows;
-}
+// What plans and checks need to know of a variant, of either dtype.
+struct VariantFacts {
+  int path, threads, block_units, most_depth;
+  int row_step, most_rows;  // of a slice
+  int unit_warps;           // each reads every row
+  int partial_row_bytes;    // of shared memory, for partial sums of one row
+  int element_bytes;
+
+  // Dynamic shared memory of a block: partial sums, and in clusters two slots of exchanged rows behind them.
+  int shared_bytes(int depth, int rows) const {
+    const int slots = path == LSTMFAST_CUDA_CLUSTER ? 2 : 0;
+    return rows * (partial_row_bytes + slots * shared_row_stride(depth, element_bytes) * element_bytes);
+  }
+};
+int variant_count(int dtype, Direction direction);
+VariantFacts variant_facts(int dtype, Direction direction, int variant);
 
 struct WorkspaceLayout {
   int64_t packed, packed_bytes;

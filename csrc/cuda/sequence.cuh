@@ -22,15 +22,15 @@ struct Sequence {
 using ForwardSequence = Sequence<ForwardArrays>;
 using BackwardSequence = Sequence<BackwardArrays>;
 
-template <int kPath>
+template <int kPath, class T>
 struct ExchangeOf;
-template <>
-struct ExchangeOf<LSTMFAST_CUDA_SEQUENCE> {
-  using Type = GridExchange;
+template <class T>
+struct ExchangeOf<LSTMFAST_CUDA_SEQUENCE, T> {
+  using Type = GridExchange<T>;
 };
-template <>
-struct ExchangeOf<LSTMFAST_CUDA_CLUSTER> {
-  using Type = ClusterExchange;
+template <class T>
+struct ExchangeOf<LSTMFAST_CUDA_CLUSTER, T> {
+  using Type = ClusterExchange<T>;
 };
 
 __device__ __forceinline__ int time_of_step(const Problem& p, int step) {
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kForwardVariants[kVariant].threads(), 1) forwa
   LSTMFAST_DYNAMIC_SHARED(float4, shared);
   const int partial_vectors = v.depth_warps * kBlockTiles * tiles * 2 * 32;  // of one buffer
   bfloat16* const shared_rows = reinterpret_cast<bfloat16*>(shared + v.buffers() * partial_vectors);
-  typename ExchangeOf<v.path>::Type exchange(s.exchange, slice, shared_rows);
+  typename ExchangeOf<v.path, bfloat16>::Type exchange(s.exchange, slice, shared_rows);
 
   uint4 weights[v.chunks][2][v.unit_tiles][2];  // [..][product][..][m]
 #pragma unroll
@@ -90,8 +90,7 @@ __global__ void __launch_bounds__(kForwardVariants[kVariant].threads(), 1) forwa
       c_state[i][j] = initial_c(p, s.arrays.c0, first_row + row, unit);
       h_state[i][j] = from_float<bfloat16>(0.0f);
       if (item < kBlockTiles * tiles && unit < padded && s.exchange.slots > 0)
-        h_state[i][j] = s.exchange.rows[(static_cast<size_t>(slice) * s.exchange.slots * s.exchange.slice_rows + row) *
-                                            padded + unit];
+        h_state[i][j] = *first_handed_on<bfloat16>(s.exchange, slice, row, unit);
     }
   exchange.begin();
 
@@ -119,13 +118,13 @@ __global__ void __launch_bounds__(kForwardVariants[kVariant].threads(), 1) forwa
 #pragma unroll
         for (int c = 0; c < kAtOnce; ++c) {
           const int chunk = (first + c) * v.depth_warps + depth_warp;
-          if (chunk < chunks + LSTMFAST_PLANTED(kChunkBound)) h[c] = exchange.peek(step, row, chunk, part);
+          if (chunk < chunks + LSTMFAST_PLANTED(kChunkBound)) h[c] = exchange.peek(step, row, chunk * kChunk + part * 8);
         }
 #pragma unroll
         for (int c = 0; c < kAtOnce; ++c) {
           const int chunk = (first + c) * v.depth_warps + depth_warp;
           if (chunk >= chunks) continue;
-          exchange.await(h[c], step, row, chunk, part);
+          exchange.await(h[c], step, row, chunk * kChunk + part * 8);
 #pragma unroll
           for (int u = 0; u < v.unit_tiles; ++u) {
             multiply_accumulate(sums[u][0], weights[first + c][0][u][0], h[c].x, h[c].y);
@@ -209,7 +208,7 @@ __global__ void __launch_bounds__(kBackwardVariants[kVariant].threads(), 1) back
   LSTMFAST_DYNAMIC_SHARED(float4, shared);
   const int partial_vectors = v.depth_warps * kBlockTiles * tiles * 32;
   bfloat16* const shared_rows = reinterpret_cast<bfloat16*>(shared + v.buffers() * partial_vectors);
-  typename ExchangeOf<v.path>::Type exchange(s.exchange, slice, shared_rows);
+  typename ExchangeOf<v.path, bfloat16>::Type exchange(s.exchange, slice, shared_rows);
 
   uint4 weights[v.chunks][2];
   const int weight_tile = block * v.unit_warps + unit_warp;
@@ -260,13 +259,13 @@ __global__ void __launch_bounds__(kBackwardVariants[kVariant].threads(), 1) back
 #pragma unroll
           for (int c = 0; c < kAtOnce; ++c) {
             const int chunk = (first + c) * v.depth_warps + depth_warp;
-            if (chunk < chunks + LSTMFAST_PLANTED(kChunkBound)) d_z[c] = exchange.peek(step - 1, row, chunk, part);
+            if (chunk < chunks + LSTMFAST_PLANTED(kChunkBound)) d_z[c] = exchange.peek(step - 1, row, chunk * kChunk + part * 8);
           }
 #pragma unroll
           for (int c = 0; c < kAtOnce; ++c) {
             const int chunk = (first + c) * v.depth_warps + depth_warp;
             if (chunk >= chunks) continue;
-            exchange.await(d_z[c], step - 1, row, chunk, part);
+            exchange.await(d_z[c], step - 1, row, chunk * kChunk + part * 8);
             multiply_accumulate(even, weights[first + c][0], d_z[c].x, d_z[c].y);
             multiply_accumulate(odd, weights[first + c][1], d_z[c].z, d_z[c].w);
           }

@@ -142,10 +142,6 @@ __device__ __forceinline__ void finish_backward_step(const BackwardStep& s, int 
   s.d_c[cell] = state.d_c;
 }
 
-__device__ __forceinline__ float dot(const float4& a, const float4& b, float sum) {
-  return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
-}
-
 // A lane has 4 units and kRows rows; the 4 groups of 8 lanes in a warp, and the warps, take turns in the depth.
 template <int kRows>
 __global__ void __launch_bounds__(kStepThreads) backward_step_float32(BackwardStep s) {
