@@ -522,6 +522,22 @@ def test_where_no_kernel_can_be_trusted_calls_raise(monkeypatch: pytest.MonkeyPa
         lf.lstm(**good())
 
 
+def test_a_plan_of_two_ways_falls_back_to_steps_too_and_each_way_is_tested_with_few_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on = _sequences.context_of(good()["x"])
+    mixed = _library.Plan.from_buffer_copy(on.library.plan(0, 48, 100, "float32", True, 2))
+    mixed.backward = on.library.plan(0, 48, 100, "float32", True, 1).backward
+    few = _health._of_few_rows(on, mixed, "float32")
+    assert (few.batch, few.forward.path, few.backward.path) == (64, 2, 1)
+    real = on.library.plan
+    monkeypatch.setattr(on.library, "plan", lambda *shape: mixed if len(shape) == 5 else real(*shape))
+    monkeypatch.setattr(_health, "compare", failing(2, 3))
+    with _health._forgetting(), pytest.warns(cuda.KernelMismatchWarning):
+        plan = _health.trusted_plan(on, 48, 100, "float32", training=True)
+    assert (plan.forward.path, plan.backward.path) == (1, 1)
+
+
 def test_a_kernel_is_tested_once_for_all_later_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     tests = []
     real = _health.compare
@@ -550,6 +566,23 @@ def test_the_comparison_sees_a_kernel_that_is_wrong(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(library, "forward", forward_that_forgets_resets)
     with _health._forgetting(), pytest.warns(cuda.KernelMismatchWarning), contextlib.suppress(RuntimeError):
         lf.lstm(**good())
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_kernel_that_gave_up_waiting_is_not_used_and_the_warning_says_why(
+    direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = _library.require()
+    real, one = getattr(library, direction), ctypes.c_uint32(1)
+
+    def launch(device: int, plan: Any, arguments: Any, stream: int) -> None:
+        real(device, plan, arguments, stream)
+        if getattr(plan, direction).path != 1:
+            ctypes.memmove(arguments.workspace, ctypes.byref(one), 4)  # its status: the spin limit was reached
+
+    monkeypatch.setattr(library, direction, launch)
+    with _health._forgetting(), pytest.warns(cuda.KernelMismatchWarning, match="gave up waiting"):
+        lf.lstm(**good(), keep_for_backward=True)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ TABLE = {
     ("L4", 256): ("sequence 5, 2x16", "sequence 3, 2x16"),
     ("L4", 768): ("sequence 5, 1x48", "sequence 3, 1x48"),
     ("L4", 1024): ("step 0, 1x128", "step 0, 1x64"),
-    ("RTX 4090", 128): ("cluster 1, 2x1", "cluster 1, 2x1"),
+    ("RTX 4090", 128): ("cluster 1, 2x1", "sequence 3, 2x8"),
     ("RTX 4090", 512): ("sequence 3, 2x64", "sequence 3, 2x32"),
     ("RTX 4090", 1024): ("sequence 5, 2x64", "sequence 3, 2x64"),
     ("H100", 64): ("cluster 0, 2x1", "cluster 0, 2x1"),
@@ -124,17 +124,50 @@ def test_the_plan_of_a_shape_on_a_device(functions: Any, name: str, hidden: int)
     assert (told(plan.forward), told(plan.backward)) == TABLE[name, hidden]
 
 
+# The same in float32: true multiply-adds, so steps win again where a block has many rows to multiply.
+FLOAT32_TABLE = {
+    ("T4", 256): ("sequence 1, 2x16", "sequence 1, 2x16"),
+    ("T4", 512): ("step 1, 1x64", "step 1, 1x64"),
+    ("A100", 64): ("sequence 2, 4x8", "sequence 2, 4x8"),
+    ("A100", 256): ("sequence 1, 4x16", "sequence 1, 4x16"),
+    ("A100", 512): ("step 1, 1x64", "step 1, 1x64"),
+    ("A100", 1024): ("step 1, 1x128", "step 1, 1x128"),
+    ("L4", 256): ("sequence 1, 2x16", "sequence 1, 2x16"),
+    ("L4", 512): ("step 1, 1x64", "step 1, 1x64"),
+    ("RTX 4090", 512): ("sequence 2, 2x64", "sequence 2, 2x64"),
+    ("RTX 4090", 1024): ("sequence 3, 1x128", "sequence 2, 1x128"),
+    ("H100", 64): ("cluster 0, 4x4", "cluster 0, 4x4"),
+    ("H100", 256): ("cluster 0, 4x16", "cluster 0, 4x16"),
+    ("H100", 512): ("sequence 2, 2x64", "sequence 2, 2x64"),
+    ("H100", 1024): ("sequence 3, 1x128", "step 1, 1x128"),
+    ("H100", 2048): ("step 1, 1x256", "step 1, 1x256"),
+    ("B200", 256): ("cluster 0, 4x16", "cluster 0, 4x16"),
+    ("B200", 1024): ("sequence 3, 1x128", "step 1, 1x128"),
+}
+
+
 @pytest.mark.parametrize(("name", "hidden"), FLOAT32_TABLE, ids=lambda value: str(value))
-def test_the_plan_of_a_shape_in_float32(functions: Any, name: str, hidden: int) -> None:
+def test_the_plan_of_a_float32_shape_on_a_device(functions: Any, name: str, hidden: int) -> None:
     code, plan = plan_of(functions, DEVICES[name], hidden, 16, dtype=FLOAT32)
     assert code == 0
     assert (told(plan.forward), told(plan.backward)) == FLOAT32_TABLE[name, hidden]
 
 
+def test_the_expected_time_of_a_float32_sequence_is_the_sum_that_the_readme_tells(functions: Any) -> None:
+    _, plan = plan_of(functions, DEVICES["H100"], 512, 16, dtype=FLOAT32, path=SEQUENCE)
+    units, unit_warps, rows, depth = 8, 2, 8, 512  # of one block
+    assert (told(plan.forward), plan.forward.slice_rows) == ("sequence 2, 2x64", rows)
+    cycles = 1400 + 400 + rows * depth * 4 * unit_warps / 64 + 4 * units * depth * rows / (128 / 1.4)
+    assert plan.forward.microseconds_per_step == pytest.approx(cycles / 1755, rel=1e-5)
+
+
+def test_volta_is_refused_because_its_architecture_is_not_built(functions: Any) -> None:
+    for dtype in (FLOAT32, BFLOAT16):
+        assert plan_of(functions, DEVICES["V100"], 64, 16, dtype=dtype)[0] == UNSUPPORTED_DEVICE
+
+
 def test_bfloat16_needs_compute_capability_8_and_float32_7_5(functions: Any) -> None:
     assert plan_of(functions, DEVICES["T4"], 64, 16)[0] == UNSUPPORTED_DEVICE
-    for dtype in (BFLOAT16, FLOAT32):
-        assert plan_of(functions, DEVICES["V100"], 64, 16, dtype=dtype)[0] == UNSUPPORTED_DEVICE
 
 
 def test_a_plan_without_training_has_no_backward_direction(functions: Any) -> None:
@@ -143,7 +176,7 @@ def test_a_plan_without_training_has_no_backward_direction(functions: Any) -> No
     assert functions.lstmfast_cuda_workspace_bytes(ctypes.byref(plan), ctypes.c_int64(5), 1) == 0
 
 
-def directions(functions: Any, path: int, dtype: int) -> list[tuple[Device, int, int, bool, DirectionPlan]]:
+def directions(functions: Any, path: int, dtype: int = BFLOAT16) -> list[tuple[Device, int, int, bool, DirectionPlan]]:
     """Every plan that this path has for the devices, sizes and batches above."""
     found = []
     for device in DEVICES.values():
@@ -189,9 +222,13 @@ def test_blocks_fit_an_sm_and_cover_units_depth_and_batch(functions: Any, path: 
         assert variant.most_depth >= depth
         assert plan.slice_rows % variant.row_step == 0
         assert plan.slice_rows <= variant.most_rows
-        assert dtype == BFLOAT16 or plan.slice_rows * variant.block_units <= plan.threads  # a cell a thread
         assert plan.slice_rows * plan.groups * plan.launches >= batch
         assert plan.slice_rows * plan.groups * (plan.launches - 1) < batch
+
+
+def test_every_cell_of_a_float32_block_has_a_thread_of_its_own() -> None:
+    for variant in [*variants("Forward", FLOAT32), *variants("Backward", FLOAT32)]:
+        assert variant.block_units * variant.most_rows <= variant.threads
 
 
 def test_a_device_without_cooperative_launches_gets_no_data_flow(functions: Any) -> None:
@@ -219,7 +256,7 @@ def test_other_arguments_out_of_range_are_refused(functions: Any) -> None:
     assert plan_of(functions, DEVICES["H100"], 64, 1 << 40)[0] == INVALID_SHAPE
     assert plan_of(functions, DEVICES["H100"], 64, 1, dtype=2)[0] == INVALID_DTYPE
     assert functions.lstmfast_cuda_plan(None, ctypes.c_int64(1), ctypes.c_int64(1), 0, 0, None) == MISSING_POINTER
-    assert plan_of(functions, DEVICES["H100"], 64, 1, path=99)[0] == INVALID_PLAN
+    assert plan_of(functions, DEVICES["A100"], 64, 1, dtype=FLOAT32, path=CLUSTER)[0] == INVALID_PLAN
 
 
 def test_the_workspace_grows_with_the_steps_only_where_every_step_has_a_slot_of_its_own(functions: Any) -> None:

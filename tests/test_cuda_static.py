@@ -13,6 +13,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ needs_sentryward = pytest.mark.skipif(
 )
 
 TENSOR_CORES = ["80", "90", "100"]
-SEQUENCES, FLOAT32_SEQUENCES = (
-    [*variants("Forward", dtype), *variants("Backward", dtype)] for dtype in (BFLOAT16, FLOAT32)
-)
+TENSOR_CORE_SEQUENCES = [*variants("Forward", BFLOAT16), *variants("Backward", BFLOAT16)]
+FLOAT32_SEQUENCES = [*variants("Forward", FLOAT32), *variants("Backward", FLOAT32)]
+SEQUENCES = TENSOR_CORE_SEQUENCES + FLOAT32_SEQUENCES
 STEPS = [
     "forward_step_float32<1>", "forward_step_float32<4>", "forward_step_bfloat16",
     "backward_step_float32<1>", "backward_step_float32<4>", "backward_step_bfloat16",
@@ -82,22 +83,41 @@ def test_a_block_of_every_kernel_finds_its_registers_and_shared_memory_on_an_sm(
 
 @needs_nvdisasm
 @pytest.mark.parametrize("architecture", TENSOR_CORES)
-@pytest.mark.parametrize("variant", SEQUENCES, ids=lambda variant: variant.kernel)
+@pytest.mark.parametrize("variant", TENSOR_CORE_SEQUENCES, ids=lambda variant: variant.kernel)
 def test_a_sequence_kernel_keeps_its_weights_in_registers_and_multiplies_on_tensor_cores(
     variant: Variant, architecture: str
 ) -> None:
     found = instructions(architecture)[variant.kernel]
     # Two products of depth 16 to a chunk, forward for two pairs of gates; each stands once, in the loop over time.
-    assert count(found, "HMMA") == 2 * variant.lane_depths * (2 * variant.lane_units if variant.is_forward else 1)
+    products = 2 * variant.lane_depths * (2 * variant.lane_units if variant.is_forward else 1)
+    assert count(found, "HMMA") == products
+    assert_stays_on_chip(variant, found, asked_for=variant.lane_depths, weight_vectors=products)
+
+
+@needs_nvdisasm
+@pytest.mark.parametrize("architecture", TENSOR_CORES)
+@pytest.mark.parametrize("variant", FLOAT32_SEQUENCES, ids=lambda variant: variant.kernel)
+def test_a_float32_sequence_kernel_keeps_its_weights_in_registers_and_multiplies_in_float32(
+    variant: Variant, architecture: str
+) -> None:
+    found = instructions(architecture)[variant.kernel]
+    rows_at_once = 2 if variant.lane_depths >= 4 else 4
+    weights = 4 * variant.lane_depths * variant.lane_units  # of a lane
+    assert count(found, "FFMA") >= weights * rows_at_once
+    assert count(found, "HMMA") == 0
+    assert_stays_on_chip(variant, found, asked_for=rows_at_once * variant.lane_depths, weight_vectors=weights // 4)
+
+
+def assert_stays_on_chip(variant: Variant, found: Counter[str], *, asked_for: int, weight_vectors: int) -> None:
+    """Weights come once, in vectors; exchanged rows in vectors too, past L1; nothing is spilled, nothing is atomic."""
     assert count(found, "LDL|STL") == 0
     assert count(found, r"ATOM|RED\b") == 0
-    if variant.path == "SEQUENCE":  # every chunk is asked for once before the wait and once in it
-        assert count(found, r"LDG?\.E\.128\.STRONG\.GPU") == 2 * variant.lane_depths
+    if variant.path == "SEQUENCE":  # every vector is asked for once before the wait and once in it
+        assert count(found, r"LDG?\.E\.128\.STRONG\.GPU") == 2 * asked_for
         assert count(found, "BAR") == 1
     else:
         assert count(found, r"LD.*STRONG") == 0
-    weights = 2 * variant.lane_depths * (2 * variant.lane_units if variant.is_forward else 1)
-    assert count(found, r"LDG\.E\.128(\.CONSTANT)?$") >= weights
+    assert count(found, r"LDG\.E\.128(\.CONSTANT)?$") >= weight_vectors
 
 
 @needs_nvdisasm

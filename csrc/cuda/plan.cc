@@ -28,12 +28,13 @@ constexpr float kL2BytesPerCycle = 64, kSharedBytesPerCycle = 128;  // into one 
 constexpr float kSharedL2BytesPerCycle = 26;     // into one SM when all of them read: 40 % of what each alone could
 constexpr float kLaunchMicroseconds = 2.2f;      // from one small kernel to the next in a stream
 constexpr float kBeyondL2 = 3;                   // how much slower weights come that do not fit L2
-constexpr float kFloat32PerCycle = 128;          // multiply-adds of an SM
 constexpr float kShuffleOverhead = 1.4f;         // of float32 sequences: sums over lanes
 
-float bfloat16_per_cycle(const LstmfastCudaDevice& device) {
-  const bool large = device.compute_minor == 0 && device.compute_major <= 10;  // A100, H100, B200
-  return large ? 1024.0f : 512.0f;
+// Multiply-adds of an SM in a cycle.
+float products_per_cycle(const LstmfastCudaDevice& device, int element_bytes) {
+  const int capability = 10 * device.compute_major + device.compute_minor;
+  if (element_bytes == 4) return capability <= 80 ? 64.0f : 128.0f;  // T4, A100; all others
+  return device.compute_minor == 0 && capability <= 100 ? 1024.0f : 512.0f;  // A100, H100, B200; all others
 }
 
 float microseconds(const LstmfastCudaDevice& device, float cycles) {
@@ -41,12 +42,12 @@ float microseconds(const LstmfastCudaDevice& device, float cycles) {
 }
 
 float step_estimate(const LstmfastCudaDevice& device, int64_t hidden, int64_t batch, int dtype, int block_rows) {
-  const float weights = 4.0f * hidden * hidden, bytes = weights * (dtype == LSTMFAST_CUDA_FLOAT32 ? 4 : 2);
+  const int element_bytes = dtype == LSTMFAST_CUDA_FLOAT32 ? 4 : 2;
+  const float weights = 4.0f * hidden * hidden, bytes = weights * element_bytes;
   const float passes = static_cast<float>(ceil_div(batch, block_rows)), sms = static_cast<float>(device.sm_count);
   const float slowdown = bytes > 0.7f * device.l2_bytes ? kBeyondL2 : 1;
   const float reading = passes * bytes * slowdown / (kSharedL2BytesPerCycle * sms);
-  const float per_cycle = dtype == LSTMFAST_CUDA_FLOAT32 ? kFloat32PerCycle : bfloat16_per_cycle(device);
-  const float multiplying = weights * batch / (per_cycle * sms);
+  const float multiplying = weights * batch / (products_per_cycle(device, element_bytes) * sms);
   return kLaunchMicroseconds + microseconds(device, kCellCycles + kGridExchangeCycles + std::max(reading, multiplying));
 }
 
@@ -60,9 +61,10 @@ float sequence_estimate(const LstmfastCudaDevice& device, const VariantFacts& v,
   const float row_bytes = static_cast<float>(plan.slice_rows) * depth * v.element_bytes;
   const float reading = row_bytes * v.unit_warps / (cluster ? kSharedBytesPerCycle : kL2BytesPerCycle);
   const float products = static_cast<float>(v.block_units) * (direction == kForward ? 4 : 1) * depth * plan.slice_rows;
-  const float multiplying = products / (float32 ? kFloat32PerCycle / kShuffleOverhead : bfloat16_per_cycle(device));
+  const float overhead = v.element_bytes == 4 ? kShuffleOverhead : 1;
+  const float multiplying = products * overhead / products_per_cycle(device, v.element_bytes);
   const int waves = cluster ? ceil_div(static_cast<int64_t>(plan.groups) * plan.cluster_size, device.sm_count) : 1;
-  const float cells = kCellCycles * ceil_div(v.block_units * plan.slice_rows, v.lane_cells * v.threads);
+  const float cells = kCellCycles * ceil_div(v.block_units * plan.slice_rows, 2 * v.threads);
   return microseconds(device, exchange + cells + reading + multiplying) * plan.launches * waves;
 }
 
@@ -93,7 +95,7 @@ LstmfastCudaDirectionPlan variant_plan(const LstmfastCudaDevice& device, int64_t
   int blocks = ceil_div(padded_hidden(hidden), v.block_units);
   while (cluster && (blocks & (blocks - 1)) != 0) ++blocks;  // clusters are powers of two
   LstmfastCudaDirectionPlan plan = {};
-  if (device.compute_major < 8 || depth > v.most_depth || blocks > device.sm_count) return plan;
+  if (depth > v.most_depth || blocks > device.sm_count) return plan;
   if (cluster && blocks > (device.compute_major >= 9 && device.compute_major <= 10 ? kMostClusterSize : 1)) return plan;
   if (!cluster && !device.cooperative_launch) return plan;
   if (device.registers_per_sm < kRegisters) return plan;
@@ -148,16 +150,13 @@ VariantFacts variant_facts(int dtype, Direction direction, int variant) {
     const Float32Variant& v = (direction == kForward ? kForwardFloat32Variants : kBackwardFloat32Variants)[variant];
     const int partial = v.buffers() * v.depth_warps * v.block_values() * kFloatBytes;
     const int block_units = v.block_values() / (direction == kForward ? 4 : 1);
-    return {v.path,     v.threads(),  block_units, v.most_depth(), kRowStep,
-            v.most_rows, v.unit_warps, 1,           partial,        kFloatBytes};
+    return {v.path, v.threads(), block_units, v.most_depth(), kRowStep, v.most_rows, v.unit_warps, partial, kFloatBytes};
   }
   const SequenceVariant& v = (direction == kForward ? kForwardVariants : kBackwardVariants)[variant];
   const int tile_vectors = direction == kForward ? 2 : 1;  // that a lane has of a product of 8 rows
   const int partial = v.buffers() * v.depth_warps * v.block_tiles() * tile_vectors * kWarpVectorBytes / kTileRows;
   const int block_units = v.block_tiles() * tile_units(direction), most_rows = kTileRows * v.batch_tiles;
-  const int lane_cells = tile_units(direction) * kTileRows / 32;
-  return {v.path,    v.threads(),  block_units, v.most_depth(), kTileRows,
-          most_rows, v.unit_warps, lane_cells,  partial,        kBfloat16Bytes};
+  return {v.path, v.threads(), block_units, v.most_depth(), kTileRows, most_rows, v.unit_warps, partial, kBfloat16Bytes};
 }
 
 const LstmfastCudaDirectionPlan& direction_plan(const LstmfastCudaPlan& plan, Direction direction) {

@@ -86,7 +86,6 @@ struct VariantFacts {
   int path, threads, block_units, most_depth;
   int row_step, most_rows;  // of a slice
   int unit_warps;           // each reads every row
-  int lane_cells;           // that a lane works on at once
   int partial_row_bytes;    // of shared memory, for partial sums of one row
   int element_bytes;
 

@@ -14,6 +14,7 @@ from lstmfast.cuda._arrays import DeviceArray, Framework
 from lstmfast.cuda._library import DTYPES, WORKSPACE_ALIGNMENT, Library, Plan
 
 GATES = 4
+_STATUS_BYTES = 4  # at the workspace's head; not 0: LstmfastCudaStatus
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +53,17 @@ class States:
 
 
 def forward(
-    on: Context, plan: Plan, z: DeviceArray, recurrence: Recurrence, *, keep_cells: bool, keep_gates: bool
+    on: Context,
+    plan: Plan,
+    z: DeviceArray,
+    recurrence: Recurrence,
+    *,
+    keep_cells: bool,
+    keep_gates: bool,
+    check_status: bool = False,
 ) -> States:
-    """Run z [T, B, 4H], float32 or the plan's dtype, through the recurrence."""
+    """Run z [T, B, 4H], float32 or the plan's dtype, through the recurrence. With `check_status`, wait for the device
+    and raise RuntimeError if a block gave up waiting for another."""
     framework = on.framework
     time_steps, batch = z.shape[:2]
     hidden_size = z.shape[2] // GATES
@@ -84,6 +93,8 @@ def forward(
     )  # fmt: skip
     with framework.on_device_of(on.like):
         on.library.forward(on.device, plan, arguments, framework.stream(on.like))
+    if check_status:
+        _check_status(on, workspace, workspace_address)
     del workspace  # the framework gives it away in the order of its stream
     return states
 
@@ -96,8 +107,13 @@ def backward(
     d_h: DeviceArray | None,
     d_h_n: DeviceArray | None,
     d_c_n: DeviceArray | None,
+    *,
+    check_status: bool = False,
 ) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
-    """Carry d_h [T, B, H], d_h_n in the plan's dtype and float32 d_c_n back: returns d_z [T, B, 4H], d_h0 and d_c0."""
+    """Carry d_h [T, B, H], d_h_n in the plan's dtype and float32 d_c_n back: returns d_z [T, B, 4H], d_h0 and d_c0.
+
+    `check_status` as in `forward`.
+    """
     framework = on.framework
     time_steps, batch, hidden_size = states.h.shape
     d_z = framework.empty((time_steps, batch, GATES * hidden_size), recurrence.dtype, on.like)
@@ -119,6 +135,8 @@ def backward(
     )  # fmt: skip
     with framework.on_device_of(on.like):
         on.library.backward(on.device, plan, arguments, framework.stream(on.like))
+    if check_status:
+        _check_status(on, workspace, workspace_address)
     del workspace
     return d_z, d_h0, d_c0
 
@@ -129,3 +147,9 @@ def _workspace(on: Context, plan: Plan, time_steps: int, *, backward: bool) -> t
     memory = on.framework.empty((size_bytes + WORKSPACE_ALIGNMENT,), "uint8", on.like)
     address = on.framework.address(memory)
     return memory, -(-address // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT, size_bytes
+
+
+def _check_status(on: Context, workspace: DeviceArray, address: int) -> None:
+    first = address - on.framework.address(workspace)
+    if on.framework.to_host(workspace[first : first + _STATUS_BYTES]).any():
+        raise RuntimeError("a block gave up waiting for a row of another block, so that results are NaN")
