@@ -505,17 +505,6 @@ def test_a_kernel_that_fails_its_first_test_is_replaced_by_the_step_kernel_with_
             assert torch.equal(lf.lstm(**p).h, first)
 
 
-def test_a_plan_of_two_paths_gives_way_to_the_step_kernel_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    on = _sequences.context_of(torch.zeros(1))
-    shape = {"hidden_size": 1024, "batch": 16, "dtype": "float32", "training": True}
-    plan = on.library.plan(on.device, **shape)
-    assert [plan.forward.path, plan.backward.path] == [2, 1]
-    monkeypatch.setattr(_health, "compare", failing(2, 3))
-    with _health._forgetting(), pytest.warns(cuda.KernelMismatchWarning):
-        plan = _health.trusted_plan(on, **shape)
-    assert [plan.forward.path, plan.backward.path] == [1, 1]
-
-
 def test_where_no_kernel_can_be_trusted_calls_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_health, "compare", failing(1, 2, 3))
     with _health._forgetting(), pytest.warns(cuda.KernelMismatchWarning), pytest.raises(RuntimeError, match="selftest"):

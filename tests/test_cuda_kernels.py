@@ -11,7 +11,6 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -183,23 +182,6 @@ PLANTED = {
     "kSharedBytes": ("address", CLUSTERS + SEQUENCES, "heap-buffer-overflow"),
     "kNotCooperative": ("plain", SEQUENCES, REPORTED),
 }
-
-# Those that stand in the kernels of sequences twice, once for each dtype, and those of the words they hand on.
-FLOAT32_SEQUENCES = [replace(case, dtype=FLOAT32) for case in SEQUENCES]
-PLANTED_IN_FLOAT32 = {
-    "kSequenceBarrier": ("thread", FLOAT32_SEQUENCES, "ThreadSanitizer: data race"),
-    "kOneBuffer": ("thread", FLOAT32_SEQUENCES, "ThreadSanitizer: data race"),
-    "kChunkBound": ("plain", FLOAT32_SEQUENCES, REPORTED),  # waits for what the next step will say
-    "kRawInitialState": (
-        "plain",
-        [Case(2, 37, FLOAT32, initial_nan=True, forward_only=True, spin_limit=50)],
-        REPORTED,
-    ),
-    "kHalfChecked": ("plain", [Case(3, 37, FLOAT32), Case(9, 100, FLOAT32), Case(17, 64, FLOAT32)], WRONG_NUMBERS),
-    "kNotAwaited": ("plain", FLOAT32_SEQUENCES, WRONG_NUMBERS),
-    "kClusterEndStep": ("thread", [Case(3, 70, FLOAT32, CLUSTER)], "ThreadSanitizer: data race"),
-}
-RUNS = [*PLANTED.items(), *PLANTED_IN_FLOAT32.items()]
 
 
 def test_every_planted_mistake_has_its_test_and_its_place_in_the_kernels() -> None:

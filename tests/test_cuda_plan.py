@@ -95,28 +95,6 @@ TABLE = {
 }
 
 
-# Batch 16, float32, training. Fewer units to an SM: weights take twice the registers.
-FLOAT32_TABLE = {
-    ("T4", 256): ("step 1, 1x32", "step 1, 1x32"),
-    ("A100", 64): ("sequence 2, 4x8", "sequence 2, 4x8"),
-    ("A100", 256): ("sequence 1, 4x16", "sequence 1, 4x16"),
-    ("A100", 512): ("sequence 2, 1x64", "step 1, 1x64"),
-    ("A100", 1024): ("step 1, 1x128", "step 1, 1x128"),
-    ("L4", 64): ("sequence 2, 4x8", "sequence 2, 4x8"),
-    ("L4", 256): ("sequence 1, 2x16", "sequence 1, 2x16"),
-    ("L4", 512): ("step 1, 1x64", "step 1, 1x64"),
-    ("RTX 4090", 256): ("sequence 2, 4x32", "sequence 2, 4x32"),
-    ("RTX 4090", 512): ("sequence 2, 2x64", "sequence 2, 2x64"),
-    ("RTX 4090", 1024): ("sequence 3, 1x128", "sequence 2, 1x128"),
-    ("H100", 64): ("cluster 0, 4x4", "cluster 0, 4x4"),
-    ("H100", 256): ("cluster 0, 4x16", "cluster 0, 4x16"),
-    ("H100", 512): ("sequence 2, 2x64", "sequence 2, 2x64"),
-    ("H100", 1024): ("sequence 3, 1x128", "step 1, 1x128"),
-    ("H100", 2048): ("step 1, 1x256", "step 1, 1x256"),
-    ("B200", 512): ("sequence 2, 2x64", "sequence 2, 2x64"),
-}
-
-
 @pytest.mark.parametrize(("name", "hidden"), TABLE, ids=lambda value: str(value))
 def test_the_plan_of_a_shape_on_a_device(functions: Any, name: str, hidden: int) -> None:
     code, plan = plan_of(functions, DEVICES[name], hidden, 16)
@@ -166,7 +144,7 @@ def test_volta_is_refused_because_its_architecture_is_not_built(functions: Any) 
         assert plan_of(functions, DEVICES["V100"], 64, 16, dtype=dtype)[0] == UNSUPPORTED_DEVICE
 
 
-def test_bfloat16_needs_compute_capability_8_and_float32_7_5(functions: Any) -> None:
+def test_bfloat16_needs_compute_capability_8(functions: Any) -> None:
     assert plan_of(functions, DEVICES["T4"], 64, 16)[0] == UNSUPPORTED_DEVICE
 
 

@@ -63,14 +63,14 @@ STEPS = [
 def test_every_kernel_compiles_without_spills_local_memory_or_warnings(architecture: str) -> None:
     _, done = cubin(architecture)
     assert done.returncode == 0, done.stderr
-    assert {*STEPS, *(v.kernel for v in SEQUENCES + FLOAT32_SEQUENCES)} <= set(resources(architecture))
+    assert {*STEPS, *(variant.kernel for variant in SEQUENCES)} <= set(resources(architecture))
 
 
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_block_of_every_kernel_finds_its_registers_and_shared_memory_on_an_sm(architecture: str) -> None:
     used = resources(architecture)
-    for variant in SEQUENCES + FLOAT32_SEQUENCES:
+    for variant in SEQUENCES:
         registers, static_bytes = used[variant.kernel]
         allocated = -(-registers // 8) * 8  # a warp's registers come in units of 8 a thread
         assert allocated * variant.threads <= 65536, variant
@@ -118,24 +118,6 @@ def assert_stays_on_chip(variant: Variant, found: Counter[str], *, asked_for: in
     else:
         assert count(found, r"LD.*STRONG") == 0
     assert count(found, r"LDG\.E\.128(\.CONSTANT)?$") >= weight_vectors
-
-
-@needs_nvdisasm
-@pytest.mark.parametrize("architecture", TENSOR_CORES)
-@pytest.mark.parametrize("variant", FLOAT32_SEQUENCES, ids=lambda variant: variant.kernel)
-def test_a_float32_sequence_kernel_keeps_its_weights_in_registers_and_multiplies_in_float32(
-    variant: Variant, architecture: str
-) -> None:
-    found = instructions(architecture)[variant.kernel]
-    rows = 2 if variant.lane_depths >= 4 else 4  # that are asked for at once
-    assert count(found, "FFMA") >= 4 * variant.lane_depths * variant.lane_units * rows
-    assert count(found, r"HMMA|LDL|STL|ATOM|RED\b") == 0
-    if variant.path == "SEQUENCE":  # every vector is asked for once before the wait and once in it
-        assert count(found, r"LDG?\.E\.128\.STRONG\.GPU") == 2 * variant.lane_depths * rows
-        assert count(found, "BAR") == 1
-    else:
-        assert count(found, r"LD.*STRONG") == 0
-    assert count(found, r"LDG\.E\.128(\.CONSTANT)?$") >= variant.lane_depths * variant.lane_units
 
 
 @needs_nvdisasm

@@ -53,7 +53,7 @@ float step_estimate(const LstmfastCudaDevice& device, int64_t hidden, int64_t ba
 
 float sequence_estimate(const LstmfastCudaDevice& device, const VariantFacts& v, Direction direction, int depth,
                         const LstmfastCudaDirectionPlan& plan) {
-  const bool cluster = v.path == LSTMFAST_CUDA_CLUSTER, float32 = v.element_bytes == 4;
+  const bool cluster = v.path == LSTMFAST_CUDA_CLUSTER;
   const float exchange = !cluster                 ? kGridExchangeCycles
                          : plan.cluster_size == 1 ? kBlockExchangeCycles
                                                   : kClusterExchangeCycles;
