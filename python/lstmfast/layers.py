@@ -147,11 +147,13 @@ class LSTMCell:
     @property
     def is_plain(self) -> bool:
         """Whether this is the plain cell: no peepholes, projection, clip or coupled gates."""
-        return all(value is None or value is False for value in self._variant)
+        return not self._variant
 
     @property
-    def _variant(self) -> tuple[Array | None, Array | None, float | None, bool]:
-        """The last arguments of `_core.Sequence.forward`."""
+    def _variant(self) -> tuple[Any, ...]:
+        """The last arguments of `_core.Sequence.forward`: none for a plain cell, whose single step would notice them."""
+        if self.peepholes is None and self.projection is None and self.cell_clip is None and not self.coupled_gates:
+            return ()
         return self.peepholes, self.projection, self.cell_clip, self.coupled_gates
 
     def __call__(self, x: npt.NDArray[Any], state: State) -> State:
