@@ -168,8 +168,14 @@ struct KernelTable {
                          T forget_bias, T* panels, Index block_stride);
   // kernel [rows, 4*hidden] transposed: plain panels of (gate blocks * W) rows and `rows` columns.
   void (*pack_gates_transposed)(const T* kernel, Index kernel_stride, Index rows, Index hidden, T* panels);
+  // The panels of the two above, out of a kernel that lies transposed, [4*hidden, rows].
+  void (*pack_gate_columns)(const T* kernel, Index kernel_stride, Index rows, Index hidden, T* panels,
+                            Index block_stride);
+  void (*pack_gate_columns_transposed)(const T* kernel, Index kernel_stride, Index rows, Index hidden, T* panels);
   void (*pack)(const T* matrix, Index stride, Index rows, Index columns, T* panels);             // plain panels
   void (*pack_transposed)(const T* matrix, Index stride, Index rows, Index columns, T* panels);  // `columns` rows
+  // out[c, r] = matrix[r, c]
+  void (*transpose)(const T* matrix, Index stride, Index rows, Index columns, T* out, Index out_stride);
   // Gate panels back to rows of [4, hidden].
   void (*unpack_gates)(const T* panels, Index block_stride, Index hidden, T* const* out, Index rows);
 

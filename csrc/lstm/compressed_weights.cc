@@ -41,7 +41,7 @@ void CompressedGates::pack(const KernelTable<float>& k, MatrixView<const float> 
   const PanelSizes<float> sizes(k);
   const Index blocks = sizes.gate_blocks(hidden), V = sizes.vector_length, W = sizes.gate_width();
   PackedGates<float> packed;
-  packed.pack(k, kernel, rows, hidden);
+  packed.pack(k, {kernel, rows}, hidden);
   const float* weights = packed.data();
   const bool is_int8 = format == WeightFormat::kInt8;
   int* words = words_.resize(blocks * rows * V * (is_int8 ? 1 : 2));

@@ -14,17 +14,17 @@ class FmaProducts final : public Products<T> {
   void prepare(int threads) override { workspaces_.resize(threads * kTransposedWorkspace); }
   bool keeps_preactivations() const override { return false; }
 
-  bool pack(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
-            Index recurrent_size, Index hidden) override {
-    input_.pack(k_, input_kernel, input_size, hidden);
-    recurrent_.pack(k_, recurrent_kernel, recurrent_size, hidden);
+  bool takes_transposed() const override { return true; }
+
+  bool pack(const KernelPart<T>& input, const KernelPart<T>& recurrent, Index hidden) override {
+    input_.pack(k_, input, hidden);
+    recurrent_.pack(k_, recurrent, hidden);
     return true;
   }
 
-  bool pack_transposed(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
-                       Index recurrent_size, Index hidden) override {
-    input_transposed_.pack_transposed(k_, input_kernel, input_size, hidden);
-    recurrent_transposed_.pack_transposed(k_, recurrent_kernel, recurrent_size, hidden);
+  bool pack_transposed(const KernelPart<T>& input, const KernelPart<T>& recurrent, Index hidden) override {
+    input_transposed_.pack_transposed(k_, input, hidden);
+    recurrent_transposed_.pack_transposed(k_, recurrent, hidden);
     return true;
   }
 

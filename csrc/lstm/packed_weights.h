@@ -9,22 +9,35 @@
 
 namespace lstmfast {
 
+// The input's rows of a kernel, or the state's: [rows, 4*hidden], or as they may lie, transposed, [4*hidden, rows].
+template <typename T>
+struct KernelPart {
+  MatrixView<const T> matrix;
+  Index rows;
+  bool is_transposed = false;
+};
+
 template <typename T>
 class PackedGates {
  public:
-  // Rows [0, rows) of kernel [., 4*hidden] as gate panels.
-  void pack(const KernelTable<T>& k, MatrixView<const T> kernel, Index rows, Index hidden) {
+  // As gate panels.
+  void pack(const KernelTable<T>& k, const KernelPart<T>& kernel, Index hidden) {
     const PanelSizes<T> sizes(k);
+    const auto& [matrix, rows, is_transposed] = kernel;
     const Index block_stride = rows * sizes.gate_width();
     T* panels = buffer_.resize(sizes.gate_blocks(hidden) * block_stride);
-    k.pack_gate_rows(kernel.data, kernel.stride, nullptr, rows, hidden, nullptr, T(0), panels, block_stride);
+    if (is_transposed)
+      k.pack_gate_columns(matrix.data, matrix.stride, rows, hidden, panels, block_stride);
+    else
+      k.pack_gate_rows(matrix.data, matrix.stride, nullptr, rows, hidden, nullptr, T(0), panels, block_stride);
   }
 
-  // The same rows transposed: plain panels with `rows` columns.
-  void pack_transposed(const KernelTable<T>& k, MatrixView<const T> kernel, Index rows, Index hidden) {
+  // Turned around: plain panels with `rows` columns.
+  void pack_transposed(const KernelTable<T>& k, const KernelPart<T>& kernel, Index hidden) {
     const PanelSizes<T> sizes(k);
-    T* panels = buffer_.resize(sizes.gate_depth(hidden) * sizes.padded(rows));
-    k.pack_gates_transposed(kernel.data, kernel.stride, rows, hidden, panels);
+    T* panels = buffer_.resize(sizes.gate_depth(hidden) * sizes.padded(kernel.rows));
+    (kernel.is_transposed ? k.pack_gate_columns_transposed : k.pack_gates_transposed)(
+        kernel.matrix.data, kernel.matrix.stride, kernel.rows, hidden, panels);
   }
 
   const T* data() const { return buffer_.data(); }

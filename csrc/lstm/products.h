@@ -13,6 +13,7 @@
 #include "core/aligned_buffer.h"
 #include "core/precision.h"
 #include "cpu/kernel_table.h"
+#include "lstm/packed_weights.h"
 
 namespace lstmfast {
 
@@ -33,12 +34,11 @@ class Products {
   // Whether step_forward needs `z`.
   virtual bool keeps_preactivations() const = 0;
 
-  // Kernels [input_size, 4*hidden], where input_size is 0 if the input has no product, and [recurrent_size, 4*hidden].
-  // Of make_unpacked_products(transposed): [4*hidden, input_size] and [4*hidden, recurrent_size], gradients likewise.
-  virtual bool pack(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
-                    Index recurrent_size, Index hidden) = 0;
-  virtual bool pack_transposed(MatrixView<const T> input_kernel, Index input_size,
-                               MatrixView<const T> recurrent_kernel, Index recurrent_size, Index hidden) = 0;
+  // The kernel in its two parts, for the pass forward and for the one backward. The input's has no rows where nothing is
+  // multiplied with it. Whether parts may lie transposed:
+  virtual bool takes_transposed() const = 0;
+  virtual bool pack(const KernelPart<T>& input, const KernelPart<T>& recurrent, Index hidden) = 0;
+  virtual bool pack_transposed(const KernelPart<T>& input, const KernelPart<T>& recurrent, Index hidden) = 0;
 
   virtual bool multiply_inputs(GateProductArgs<T> args, int part) = 0;
   virtual bool step_forward(StepForwardArgs<T> args, const Preactivations<T>& z, int part) = 0;
@@ -52,8 +52,9 @@ class Products {
 template <typename T>
 std::unique_ptr<Products<T>> make_fma_products(const KernelTable<T>& k);
 // Multiply-adds too, but with the weights as they lie: for so few rows that packing would take longer. Plain cells only.
+// Where the weights are transposed, their gradients are.
 template <typename T>
-std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k, bool transposed);
+std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k);
 // Plain cells only.
 std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k, const SplitKernels& split,
                                                      MatmulPrecision precision);

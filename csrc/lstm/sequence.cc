@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <atomic>
 
-#include "core/transpose.h"
 #include "cpu/dispatch.h"
 #include "cpu/panel_sizes.h"
 
@@ -19,7 +18,7 @@ constexpr Index kRowsUnpacked = 2;
 
 template <typename T>
 typename Sequence<T>::Division Sequence<T>::division(double multiply_adds_per_step) const {
-  if (leaves_unpacked()) return {1, false};
+  if (products_ == unpacked_.get()) return {1, false};
   const int threads = threads_for_work(multiply_adds_per_step * static_cast<double>(plan_.steps()));
   // Every thread should have a full register tile of rows.
   if (plan_.batch >= threads * k_->tile_rows) return {threads, false};
@@ -76,15 +75,14 @@ void Sequence<T>::choose_products() {
   if (made_for_ != k_) {
     made_for_ = k_;
     fma_ = make_fma_products<T>(*k_);
-    unpacked_ = make_unpacked_products<T>(*k_, false);
-    unpacked_transposed_ = make_unpacked_products<T>(*k_, true);
+    unpacked_ = make_unpacked_products<T>(*k_);
     split_.reset();
     packed_ = nullptr;
   }
   // Weights of a call that backward follows are packed for that call alone, and twice. Others may come again.
   products_ = fma_.get();
   if (args_.keep_for_backward && plan_.rows() > 0 && plan_.rows() <= kRowsUnpacked && is_plain())
-    products_ = (args_.transposed ? unpacked_transposed_ : unpacked_).get();
+    products_ = unpacked_.get();
   if constexpr (std::is_same_v<T, float>) {
     if (is_plain() && split_products_pay(args_.precision, plan_.batch, args_.hidden_size)) {
       if (!split_ || split_precision_ != args_.precision) {
@@ -112,23 +110,27 @@ bool Sequence<T>::pack_weights(bool same_weights) {
   }
   if (same_weights && products_ == packed_) return true;
   packed_ = nullptr;
-  if (args_.transposed && !multiplies_transposed()) transpose_weights();
+  if (args_.transposed) transpose_weights();
   if (variant().coupled_gates) leave_out_forget_gate();
   if (args_.projection) projection_.pack(*k_, args_.projection, hidden, args_.output_size);
-  if (!products_->pack(input_kernel(), input_rows(), recurrent_kernel(), args_.output_size, hidden)) return false;
+  if (!products_->pack(input_kernel(input_rows()), recurrent_kernel(), hidden)) return false;
   packed_ = products_;
   return true;
 }
 
+// Those that the products in use do not take as they lie.
 template <typename T>
 void Sequence<T>::transpose_weights() {
-  const Index columns = kGateCount * args_.hidden_size, input_size = args_.input_size;
+  const Index columns = kGateCount * args_.hidden_size, input_size = args_.input_size, output_size = args_.output_size;
   const auto& [input, recurrent, projection] = args_.transposed;
-  const MatrixView<T> kernel{kernel_.data(), columns};
-  transpose<T>(input, columns, input_size, kernel);
-  transpose<T>(recurrent, columns, args_.output_size, {kernel.row(input_size), columns});
+  if (!reads_transposed()) {
+    T* kernel = kernel_.data();
+    k_->transpose(input.data, input.stride, columns, input_size, kernel, columns);
+    k_->transpose(recurrent.data, recurrent.stride, columns, output_size, kernel + input_size * columns, columns);
+  }
   if (projection)
-    transpose<T>(projection, args_.output_size, args_.hidden_size, {projection_kernel_.data(), args_.output_size});
+    k_->transpose(projection.data, projection.stride, output_size, args_.hidden_size, projection_kernel_.data(),
+                  output_size);
 }
 
 // What is not read may be anything: zeros stand in its place, so that a NaN there reaches neither h nor gradients.

@@ -157,18 +157,20 @@ class Sequence {
     return variant().peepholes || variant().coupled_gates || variant().cell_clip <= std::numeric_limits<T>::max();
   }
   bool is_plain() const { return !has_hooks() && !args_.projection; }
-  bool leaves_unpacked() const { return products_ == unpacked_.get() || multiplies_transposed(); }
-  // Whether the products in use read transposed weights as they lie.
-  bool multiplies_transposed() const { return products_ == unpacked_transposed_.get(); }
-  // The kernels as the products see them.
-  MatrixView<const T> input_kernel() const {
-    if (multiplies_transposed()) return args_.transposed.input;
-    return variant().coupled_gates && has_input_product() ? kernel_without_forget_gate() : args_.kernel;
+  // Whether the products in use take transposed weights as they lie, and whether they leave such gradients.
+  bool reads_transposed() const {
+    return args_.transposed && products_->takes_transposed() && !variant().coupled_gates;
   }
-  MatrixView<const T> recurrent_kernel() const {
-    if (multiplies_transposed()) return args_.transposed.recurrent;
+  bool writes_transposed() const { return args_.transposed && products_ == unpacked_.get(); }
+  // The kernel as the products see it. `rows` of the input's part: 0 where there is no product with it.
+  KernelPart<T> input_kernel(Index rows) const {
+    if (reads_transposed()) return {args_.transposed.input, rows, true};
+    return {variant().coupled_gates && has_input_product() ? kernel_without_forget_gate() : args_.kernel, rows};
+  }
+  KernelPart<T> recurrent_kernel() const {
+    if (reads_transposed()) return {args_.transposed.recurrent, args_.output_size, true};
     const MatrixView<const T> kernel = variant().coupled_gates ? kernel_without_forget_gate() : args_.kernel;
-    return {kernel.row(variant().coupled_gates ? input_rows() : args_.input_size), kernel.stride};
+    return {{kernel.row(variant().coupled_gates ? input_rows() : args_.input_size), kernel.stride}, args_.output_size};
   }
   MatrixView<const T> kernel_without_forget_gate() const {
     return {without_forget_gate_.data(), kGateCount * args_.hidden_size};
@@ -178,10 +180,10 @@ class Sequence {
   SequenceForwardArgs<T> args_{};
   const KernelTable<T>* k_ = nullptr;
   SequencePlan plan_;
-  std::unique_ptr<Products<T>> fma_, unpacked_, unpacked_transposed_, split_;
+  std::unique_ptr<Products<T>> fma_, unpacked_, split_;
   const KernelTable<T>* made_for_ = nullptr;  // the kernels that they use
   MatmulPrecision split_precision_ = MatmulPrecision::kHighest;
-  Products<T>* products_ = nullptr;      // the one of these in use
+  Products<T>* products_ = nullptr;      // the one of the three in use
   const Products<T>* packed_ = nullptr;  // the one that holds the weights of the last forward
   Index steps_before_ = 0;               // of all forward passes
   StartingValues<T> starting_values_;

@@ -3,7 +3,6 @@
 #include <atomic>
 
 #include "core/float_mode.h"
-#include "core/transpose.h"
 #include "cpu/panel_sizes.h"
 #include "lstm/sequence.h"
 
@@ -21,7 +20,7 @@ void Sequence<T>::backward(const SequenceBackwardArgs<T>& given) {
   const FlushDenormals flush_denormals;
   SequenceBackwardArgs<T> args = given;
   const Index columns = kGateCount * args_.hidden_size, output_size = args_.output_size;
-  if (given.d_transposed && !multiplies_transposed())
+  if (given.d_transposed && !writes_transposed())
     args.d_kernel = {d_kernel_.resize((args_.input_size + output_size) * columns), columns};
   if (given.d_transposed.projection)
     args.d_projection = {d_projection_kernel_.resize(args_.hidden_size * output_size), output_size};
@@ -38,20 +37,20 @@ void Sequence<T>::transpose_gradients(const SequenceBackwardArgs<T>& args) const
   const Index columns = kGateCount * args_.hidden_size, input_size = args_.input_size;
   const auto& [d_input, d_recurrent, d_projection] = args.d_transposed;
   if (d_recurrent && args.d_kernel) {
-    const MatrixView<const T> d_kernel{args.d_kernel.data, columns};
-    transpose<T>(d_kernel, input_size, columns, d_input);
-    transpose<T>({d_kernel.row(input_size), columns}, args_.output_size, columns, d_recurrent);
+    k_->transpose(args.d_kernel.data, columns, input_size, columns, d_input.data, d_input.stride);
+    k_->transpose(args.d_kernel.row(input_size), columns, args_.output_size, columns, d_recurrent.data,
+                  d_recurrent.stride);
   }
-  const MatrixView<const T> d_projection_kernel{args.d_projection.data, args_.output_size};
-  if (d_projection) transpose<T>(d_projection_kernel, args_.hidden_size, args_.output_size, d_projection);
+  if (d_projection)
+    k_->transpose(args.d_projection.data, args_.output_size, args_.hidden_size, args_.output_size, d_projection.data,
+                  d_projection.stride);
 }
 
 template <typename T>
 bool Sequence<T>::run_backward(const SequenceBackwardArgs<T>& args) {
   const Index hidden = args_.hidden_size, input_size = args_.input_size, steps = plan_.steps();
   const Index output_size = args_.output_size;
-  if (!products_->pack_transposed(input_kernel(), args.d_x ? input_size : 0, recurrent_kernel(), output_size, hidden))
-    return false;
+  if (!products_->pack_transposed(input_kernel(args.d_x ? input_size : 0), recurrent_kernel(), hidden)) return false;
   if (args_.projection) projection_.pack_transposed(*k_, args_.projection, hidden, output_size);
   const Index zero_rows = !args.d_kernel ? 0 : steps == 0 ? input_size + output_size : args_.ids ? input_size : 0;
   for (Index i = 0; i < zero_rows; ++i) std::fill_n(args.d_kernel.row(i), kGateCount * hidden, T(0));
@@ -254,7 +253,7 @@ template <typename T>
 bool Sequence<T>::weight_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group, bool add) {
   MatrixView<T> d_input = args.d_kernel, d_recurrent;
   if (args.d_kernel) d_recurrent = {args.d_kernel.row(args_.input_size), args.d_kernel.stride};
-  if (multiplies_transposed()) {
+  if (writes_transposed()) {
     d_input = args.d_transposed.input;
     d_recurrent = args.d_transposed.recurrent;
   }

@@ -21,17 +21,16 @@ class SplitProducts final : public Products<float> {
   }
   bool keeps_preactivations() const override { return true; }
 
-  bool pack(MatrixView<const float> input_kernel, Index input_size, MatrixView<const float> recurrent_kernel,
-            Index recurrent_size, Index hidden) override {
+  bool takes_transposed() const override { return false; }
+
+  bool pack(const KernelPart<float>& input, const KernelPart<float>& recurrent, Index hidden) override {
     hidden_ = hidden;
-    return pack_gates(input_kernel, input_size, input_) & pack_gates(recurrent_kernel, recurrent_size, recurrent_);
+    return pack_gates(input, input_) & pack_gates(recurrent, recurrent_);
   }
 
-  bool pack_transposed(MatrixView<const float> input_kernel, Index input_size,
-                       MatrixView<const float> recurrent_kernel, Index recurrent_size, Index hidden) override {
+  bool pack_transposed(const KernelPart<float>& input, const KernelPart<float>& recurrent, Index hidden) override {
     hidden_ = hidden;
-    return pack_gates_transposed(input_kernel, input_size, input_transposed_) &
-           pack_gates_transposed(recurrent_kernel, recurrent_size, recurrent_transposed_);
+    return pack_gates_transposed(input, input_transposed_) & pack_gates_transposed(recurrent, recurrent_transposed_);
   }
 
   bool multiply_inputs(GateProductArgs<float> args, int part) override {
@@ -120,14 +119,15 @@ class SplitProducts final : public Products<float> {
 
   SplitWorkspace& workspace(int part) { return threads_[static_cast<std::size_t>(part)].workspace; }
 
-  bool pack_gates(MatrixView<const float> kernel, Index depth, AlignedBuffer<Bfloat16>& packed) {
-    Bfloat16* right = packed.resize(sizes_.packed_gates(hidden_, depth));
-    return split_.pack_gates(kernel.data, kernel.stride, depth, hidden_, sizes_.parts, right);
+  bool pack_gates(const KernelPart<float>& kernel, AlignedBuffer<Bfloat16>& packed) {
+    Bfloat16* right = packed.resize(sizes_.packed_gates(hidden_, kernel.rows));
+    return split_.pack_gates(kernel.matrix.data, kernel.matrix.stride, kernel.rows, hidden_, sizes_.parts, right);
   }
 
-  bool pack_gates_transposed(MatrixView<const float> kernel, Index columns, AlignedBuffer<Bfloat16>& packed) {
+  bool pack_gates_transposed(const KernelPart<float>& kernel, AlignedBuffer<Bfloat16>& packed) {
+    const auto& [matrix, columns, is_transposed] = kernel;
     Bfloat16* right = packed.resize(sizes_.packed(columns, SplitSizes::gate_depth(hidden_)));
-    return split_.pack_gates_transposed(kernel.data, kernel.stride, columns, hidden_, sizes_.parts, right);
+    return split_.pack_gates_transposed(matrix.data, matrix.stride, columns, hidden_, sizes_.parts, right);
   }
 
   // Rows of gate panels times a transposed kernel.

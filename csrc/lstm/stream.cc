@@ -38,8 +38,8 @@ void Stream<T>::pack(Layer& layer, const StreamLayer<T>& given, bool by_id, T fo
     layer.starting_values.pack_bias(*k_, given.bias, forget_bias, hidden_);
   if (format == WeightFormat::kFloat32) {
     Packed& weights = layer.weights.template emplace<Packed>();
-    if (!by_id) weights.input.pack(*k_, given.kernel, input_size, hidden_);
-    weights.recurrent.pack(*k_, recurrent, hidden_, hidden_);
+    if (!by_id) weights.input.pack(*k_, {given.kernel, input_size}, hidden_);
+    weights.recurrent.pack(*k_, {recurrent, hidden_}, hidden_);
     step.input_panels = weights.input.data();
     step.recurrent_panels = weights.recurrent.data();
   } else if constexpr (std::is_same_v<T, float>) {

@@ -11,7 +11,7 @@ namespace {
 template <typename T>
 class UnpackedProducts final : public Products<T> {
  public:
-  UnpackedProducts(const KernelTable<T>& k, bool transposed) : k_(k), transposed_(transposed) {}
+  explicit UnpackedProducts(const KernelTable<T>& k) : k_(k) {}
 
   void prepare(int threads) override {
     workspaces_.resize(threads * kTransposedWorkspace);
@@ -19,22 +19,21 @@ class UnpackedProducts final : public Products<T> {
   }
   bool keeps_preactivations() const override { return false; }
 
-  bool pack(MatrixView<const T> input_kernel, Index, MatrixView<const T> recurrent_kernel, Index,
-            Index hidden) override {
-    input_ = input_kernel;
-    recurrent_ = recurrent_kernel;
+  bool takes_transposed() const override { return true; }
+  bool pack(const KernelPart<T>& input, const KernelPart<T>& recurrent, Index hidden) override {
+    input_ = input;
+    recurrent_ = recurrent;
     hidden_ = hidden;
     return true;
   }
-  bool pack_transposed(MatrixView<const T> input_kernel, Index input_size, MatrixView<const T> recurrent_kernel,
-                       Index recurrent_size, Index hidden) override {
-    return pack(input_kernel, input_size, recurrent_kernel, recurrent_size, hidden);
+  bool pack_transposed(const KernelPart<T>& input, const KernelPart<T>& recurrent, Index hidden) override {
+    return pack(input, recurrent, hidden);
   }
 
   bool multiply_inputs(GateProductArgs<T> args, int part) override {
     for (Index r = args.row_begin; r < args.row_end; ++r) {
       T* z = unpack(args.init, PanelSizes<T>(k_).gate_width(), part);
-      add_product(args.x[r], input_, args.input_size, z, part);
+      add_product(args.x[r], input_, z, part);
       pack_row(z, args.z + (r - args.z_first_row) * PanelSizes<T>(k_).gate_width(), args.z_block_stride);
     }
     return true;
@@ -47,8 +46,8 @@ class UnpackedProducts final : public Products<T> {
     mine.init.resize(static_cast<std::size_t>(args.row_end));
     for (Index r = args.row_begin; r < args.row_end; ++r) {
       T* z = unpack(args.init[r], args.init_block_stride, part);
-      if (args.input_size > 0) add_product(args.x[r], input_, args.input_size, z, part);
-      add_product(args.h_prev[r], recurrent_, args.recurrent_size, z, part);
+      if (args.input_size > 0) add_product(args.x[r], input_, z, part);
+      add_product(args.h_prev[r], recurrent_, z, part);
       T* row = panels + (r - args.row_begin) * sizes.gate_depth(hidden_);
       pack_row(z, row, sizes.gate_width());
       mine.init[static_cast<std::size_t>(r)] = row;
@@ -68,7 +67,7 @@ class UnpackedProducts final : public Products<T> {
       if (d_gates == args.no_next)
         std::fill_n(d_h + r * hidden_, hidden_, T(0));
       else
-        multiply_back(unpack(d_gates, args.d_gate_block_stride, part), recurrent_, hidden_, d_h + r * hidden_);
+        multiply_back(unpack(d_gates, args.d_gate_block_stride, part), recurrent_, d_h + r * hidden_);
     }
     args.d_h_next = d_h;
     k_.step_backward(args);
@@ -76,15 +75,15 @@ class UnpackedProducts final : public Products<T> {
   }
 
   bool multiply_transposed(typename Products<T>::Kernel kernel, ProductArgs<T> args, int part) override {
-    const MatrixView<const T> weights = kernel == Products<T>::Kernel::kInput ? input_ : recurrent_;
+    const KernelPart<T>& weights = kernel == Products<T>::Kernel::kInput ? input_ : recurrent_;
     for (Index r = args.row_begin; r < args.row_end; ++r)
-      multiply_back(unpack(args.a[r], args.block_stride, part), weights, args.columns, args.out[r]);
+      multiply_back(unpack(args.a[r], args.block_stride, part), weights, args.out[r]);
     return true;
   }
 
   bool weight_gradient(TransposedProductArgs<T> args, int part) override {
     args.workspace = workspaces_.data() + part * kTransposedWorkspace;
-    if (transposed_) change_sides(args, threads_[static_cast<std::size_t>(part)]);
+    if (recurrent_.is_transposed) change_sides(args, threads_[static_cast<std::size_t>(part)]);
     k_.transposed_product(args);
     return true;
   }
@@ -99,18 +98,20 @@ class UnpackedProducts final : public Products<T> {
   Index columns() const { return kGateCount * hidden_; }
 
   // z += x·kernel
-  void add_product(const T* x, MatrixView<const T> kernel, Index depth, T* z, int part) {
-    if (!transposed_) return k_.add_row_product(x, kernel.data, kernel.stride, depth, columns(), z);
+  void add_product(const T* x, const KernelPart<T>& kernel, T* z, int part) {
+    const auto& [matrix, rows, is_transposed] = kernel;
+    if (!is_transposed) return k_.add_row_product(x, matrix.data, matrix.stride, rows, columns(), z);
     T* product = threads_[static_cast<std::size_t>(part)].product.resize(columns());
-    k_.row_dot_products(kernel.data, kernel.stride, columns(), depth, x, product);
+    k_.row_dot_products(matrix.data, matrix.stride, columns(), rows, x, product);
     for (Index j = 0; j < columns(); ++j) z[j] += product[j];
   }
 
-  // out = the gradient of z times the kernel's `rows` rows
-  void multiply_back(const T* d_z, MatrixView<const T> kernel, Index rows, T* out) const {
-    if (!transposed_) return k_.row_dot_products(kernel.data, kernel.stride, rows, columns(), d_z, out);
+  // out = the gradient of z times the kernel transposed
+  void multiply_back(const T* d_z, const KernelPart<T>& kernel, T* out) const {
+    const auto& [matrix, rows, is_transposed] = kernel;
+    if (!is_transposed) return k_.row_dot_products(matrix.data, matrix.stride, rows, columns(), d_z, out);
     std::fill_n(out, rows, T(0));
-    k_.add_row_product(d_z, kernel.data, kernel.stride, columns(), rows, out);
+    k_.add_row_product(d_z, matrix.data, matrix.stride, columns(), rows, out);
   }
 
   // The gates' gradients [rows, 4*hidden] become the left factor, the values [rows, m_end] the right one. All of both,
@@ -150,8 +151,7 @@ class UnpackedProducts final : public Products<T> {
   }
 
   const KernelTable<T>& k_;
-  const bool transposed_;
-  MatrixView<const T> input_, recurrent_;
+  KernelPart<T> input_{}, recurrent_{};
   Index hidden_ = 0;
   AlignedBuffer<T> workspaces_;
   std::vector<PerThread> threads_;
@@ -160,11 +160,11 @@ class UnpackedProducts final : public Products<T> {
 }  // namespace
 
 template <typename T>
-std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k, bool transposed) {
-  return std::make_unique<UnpackedProducts<T>>(k, transposed);
+std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k) {
+  return std::make_unique<UnpackedProducts<T>>(k);
 }
 
-template std::unique_ptr<Products<float>> make_unpacked_products(const KernelTable<float>&, bool);
-template std::unique_ptr<Products<double>> make_unpacked_products(const KernelTable<double>&, bool);
+template std::unique_ptr<Products<float>> make_unpacked_products(const KernelTable<float>&);
+template std::unique_ptr<Products<double>> make_unpacked_products(const KernelTable<double>&);
 
 }  // namespace lstmfast

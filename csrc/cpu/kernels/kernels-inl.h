@@ -20,8 +20,11 @@ constexpr KernelTable<T> make_table() {
   t.tile_rows = kTileRows;
   t.pack_gate_rows = pack_gate_rows<T>;
   t.pack_gates_transposed = pack_gates_transposed<T>;
+  t.pack_gate_columns = pack_gate_columns<T>;
+  t.pack_gate_columns_transposed = pack_gate_columns_transposed<T>;
   t.pack = pack<T>;
   t.pack_transposed = pack_transposed<T>;
+  t.transpose = transpose<T>;
   t.unpack_gates = unpack_gates<T>;
   t.step_forward = step_forward<T, PlainCell>;
   t.gate_product = gate_product<T>;

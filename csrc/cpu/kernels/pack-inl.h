@@ -96,6 +96,53 @@ void pack_gates_transposed(const T* kernel, Index kernel_stride, Index rows, Ind
 }
 
 template <typename T>
+void pack_gate_columns(const T* kernel, Index kernel_stride, Index rows, Index hidden, T* panels, Index block_stride) {
+  constexpr Index V = kLanes<T>;
+  for (Index unit = 0; unit < hidden; unit += V, panels += block_stride)
+    for (int gate = 0; gate < kGateCount; ++gate) {
+      const T* columns = kernel + (gate * hidden + unit) * kernel_stride;
+      for (Index r = 0; r < rows; r += V)
+        transpose_square(columns + r, kernel_stride, hidden - unit, rows - r < V ? rows - r : V,
+                         panels + (r * kGateCount + gate) * V, kGateCount * V);
+    }
+}
+
+template <typename T>
+void pack_gate_columns_transposed(const T* kernel, Index kernel_stride, Index rows, Index hidden, T* panels) {
+  constexpr Index V = kLanes<T>;
+  const PanelLayout<T> layout{rows};
+  const Index blocks = ceil_div(hidden, V);
+  for (Index panel = 0; panel < ceil_div(rows, kPanelVectors * V); ++panel) {
+    const Index width = layout.vectors_in(panel) * V, first = layout.first_column(panel);
+    T* out = panels + layout.offset(panel, blocks * kGateCount * V);
+    for (Index unit = 0; unit < blocks * V; unit += V)
+      for (int gate = 0; gate < kGateCount; ++gate)
+        for (Index u = unit; u < unit + V; ++u, out += width) {
+          const T* row = u < hidden ? kernel + (gate * hidden + u) * kernel_stride + first : nullptr;
+          for (Index i = 0; i < width; i += V)
+            store(out + i, row ? load_partial(row + i, rows - first - i) : Vec<T>{});
+        }
+  }
+}
+
+template <typename T>
+void transpose(const T* matrix, Index stride, Index rows, Index columns, T* out, Index out_stride) {
+  constexpr Index V = kLanes<T>;
+  for (Index c = 0; c < columns; c += V)
+    for (Index r = 0; r < rows; r += V) {
+      const T* from = matrix + r * stride + c;
+      T* to = out + c * out_stride + r;
+      const Index width = columns - c < V ? columns - c : V;
+      if (is_full<T>(rows - r)) {
+        transpose_square(from, stride, V, width, to, out_stride);
+      } else {  // whole vectors would be written past the end of out
+        for (Index i = 0; i < width; ++i)
+          for (Index k = 0; k < rows - r; ++k) to[i * out_stride + k] = from[k * stride + i];
+      }
+    }
+}
+
+template <typename T>
 void pack(const T* matrix, Index stride, Index rows, Index columns, T* panels) {
   constexpr Index V = kLanes<T>;
   const PanelLayout<T> layout{columns};

@@ -1,0 +1,94 @@
+"""New arrays of the drop-in lie in memory of earlier ones, but only where nobody can see them any more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
+
+import lstmfast.torch as ours  # noqa: E402
+from lstmfast.torch.kernels import _Memory  # noqa: E402
+
+FLOAT = np.dtype(np.float32)
+SHAPE = (256, 1024)  # 1 MB
+
+
+def test_what_nobody_holds_is_used_again() -> None:
+    memory = _Memory()
+    first = memory.empty(SHAPE, FLOAT)
+    address = first.ctypes.data
+    del first
+    assert memory.empty(SHAPE, FLOAT).ctypes.data == address
+    assert memory.empty((512, 256), np.dtype(np.float64)).ctypes.data == address  # as many bytes
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda a: a,
+        lambda a: a[3:5],
+        lambda a: torch.from_numpy(a),
+        lambda a: torch.from_numpy(a)[0],
+        lambda a: torch.from_numpy(a).t().detach().numpy(),
+        lambda a: memoryview(a),
+        lambda a: np.from_dlpack(torch.from_numpy(a)),
+        lambda a: torch.nn.Parameter(torch.from_numpy(a)),
+    ],
+    ids=["array", "slice", "tensor", "row", "array of a tensor", "memoryview", "DLPack", "parameter"],
+)
+def test_what_somebody_holds_is_not(hold: Callable[[Any], Any]) -> None:
+    memory = _Memory()
+    held = hold(memory.empty(SHAPE, FLOAT))
+    other = memory.empty(SHAPE, FLOAT)
+    assert not np.shares_memory(np.asarray(held.detach() if isinstance(held, torch.Tensor) else held), other)
+    del held, other
+    a, b, c = (memory.empty(SHAPE, FLOAT) for _ in range(3))
+    assert not np.shares_memory(a, b)
+    assert not np.shares_memory(b, c)
+    assert not np.shares_memory(a, c)
+
+
+def test_it_keeps_no_more_than_it_may_and_nothing_small_or_large() -> None:
+    memory = _Memory()
+    arrays = [memory.empty(SHAPE, FLOAT) for _ in range(memory.KEPT + 5)]
+    assert len({array.ctypes.data for array in arrays}) == len(arrays)
+    assert len(memory._arrays) == memory.KEPT
+    kept = list(memory._arrays)
+    memory.empty((2,), FLOAT)
+    memory.empty((3 * memory.LARGEST // 4,), FLOAT)
+    assert all(a is b for a, b in zip(memory._arrays, kept, strict=True))
+
+
+def test_threads_share_none() -> None:
+    memory, found = _Memory(), []
+    here = memory.empty(SHAPE, FLOAT).ctypes.data
+    thread = threading.Thread(target=lambda: found.append(memory.empty(SHAPE, FLOAT).copy() is not None))
+    thread.start()
+    thread.join()
+    assert found == [True]
+    assert memory.empty(SHAPE, FLOAT).ctypes.data == here
+
+
+def test_outputs_and_gradients_that_are_kept_stay_what_they_are() -> None:
+    torch.manual_seed(0)
+    mine, theirs = ours.LSTM(256, 256), torch.nn.LSTM(256, 256)
+    theirs.load_state_dict(mine.state_dict())
+    kept = []
+    for _ in range(4):  # gradients of earlier steps are held, and added to
+        x = torch.randn(3, 50, 256)
+        mine(x)[0].square().sum().backward()
+        theirs(x)[0].square().sum().backward()
+        kept.append((mine(x)[0], [p.grad.clone() for p in theirs.parameters()], [p.grad for p in mine.parameters()]))
+        with torch.no_grad():
+            wanted = theirs(x)[0]
+        torch.testing.assert_close(kept[-1][0], wanted, rtol=1e-4, atol=1e-5)
+        kept[-1] = (kept[-1][0], wanted, *kept[-1][1:])
+    for h, wanted, *_ in kept:
+        torch.testing.assert_close(h, wanted, rtol=1e-4, atol=1e-5)
+    for a, b in zip(kept[-1][3], kept[-1][2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
