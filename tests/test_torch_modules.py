@@ -366,6 +366,7 @@ WRONG_CALLS = {
     "state of another dtype": lambda m: m(
         torch.randn(T, B, INPUT), (torch.zeros(1, B, H).double(), torch.zeros(1, B, H).double())
     ),
+    "state elsewhere": lambda m: m(torch.randn(T, B, INPUT), (torch.zeros(1, B, H, device="meta"),) * 2),
 }
 
 

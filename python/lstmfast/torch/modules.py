@@ -212,7 +212,7 @@ def _may_have_gradients(tensors: tuple[Tensor | None, ...]) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-# --- one layer with nothing unusual about it: 15 us less than the other way, of 20 or of 100 --------------------------
+# --- one layer with nothing unusual about it, as most calls have it: the shorter way ----------------------------------
 
 _CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _LAYER = tuple(f"{name}_l0" for name in _CELL)
@@ -235,7 +235,8 @@ def _is_plain(x: Any, dims: int, input_size: int) -> bool:
 def _are_plain_states(hx: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     """Whether the kernels can read this pair as it lies."""
     return len(hx) == 2 and all(
-        type(part) is Tensor and part.shape == shape and part.dtype is dtype and part.stride(-1) == 1 for part in hx
+        type(part) is Tensor and part.is_cpu and part.shape == shape and part.dtype is dtype and part.stride(-1) == 1
+        for part in hx
     )
 
 
