@@ -160,10 +160,13 @@ void step_forward(const StepForwardArgs<T>& args) {
   constexpr Index W = kGateCount * kLanes<T>;
   const Index x_stride = args.input_size * W, h_stride = args.recurrent_size * W;
   const auto x = [&](Index block) {
-    return Operand<T>{args.x, 1, args.input_size, 0, args.input_panels + block * x_stride, nullptr};
+    return Operand<T>{args.x, 1, args.input_size, 0, args.input_panels + block * x_stride,
+                      args.recurrent_panels + block * h_stride, nullptr};
   };
   const auto h = [&](Index block) {
-    return Operand<T>{args.h_prev, 1, args.recurrent_size, 0, args.recurrent_panels + block * h_stride, nullptr};
+    const T* panel = args.recurrent_panels + block * h_stride;
+    return Operand<T>{args.h_prev, 1, args.recurrent_size, 0, panel, args.descending ? panel - h_stride : panel + h_stride,
+                      nullptr};
   };
   const auto several = [&](Index block) {
     const Operand<T> operands[] = {x(block), h(block)};
@@ -203,7 +206,8 @@ void gate_product(const GateProductArgs<T>& args) {
   constexpr Index W = kGateCount * kLanes<T>;
   for_each_row_group<T>(args.row_begin, args.row_end, args.input_size, [&](Index begin, Index end) {
     for (Index block = args.block_begin; block < args.block_end; ++block) {
-      const Operand<T> x[] = {{args.x, 1, args.input_size, 0, args.input_panels + block * args.input_size * W, nullptr}};
+      const T* panel = args.input_panels + block * args.input_size * W;
+      const Operand<T> x[] = {{args.x, 1, args.input_size, 0, panel, panel + args.input_size * W, nullptr}};
       multiply_rows<T, kGateCount>(begin, end, x, GateProductTiles<T>{args, block});
     }
   });
@@ -318,9 +322,10 @@ struct BackwardPanel {
   LSTMFAST_INLINE Operand<T> d_gates_next() const {
     constexpr Index W = kGateCount * kLanes<T>;
     const Index blocks = ceil_div(args.hidden_size, kLanes<T>);
-    if (!args.recurrent_transposed) return {args.d_gates_next, 0, 0, 0, nullptr, nullptr};
+    if (!args.recurrent_transposed) return {args.d_gates_next, 0, 0, 0, nullptr, nullptr, nullptr};
     return {args.d_gates_next, blocks, W, args.d_gate_block_stride,
-            args.recurrent_transposed + PanelLayout<T>::offset(panel, blocks * W), args.no_next};
+            args.recurrent_transposed + PanelLayout<T>::offset(panel, blocks * W),
+            args.recurrent_transposed + PanelLayout<T>::offset(panel + 1, blocks * W), args.no_next};
   }
 };
 

@@ -10,16 +10,25 @@
 namespace lstmfast {
 namespace {
 
-constexpr int kCacheLine = 64;
+// Element (r, k) of a tile's left factor: rows that lie where they like, or columns of a matrix with rows `stride` apart.
+template <typename T, int R>
+struct RowElements {
+  const T* row[R];
+  LSTMFAST_INLINE T operator()(int r, Index k) const { return row[r][k]; }
+};
+template <typename T>
+struct ColumnElements {
+  const T* column;
+  Index stride;
+  LSTMFAST_INLINE T operator()(int r, Index k) const { return column[k * stride + r]; }
+};
 
-// Fetches the part of a panel that comes 4 KB after `panel`: as many lines as one row of N vectors has. Hardware follows a
-// stream, but not into the next page; with 1,024 units it is worth 10 %. Small tiles read too much for what they compute.
-template <typename T, int R, int N>
-LSTMFAST_INLINE void fetch_ahead(const T* panel) {
-  if constexpr (R >= 4)
-    for (int at = 0; at < N * kVectorBytes; at += kCacheLine)
-      __builtin_prefetch(reinterpret_cast<const char*>(panel) + 4096 + at);
-}
+// What will be read after a panel, to be fetched into L2 while a tile passes over it: a line for every row of the panel,
+// `step` bytes after the one before.
+struct Upcoming {
+  const char* line;
+  Index step;
+};
 
 template <typename T, int R, int N>
 struct Tile {
@@ -30,39 +39,25 @@ struct Tile {
       for (int n = 0; n < N; ++n) at[r][n] = Vec<T>{};
   }
 
-  // at += a[k..] outer panel[k..] where element (r, k) of a is rows[r][k] and panel is [depth][N vectors].
-  // `next`: what will be read after the panel, one line of each of its rows to be fetched into L2 now.
-  LSTMFAST_INLINE void accumulate(const T* const (&rows)[R], Index depth, const T* panel, const T* next) {
-    for (Index k = 0; k < depth; ++k, panel += N * kLanes<T>, next += N * kLanes<T>) {
-      if constexpr (R >= 4) __builtin_prefetch(next, 0, 2);
+  // at += a[., k] outer panel[k, .] for all k below `depth`; the panel is [depth][N vectors].
+  template <typename Elements>
+  LSTMFAST_INLINE void accumulate(const Elements& a, Index depth, const T* panel, Upcoming upcoming) {
+    for (Index k = 0; k < depth; ++k, panel += N * kLanes<T>, upcoming.line += upcoming.step) {
+      if constexpr (R >= 4) __builtin_prefetch(upcoming.line, 0, 2);  // smaller tiles read too much for what they compute
       if constexpr (R <= N) {  // keep the smaller side of the outer product in registers
-        Vec<T> a[R];
-        for (int r = 0; r < R; ++r) a[r] = broadcast<T>(rows[r][k]);
+        Vec<T> a_k[R];
+        for (int r = 0; r < R; ++r) a_k[r] = broadcast<T>(a(r, k));
         for (int n = 0; n < N; ++n) {
           const Vec<T> b = load(panel + n * kLanes<T>);
-          for (int r = 0; r < R; ++r) at[r][n] = fused_multiply_add(a[r], b, at[r][n]);
+          for (int r = 0; r < R; ++r) at[r][n] = fused_multiply_add(a_k[r], b, at[r][n]);
         }
       } else {
-        fetch_ahead<T, R, N>(panel);
         Vec<T> b[N];
         for (int n = 0; n < N; ++n) b[n] = load(panel + n * kLanes<T>);
         for (int r = 0; r < R; ++r) {
-          const Vec<T> a = broadcast<T>(rows[r][k]);
-          for (int n = 0; n < N; ++n) at[r][n] = fused_multiply_add(a, b[n], at[r][n]);
+          const Vec<T> a_k = broadcast<T>(a(r, k));
+          for (int n = 0; n < N; ++n) at[r][n] = fused_multiply_add(a_k, b[n], at[r][n]);
         }
-      }
-    }
-  }
-
-  // The same with a packed: element (r, k) is a[k * R + r].
-  LSTMFAST_INLINE void accumulate_packed(const T* a, Index depth, const T* panel) {
-    for (Index k = 0; k < depth; ++k, a += R, panel += N * kLanes<T>) {
-      fetch_ahead<T, R, N>(panel);
-      Vec<T> b[N];
-      for (int n = 0; n < N; ++n) b[n] = load(panel + n * kLanes<T>);
-      for (int r = 0; r < R; ++r) {
-        const Vec<T> a_r = broadcast<T>(a[r]);
-        for (int n = 0; n < N; ++n) at[r][n] = fused_multiply_add(a_r, b[n], at[r][n]);
       }
     }
   }
@@ -146,6 +141,23 @@ struct Piece {
   LSTMFAST_INLINE Index depth() const { return (block_end - block_begin) * (offset_end - offset_begin); }
 };
 
+// Rows that pass over a piece of a panel, tile by tile. What is read next is fetched meanwhile, every tile its share, spread
+// over the tile's depth: a core waits for 16 lines at once, and fetching all in the first tiles would take them from what
+// those read themselves. With 1,024 units and 128 rows products run at 166 GFLOP/s (of 176), and ran at 155.
+template <typename T, int N>
+struct Pass {
+  Index first_row, share;  // of a panel's row, in bytes, that each row of a tile fetches
+
+  LSTMFAST_INLINE Pass(Index first_row, Index end) : first_row(first_row), share(0) {
+    if (end > first_row) share = ceil_div(N * kVectorBytes, end - first_row);
+  }
+
+  template <int R>
+  LSTMFAST_INLINE Upcoming fetched_by_tile(Index row, const T* next, Index depth) const {
+    return {reinterpret_cast<const char*>(next) + (row - first_row) * share * depth, R * share};
+  }
+};
+
 // A factor of the product: rows that lie in `blocks` pieces of `block_length` elements, `block_stride` apart, and the panel
 // [blocks * block_length][N vectors] that they multiply. Tiles whose rows are all `nothing` are skipped: they are zero.
 template <typename T>
@@ -153,9 +165,49 @@ struct Operand {
   const T* const* rows;
   Index blocks, block_length, block_stride;
   const T* panel;
-  const T* nothing;
+  const T* next_panel;  // that will be read after this one
+  const T* nothing;     // or null
 
   LSTMFAST_INLINE Piece whole() const { return {0, blocks, 0, block_length}; }
+
+  template <int R, int N>
+  LSTMFAST_INLINE void accumulate(Tile<T, R, N>& tile, const Piece& piece, Index row, const Pass<T, N>& pass) const {
+    RowElements<T, R> a;
+    bool any = nothing == nullptr;
+    for (int r = 0; r < R; ++r) {
+      a.row[r] = rows[row + r];
+      any |= a.row[r] != nothing;
+      a.row[r] += piece.block_begin * block_stride + piece.offset_begin;
+    }
+    if (!any) return;
+    const Index depth = piece.offset_end - piece.offset_begin, length = depth * N * kLanes<T>;
+    const bool is_last = piece.block_end == blocks && piece.offset_end == block_length;
+    const T* at = panel + (piece.block_begin * block_length + piece.offset_begin) * N * kLanes<T>;
+    const T* next = is_last ? next_panel : at + piece.depth() * N * kLanes<T>;
+    for (Index block = piece.block_begin; block < piece.block_end; ++block, at += length, next += length) {
+      tile.accumulate(a, depth, at, pass.template fetched_by_tile<R>(row, next, depth));
+      for (int r = 0; r < R; ++r) a.row[r] += block_stride;
+    }
+  }
+};
+
+// The same where rows are columns of a matrix, of which the first is `first_row`.
+template <typename T>
+struct ColumnsOperand {
+  static constexpr Index blocks = 1;
+  const T* columns;
+  Index first_row, block_length, stride;
+  const T *panel, *next_panel;
+
+  LSTMFAST_INLINE Piece whole() const { return {0, 1, 0, block_length}; }
+
+  template <int R, int N>
+  LSTMFAST_INLINE void accumulate(Tile<T, R, N>& tile, const Piece& piece, Index row, const Pass<T, N>& pass) const {
+    const Index begin = piece.offset_begin, depth = piece.depth();
+    const T* next = piece.offset_end == block_length ? next_panel : panel + piece.offset_end * N * kLanes<T>;
+    tile.accumulate(ColumnElements<T>{columns + begin * stride + row - first_row, stride}, depth,
+                    panel + begin * N * kLanes<T>, pass.template fetched_by_tile<R>(row, next, depth));
+  }
 };
 
 // A panel's piece of this depth stays in L1 (16 KB with AVX2) while all rows pass over it. At 256 units and 64 rows that
@@ -165,62 +217,43 @@ constexpr Index kDepthAtOnce = 128;
 constexpr Index kRowsAtOnce = 96;
 static_assert(kRowsAtOnce % kTileRows == 0, "only the last group of rows may end in a smaller tile");
 
-template <typename T, int R, int N>
-LSTMFAST_INLINE void accumulate_piece(Tile<T, R, N>& tile, const Operand<T>& operand, const Piece& piece, Index row) {
-  const T* a[R];
-  bool any = operand.nothing == nullptr;
-  for (int r = 0; r < R; ++r) {
-    a[r] = operand.rows[row + r];
-    any |= a[r] != operand.nothing;
-    a[r] += piece.block_begin * operand.block_stride + piece.offset_begin;
-  }
-  if (!any) return;
-  const Index depth = piece.offset_end - piece.offset_begin;
-  for (Index block = piece.block_begin; block < piece.block_end; ++block) {
-    const T* panel = operand.panel + (block * operand.block_length + piece.offset_begin) * N * kLanes<T>;
-    // The tiles of a pass take turns at the lines of the next piece: another 3 to 4 % from 512 units on.
-    constexpr Index kLinesOfRow = ceil_div(N * kVectorBytes, kCacheLine), kLine = kCacheLine / sizeof(T);
-    tile.accumulate(a, depth, panel, panel + piece.depth() * N * kLanes<T> + row / R % kLinesOfRow * kLine);
-    for (int r = 0; r < R; ++r) a[r] += operand.block_stride;
-  }
-}
-
 // Tiles that are done in one go. `body.start` sets a tile's first value and `body.finish` takes its last.
-template <typename T, int N, int kOperands, typename Body>
+template <typename T, int N, typename Operand, int kOperands, typename Body>
 struct WholeTiles {
-  const Operand<T> (&operands)[kOperands];
+  const Operand (&operands)[kOperands];
   const Body& body;
+  Pass<T, N> pass;
 
   template <int R>
   LSTMFAST_INLINE void run(Index row) const {
     Tile<T, R, N> tile;
     body.start(tile, row);
-    for (const Operand<T>& operand : operands) accumulate_piece(tile, operand, operand.whole(), row);
+    for (const Operand& operand : operands) operand.accumulate(tile, operand.whole(), row, pass);
     body.finish(tile, row);
   }
 };
 
 // One pass over the rows with one piece of one operand; between passes the accumulators wait in memory.
-template <typename T, int N, typename Body>
+template <typename T, int N, typename Operand, typename Body>
 struct PieceTiles {
-  const Operand<T>& operand;
+  const Operand& operand;
   const Body& body;
   Piece piece;
   bool is_first, is_last;
-  T* waiting;  // accumulators of rows [first_row, ...)
-  Index first_row;
+  T* waiting;  // accumulators of the pass's rows
+  Pass<T, N> pass;
 
   template <int R>
   LSTMFAST_INLINE void run(Index row) const {
     Tile<T, R, N> tile;
-    T* mine = waiting + (row - first_row) * N * kLanes<T>;
+    T* mine = waiting + (row - pass.first_row) * N * kLanes<T>;
     if (is_first) {
       body.start(tile, row);
     } else {
       for (int r = 0; r < R; ++r)
         for (int n = 0; n < N; ++n) tile.at[r][n] = load<T>(mine + (r * N + n) * kLanes<T>);
     }
-    accumulate_piece(tile, operand, piece, row);
+    operand.accumulate(tile, piece, row, pass);
     if (is_last) {
       body.finish(tile, row);
     } else {
@@ -230,14 +263,15 @@ struct PieceTiles {
   }
 };
 
-template <typename T, int N, int kOperands, typename Body>
-LSTMFAST_NOINLINE void multiply_in_pieces(Index row_begin, Index row_end, const Operand<T> (&operands)[kOperands],
+template <typename T, int N, typename Operand, int kOperands, typename Body>
+LSTMFAST_NOINLINE void multiply_in_pieces(Index row_begin, Index row_end, const Operand (&operands)[kOperands],
                                           Index depth, const Body& body) {
   alignas(64) T waiting[kRowsAtOnce * N * kLanes<T>];
   for (Index first = row_begin; first < row_end; first += kRowsAtOnce) {
     const Index last = first + kRowsAtOnce < row_end ? first + kRowsAtOnce : row_end;
+    const Pass<T, N> pass{first, last};
     Index depth_left = depth;
-    for (const Operand<T>& operand : operands) {
+    for (const Operand& operand : operands) {
       if (operand.block_length == 0) continue;
       const bool short_blocks = operand.block_length < kDepthAtOnce;
       const Index blocks = short_blocks ? kDepthAtOnce / operand.block_length : 1;
@@ -248,20 +282,21 @@ LSTMFAST_NOINLINE void multiply_in_pieces(Index row_begin, Index row_end, const 
                             offset + length < operand.block_length ? offset + length : operand.block_length};
           const bool is_first = depth_left == depth;
           depth_left -= piece.depth();
-          for_each_row_tile(first, last, PieceTiles<T, N, Body>{operand, body, piece, is_first, depth_left == 0,
-                                                                waiting, first});
+          for_each_row_tile(first, last, PieceTiles<T, N, Operand, Body>{operand, body, piece, is_first,
+                                                                         depth_left == 0, waiting, pass});
         }
     }
   }
 }
 
-template <typename T, int N, int kOperands, typename Body>
-LSTMFAST_INLINE void multiply_rows(Index row_begin, Index row_end, const Operand<T> (&operands)[kOperands],
+template <typename T, int N, typename Operand, int kOperands, typename Body>
+LSTMFAST_INLINE void multiply_rows(Index row_begin, Index row_end, const Operand (&operands)[kOperands],
                                    const Body& body) {
   Index depth = 0;
-  for (const Operand<T>& operand : operands) depth += operand.whole().depth();
+  for (const Operand& operand : operands) depth += operand.whole().depth();
   if (depth <= kDepthAtOnce + kDepthAtOnce / 2)
-    for_each_row_tile(row_begin, row_end, WholeTiles<T, N, kOperands, Body>{operands, body});
+    for_each_row_tile(row_begin, row_end,
+                      WholeTiles<T, N, Operand, kOperands, Body>{operands, body, {row_begin, row_end}});
   else
     multiply_in_pieces<T, N>(row_begin, row_end, operands, depth, body);
 }
