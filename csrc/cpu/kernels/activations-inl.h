@@ -39,8 +39,7 @@ struct ExpConstants<double> {
 };
 
 // N vectors that go through a function in step. One vector is a chain of about 20 dependent operations, and a CPU's
-// scheduler holds too few instructions to overlap the chains of code that computes one after the other: three rows in step
-// take 62 cycles for 16 cells where one row after the other takes 67 (Golden Cove, AVX-512).
+// scheduler holds too few instructions to overlap the chains of code that computes one after the other.
 template <typename T, int N>
 struct Vectors {
   Vec<T> at[N];
