@@ -26,6 +26,21 @@ LSTMFAST_INLINE __m512d nearest_integer(__m512d u, __m512d& rest) {
 LSTMFAST_INLINE __m512 times_power_of_two(__m512 a, __m512 n) { return _mm512_scalef_ps(a, n); }
 LSTMFAST_INLINE __m512d times_power_of_two(__m512d a, __m512d n) { return _mm512_scalef_pd(a, n); }
 
+#define LSTMFAST_ISA_HAS_MASKS
+LSTMFAST_INLINE unsigned first_lanes(Index lanes) { return lanes > 0 ? (1u << lanes) - 1 : 0; }
+LSTMFAST_INLINE __m512 load_first(const float* p, Index lanes, float fill) {
+  return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), static_cast<__mmask16>(first_lanes(lanes)), p);
+}
+LSTMFAST_INLINE __m512d load_first(const double* p, Index lanes, double fill) {
+  return _mm512_mask_loadu_pd(_mm512_set1_pd(fill), static_cast<__mmask8>(first_lanes(lanes)), p);
+}
+LSTMFAST_INLINE void store_first(float* p, __m512 v, Index lanes) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(first_lanes(lanes)), v);
+}
+LSTMFAST_INLINE void store_first(double* p, __m512d v, Index lanes) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(lanes)), v);
+}
+
 }  // namespace
 }  // namespace lstmfast
 

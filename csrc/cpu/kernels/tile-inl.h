@@ -81,11 +81,7 @@ LSTMFAST_NOINLINE void copy_pieces(const T* from, Index from_step, T* to, Index 
                                    const TileColumns& columns) {
   for (int n = 0; n < pieces; ++n, from += from_step, to += to_step) {
     const Index lanes = columns.lanes - n * columns.lanes_step;
-    if (is_full<T>(lanes)) {
-      store(to, load(from));
-    } else {
-      for (Index i = 0; i < lanes; ++i) to[i] = from[i];
-    }
+    store_partial(to, load_partial(from, lanes), lanes);
   }
 }
 

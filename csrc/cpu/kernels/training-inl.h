@@ -6,56 +6,51 @@
 namespace lstmfast {
 namespace {
 
-// Across the lanes of a vector, halving it: a chain of three steps for eight lanes, not of seven.
-template <typename T>
-LSTMFAST_INLINE T horizontal_max(Vec<T> v) {
-  T lanes[kLanes<T>];
-  store<T>(lanes, v);
-  for (Index half = kLanes<T> / 2; half > 0; half /= 2)
-    for (Index i = 0; i < half; ++i) lanes[i] = lanes[i] < lanes[i + half] ? lanes[i + half] : lanes[i];
-  return lanes[0];
-}
-
-template <typename T>
-LSTMFAST_INLINE T horizontal_sum(Vec<T> v) {
-  T lanes[kLanes<T>];
-  store<T>(lanes, v);
-  for (Index half = kLanes<T> / 2; half > 0; half /= 2)
-    for (Index i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
-}
+// Rows whose logarithms are taken together: a call between two rows would make each wait for the one before.
+constexpr Index kLossesAtOnce = 64;
 
 template <typename T>
 void softmax_cross_entropy(const T* const* logits, const int* targets, Index begin, Index end, Index columns, T scale,
                            T* losses, T* const* gradients) {
   constexpr Index V = kLanes<T>;
   const T lowest = sizeof(T) == 4 ? T(-3.0e38f) : T(-1.7e308);
-  for (Index r = begin; r < end; ++r) {
-    const T* x = logits[r];
-    const T target_logit = x[targets[r]];  // read before the gradient may overwrite it
-    Vec<T> largest = broadcast<T>(lowest);
-    for (Index j = 0; j < columns; j += V) {
-      const Vec<T> v = load_partial(x + j, columns - j, lowest);
-      largest = largest < v ? v : largest;
+  // A row's last vector ends with the row, and begins inside the one before where the columns do not fill it: a part of a
+  // vector that has just been stored cannot be loaded again before the store is done, a whole one can.
+  const Index before_last = (columns - 1) / V * V, last = columns < V ? 0 : columns - V;
+  T once[V];  // 1 for the lanes of the last vector that are not in the one before
+  for (Index lane = 0; lane < V; ++lane) once[lane] = last + lane < before_last ? T(0) : T(1);
+  T sums[kLossesAtOnce];
+  for (Index done = begin; done < end; done += kLossesAtOnce) {
+    const Index rows = done + kLossesAtOnce < end ? kLossesAtOnce : end - done;
+    for (Index i = 0; i < rows; ++i) {
+      const Index r = done + i;
+      const T* x = logits[r];
+      const T target_logit = x[targets[r]];  // read before the gradient may overwrite it
+      const Vec<T> last_x = load_partial(x + last, columns, lowest);
+      Vec<T> largest = last_x;
+      for (Index j = 0; j < before_last; j += V) {
+        const Vec<T> v = load(x + j);
+        largest = largest < v ? v : largest;
+      }
+      const T maximum = horizontal_max<T>(largest);
+      T* gradient = gradients ? gradients[r] : nullptr;
+      const Vec<T> last_e = vector_exp<T>(last_x - maximum);
+      Vec<T> sum = last_e * load<T>(once);  // lanes past a short row add 1e-38 each, nothing beside the largest column's 1
+      for (Index j = 0; j < before_last; j += V) {
+        const Vec<T> e = vector_exp<T>(load(x + j) - maximum);
+        if (gradient) store(gradient + j, e);
+        sum += e;
+      }
+      sums[i] = horizontal_sum<T>(sum);
+      losses[r] = maximum - target_logit;
+      if (!gradient) continue;
+      const T factor = scale / sums[i];
+      for (Index j = 0; j < before_last; j += V) store<T>(gradient + j, load(gradient + j) * factor);
+      store_partial(gradient + last, last_e * factor, columns);
+      gradient[targets[r]] = vector_exp<T>(broadcast<T>(target_logit) - maximum)[0] * factor - scale;
     }
-    const T maximum = horizontal_max<T>(largest);
-    T* gradient = gradients ? gradients[r] : nullptr;
-    Vec<T> sums{};
-    for (Index j = 0; j < columns; j += V) {
-      Vec<T> e = vector_exp<T>(load_partial(x + j, columns - j, lowest) - maximum);
-      if (gradient) store_partial(gradient + j, e, columns - j);
-      if (!is_full<T>(columns - j))
-        for (Index lane = columns - j; lane < V; ++lane) e[lane] = T(0);
-      sums += e;
-    }
-    const T sum = horizontal_sum<T>(sums);
-    losses[r] = static_cast<T>(__builtin_log(static_cast<double>(sum))) + (maximum - target_logit);
-    if (gradient) {
-      const T factor = scale / sum;
-      for (Index j = 0; j < columns; j += V)
-        store_partial(gradient + j, load_partial<T>(gradient + j, columns - j) * factor, columns - j);
-      gradient[targets[r]] -= scale;
-    }
+    for (Index i = 0; i < rows; ++i)
+      losses[done + i] += static_cast<T>(__builtin_log(static_cast<double>(sums[i])));
   }
 }
 

@@ -88,7 +88,9 @@ LSTMFAST_INLINE Vec<double> times_power_of_two(Vec<double> a, Vec<double> n) {
 }
 #endif
 
-// The ends of rows, out of line: rare, and they would double the code of every loop.
+#ifndef LSTMFAST_ISA_HAS_MASKS
+// The first `lanes` elements (none if there are fewer than one), fewer than a vector has. Out of line: they are rare, and
+// would double the code of every loop.
 template <typename T>
 LSTMFAST_NOINLINE Vec<T> load_first(const T* p, Index lanes, T fill) {
   T copy[kLanes<T>];
@@ -102,12 +104,13 @@ LSTMFAST_NOINLINE void store_first(T* p, Vec<T> v, Index lanes) {
   store<T>(copy, v);
   for (Index i = 0; i < lanes; ++i) p[i] = copy[i];
 }
+#endif
 
 // The first `lanes` elements of p (all of them if there are that many), `fill` in the others; memory past them is not
 // touched.
 template <typename T>
 LSTMFAST_INLINE Vec<T> load_partial(const T* p, Index lanes, T fill = T(0)) {
-  return is_full<T>(lanes) ? load(p) : load_first<T>(p, lanes, fill);
+  return is_full<T>(lanes) ? load(p) : load_first(p, lanes, fill);
 }
 
 template <typename T>
@@ -115,7 +118,40 @@ LSTMFAST_INLINE void store_partial(T* p, Vec<T> v, Index lanes) {
   if (is_full<T>(lanes))
     store(p, v);
   else
-    store_first<T>(p, v, lanes);
+    store_first(p, v, lanes);
+}
+
+// Lane i of the result is lane i ^ kDistance of v.
+template <typename T, int kDistance, int... kLane>
+LSTMFAST_INLINE Vec<T> exchange_lanes(Vec<T> v) {
+  if constexpr (sizeof...(kLane) < kLanes<T>) {
+    return exchange_lanes<T, kDistance, kLane..., static_cast<int>(sizeof...(kLane)) ^ kDistance>(v);
+  } else {
+#ifdef __clang__
+    return __builtin_shufflevector(v, v, kLane...);
+#else
+    return __builtin_shuffle(v, VecBits<T>{kLane...});
+#endif
+  }
+}
+
+// Across the lanes of a vector: the sums of its halves' lanes, of their halves', and so on.
+template <typename T, int kHalf = kLanes<T> / 2>
+LSTMFAST_INLINE T horizontal_sum(Vec<T> v) {
+  if constexpr (kHalf > 0)
+    return horizontal_sum<T, kHalf / 2>(v + exchange_lanes<T, kHalf>(v));
+  else
+    return v[0];
+}
+
+template <typename T, int kHalf = kLanes<T> / 2>
+LSTMFAST_INLINE T horizontal_max(Vec<T> v) {
+  if constexpr (kHalf > 0) {
+    const Vec<T> other = exchange_lanes<T, kHalf>(v);
+    return horizontal_max<T, kHalf / 2>(v < other ? other : v);
+  } else {
+    return v[0];
+  }
 }
 
 }  // namespace
