@@ -15,14 +15,15 @@ from lstmfast import _core
 from oracles import problem, random_lengths, random_resets
 from sequences import run_core, upstream_for
 
-# (T, B, I, H): enough rows to deal to threads, and one row of so many units that the units are dealt instead.
-MANY_ROWS, MANY_UNITS = (4, 48, 20, 72), (3, 1, 16, 320)
+# (T, B, I, H): enough rows to deal to threads; one row of so many units that the units are dealt instead; so few rows
+# that they find their weights unpacked, where only the gradients of those are dealt.
+LAYERS = {"rows": (4, 48, 20, 72), "ids": (4, 48, 20, 72), "units": (5, 1, 16, 460), "few rows": (1, 4, 300, 400)}
 
 
 def results(name, rng, dtype):
     """What one part of the extension computes from random arguments, as one array."""
-    if name in ("rows", "units", "ids"):
-        p = problem(rng, *(MANY_UNITS if name == "units" else MANY_ROWS), dtype=dtype, ids=name == "ids")
+    if name in LAYERS:
+        p = problem(rng, *LAYERS[name], dtype=dtype, ids=name == "ids")
         time_steps, batch = p["x"].shape[:2]
         options = {"resets": random_resets(rng, time_steps, batch)}
         if batch > 1:
@@ -52,7 +53,7 @@ def results(name, rng, dtype):
     return np.concatenate([values[0], first, second])
 
 
-PARTS = ["rows", "units", "ids", "linear", "loss", "embedding", "norm", "update"]
+PARTS = [*LAYERS, "linear", "loss", "embedding", "norm", "update"]
 
 
 @pytest.mark.parametrize("part", PARTS)

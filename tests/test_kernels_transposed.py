@@ -17,9 +17,12 @@ from sequences import Outputs, assert_agree, run_core, run_reference, strided, u
 from tolerances import states
 
 Arrays = dict[str, Any]
-# (T, B, I, H, P): P 0 is no projection. The first six have one or two rows in all, which are multiplied unpacked.
-FEW_ROWS = [(1, 1, 1, 1, 0), (1, 1, 5, 3, 0), (2, 1, 64, 64, 0), (1, 2, 7, 33, 0), (1, 1, 0, 17, 0), (1, 2, 130, 40, 0)]
-MORE_ROWS = [(3, 1, 4, 9, 0), (5, 7, 27, 18, 0), (2, 70, 9, 33, 0), (4, 3, 0, 5, 0), (1, 1, 6, 20, 7), (3, 4, 6, 9, 12)]
+# (T, B, I, H, P): P 0 is no projection. The first have one to four rows in all, which are multiplied unpacked.
+FEW_ROWS = [
+    (1, 1, 1, 1, 0), (1, 1, 5, 3, 0), (2, 1, 64, 64, 0), (1, 2, 7, 33, 0), (1, 1, 0, 17, 0), (1, 2, 130, 40, 0),
+    (3, 1, 4, 9, 0), (2, 2, 20, 50, 0),
+]  # fmt: skip
+MORE_ROWS = [(5, 1, 4, 9, 0), (5, 7, 27, 18, 0), (2, 70, 9, 33, 0), (4, 3, 0, 5, 0), (1, 1, 6, 20, 7), (3, 4, 6, 9, 12)]
 NO_ROWS = [(0, 3, 2, 4, 0), (3, 0, 2, 4, 3)]
 
 
@@ -73,7 +76,7 @@ def test_they_give_what_the_reference_gives(isa, dtype, rng, shape, with_options
 
 
 @pytest.mark.parametrize("shape", MORE_ROWS + NO_ROWS, ids=str)
-def test_from_three_rows_on_they_give_the_same_bits(isa, dtype, rng, shape):
+def test_from_five_rows_on_they_give_the_same_bits(isa, dtype, rng, shape):
     p, upstream = transposed_problem(rng, shape, dtype)
     expected = run_core(p, upstream)
     for name, value in run_transposed(p, upstream).items():
@@ -86,6 +89,15 @@ def test_nothing_outside_the_outputs_is_written(isa, dtype, rng, shape):
     p, upstream = transposed_problem(rng, shape, dtype)
     run_transposed(p, upstream, outputs, **all_options(rng, shape))
     assert outputs.spilled() == []
+
+
+def test_few_rows_give_the_same_bits_with_two_threads(isa, dtype, rng, threads):
+    p, upstream = transposed_problem(rng, (1, 4, 300, 400, 0), dtype)
+    threads.set_num_threads(1)
+    expected = run_transposed(p, upstream)
+    threads.set_num_threads(2)
+    for name, value in run_transposed(p, upstream).items():
+        assert_array_equal(value, expected[name], err_msg=name)
 
 
 @pytest.mark.parametrize("coupled_gates", [False, True])

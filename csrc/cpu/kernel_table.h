@@ -151,6 +151,17 @@ struct TransposedProductArgs {
 constexpr Index kTransposedRows = 512, kTransposedColumns = 96;  // of a, as many as are packed at once
 constexpr Index kTransposedWorkspace = kTransposedRows * kTransposedColumns;
 
+// The same for few rows: out[m, n] = sum over r of a[r][m] * b[r][n].
+template <typename T>
+struct OuterProductsArgs {
+  Range m, n;
+  const T* const* a;
+  const T* const* b;
+  Index rows;
+  MatrixView<T> out;
+  bool add;
+};
+
 // Adam's constants of one step: `step_size` = learning_rate / (1 - beta1^step), `second_scale` = 1 / (1 - beta2^step).
 template <typename T>
 struct AdamConstants {
@@ -192,6 +203,7 @@ struct KernelTable {
   // out[columns] += x[rows]·matrix, and out[rows] = matrix·x[columns], with the matrix [rows, columns] as it lies.
   void (*add_row_product)(const T* x, const T* matrix, Index stride, Index rows, Index columns, T* out);
   void (*row_dot_products)(const T* matrix, Index stride, Index rows, Index columns, const T* x, T* out);
+  void (*outer_products)(const OuterProductsArgs<T>&);
 
   // Sums over rows, in order. Gate blocks [begin, end) of panels are added to sums [4*hidden]; columns [begin, end) of rows
   // become sums.

@@ -11,8 +11,9 @@ namespace lstmfast {
 
 namespace {
 
-// Up to this many rows in all, a training step reads its weights where they lie: one row of 256 units takes two thirds.
-constexpr Index kRowsUnpacked = 2;
+// Up to this many rows in all, a training step reads its weights where they lie. One row of 256 units takes 195 us instead
+// of 560, four take 505 instead of 760; six are even.
+constexpr Index kRowsUnpacked = 4;
 
 }  // namespace
 

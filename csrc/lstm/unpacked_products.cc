@@ -14,7 +14,6 @@ class UnpackedProducts final : public Products<T> {
   explicit UnpackedProducts(const KernelTable<T>& k) : k_(k) {}
 
   void prepare(int threads) override {
-    workspaces_.resize(threads * kTransposedWorkspace);
     if (static_cast<int>(threads_.size()) < threads) threads_.resize(static_cast<std::size_t>(threads));
   }
   bool keeps_preactivations() const override { return false; }
@@ -82,17 +81,33 @@ class UnpackedProducts final : public Products<T> {
   }
 
   bool weight_gradient(TransposedProductArgs<T> args, int part) override {
-    args.workspace = workspaces_.data() + part * kTransposedWorkspace;
-    if (recurrent_.is_transposed) change_sides(args, threads_[static_cast<std::size_t>(part)]);
-    k_.transposed_product(args);
+    const PanelSizes<T> sizes(k_);
+    const Index first_unit = args.panel_begin * sizes.vector_length;
+    const Index units = std::min(args.panel_end * sizes.vector_length, hidden_) - first_unit;
+    const Range values{args.m_begin, args.m_end};
+    const T* const* gates = unpack_rows(args, part);
+    const auto multiply = [&](Range columns) {
+      if (recurrent_.is_transposed)
+        k_.outer_products({columns, values, gates, args.a, args.rows, args.out, args.add});
+      else
+        k_.outer_products({values, columns, args.a, gates, args.rows, args.out, args.add});
+    };
+    if (units == hidden_) {
+      multiply({0, columns()});
+    } else {
+      for (int gate = 0; gate < kGateCount; ++gate) {
+        const Index first = gate * hidden_ + first_unit;
+        multiply({first, first + units});
+      }
+    }
     return true;
   }
 
  private:
   struct PerThread {
-    AlignedBuffer<T> row, product, panels, d_h;
-    AlignedBuffer<T> gates, values;  // of the rows of a weight gradient
-    std::vector<const T*> init, gate_rows;
+    AlignedBuffer<T> row, product, panels, d_h, gates;
+    std::vector<const T*> init;
+    std::vector<T*> gate_rows;
   };
 
   Index columns() const { return kGateCount * hidden_; }
@@ -114,30 +129,17 @@ class UnpackedProducts final : public Products<T> {
     k_.add_row_product(d_z, matrix.data, matrix.stride, columns(), rows, out);
   }
 
-  // The gates' gradients [rows, 4*hidden] become the left factor, the values [rows, m_end] the right one. All of both,
-  // for there is one thread.
-  void change_sides(TransposedProductArgs<T>& args, PerThread& mine) const {
-    const Index values_width = args.m_end, gate_width = PanelSizes<T>(k_).gate_width();
-    T* gates = mine.gates.resize(args.rows * columns());
+  // The gate gradients of a weight gradient as rows of a gate matrix, in this thread's memory.
+  const T* const* unpack_rows(const TransposedProductArgs<T>& args, int part) {
+    PerThread& mine = threads_[static_cast<std::size_t>(part)];
+    T* row = mine.gates.resize(args.rows * columns());
     mine.gate_rows.resize(static_cast<std::size_t>(args.rows));
-    T* values = mine.values.resize(args.rows * (values_width + PanelSizes<T>(k_).padded(values_width)));
-    for (Index r = 0; r < args.rows; ++r) {
-      T* row = gates + r * columns();
-      k_.unpack_gates(args.b + r * gate_width, args.b_panel_stride, hidden_, &row, 1);
-      mine.gate_rows[static_cast<std::size_t>(r)] = row;
-      std::copy_n(args.a[r], values_width, values + r * values_width);
+    for (T*& gate_row : mine.gate_rows) {
+      gate_row = row;
+      row += columns();
     }
-    T* panels = values + args.rows * values_width;
-    k_.pack(values, values_width, args.rows, values_width, panels);
-    args.a = mine.gate_rows.data();
-    args.m_begin = 0;
-    args.m_end = columns();
-    args.b = panels;
-    args.b_panel_stride = args.rows * kPanelVectors * PanelSizes<T>(k_).vector_length;
-    args.panel_begin = 0;
-    args.panel_end = PanelSizes<T>(k_).panels(values_width);
-    args.columns = values_width;
-    args.gate_hidden_size = 0;
+    k_.unpack_gates(args.b, args.b_panel_stride, hidden_, mine.gate_rows.data(), args.rows);
+    return mine.gate_rows.data();
   }
 
   // A row of gate panels as a row of a gate matrix, in this thread's memory, and back.
@@ -153,7 +155,6 @@ class UnpackedProducts final : public Products<T> {
   const KernelTable<T>& k_;
   KernelPart<T> input_{}, recurrent_{};
   Index hidden_ = 0;
-  AlignedBuffer<T> workspaces_;
   std::vector<PerThread> threads_;
 };
 

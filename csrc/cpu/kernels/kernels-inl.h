@@ -36,6 +36,7 @@ constexpr KernelTable<T> make_table() {
   t.transposed_product = transposed_product<T>;
   t.add_row_product = add_row_product<T>;
   t.row_dot_products = row_dot_products<T>;
+  t.outer_products = outer_products<T>;
   t.sum_gate_rows = sum_gate_rows<T>;
   t.sum_rows = sum_rows<T>;
   t.scatter_gate_rows = scatter_gate_rows<T>;

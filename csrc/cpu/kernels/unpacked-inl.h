@@ -1,5 +1,5 @@
 // Products of one row with a matrix as it lies: for a step or two, packing the weights would cost more than multiplying
-// them. Both are bound by reading the matrix once, one from its first row to its last and the other back: of a pass
+// them. The first two are bound by reading the matrix once, one from its first row to its last and the other back: of a pass
 // forward and one backward, the second finds in cache what the first has read last.
 #pragma once
 
@@ -58,6 +58,23 @@ void row_dot_products(const T* matrix, Index stride, Index rows, Index columns, 
   for (; k % kRowsSideBySide != 0; --k) dot_rows<T, 1>(matrix + (k - 1) * stride, stride, columns, x, out + k - 1);
   for (k -= kRowsSideBySide; k >= 0; k -= kRowsSideBySide)
     dot_rows<T, kRowsSideBySide>(matrix + k * stride, stride, columns, x, out + k);
+}
+
+// Row after row, as `out` lies and a core writes fastest.
+template <typename T>
+void outer_products(const OuterProductsArgs<T>& args) {
+  for (Index m = args.m.begin; m < args.m.end; ++m) {
+    T* out = args.out.row(m);
+    for (Index r = 0; r < args.rows; ++r) {
+      const Vec<T> a = broadcast<T>(args.a[r][m]);
+      const bool add = args.add || r > 0;
+      for (Index n = args.n.begin; n < args.n.end; n += kLanes<T>) {
+        const Index lanes = args.n.end - n;
+        const Vec<T> start = add ? load_partial<T>(out + n, lanes) : Vec<T>{};
+        store_partial(out + n, fused_multiply_add(a, load_partial(args.b[r] + n, lanes), start), lanes);
+      }
+    }
+  }
 }
 
 }  // namespace
