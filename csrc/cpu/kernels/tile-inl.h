@@ -117,7 +117,9 @@ constexpr int smaller_tile(int R) { return R > 3 ? (R - 1) / 2 * 2 : R - 1; }
 template <int R, typename Body>
 LSTMFAST_INLINE void run_tiles(Index row, Index end, const Body& body) {
   if constexpr (R > 0) {
-    for (; row + R <= end; row += R) body.template run<R>(row);
+    // 8 rows are 4 + 4 and not 6 + 2: a tile of two rows waits for its own sums. 4 rows are still 3 + 1 with AVX2.
+    constexpr int kTwoTiles = 2 * smaller_tile(R);
+    for (; row + R <= end && !(kTwoTiles > R + 1 && end - row == kTwoTiles); row += R) body.template run<R>(row);
     run_tiles<smaller_tile(R)>(row, end, body);
   }
 }
