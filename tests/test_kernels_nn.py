@@ -10,7 +10,7 @@ from lstmfast import _core, reference
 from sequences import Outputs
 from tolerances import gradients, sums
 
-PRODUCTS = [(1, 1, 1), (3, 5, 7), (4, 8, 16), (7, 33, 17), (65, 9, 31), (0, 3, 2), (3, 0, 2), (3, 2, 0)]
+PRODUCTS = [(1, 1, 1), (3, 5, 7), (4, 8, 16), (7, 33, 17), (65, 9, 31), (1030, 100, 5), (0, 3, 2), (3, 0, 2), (3, 2, 0)]
 SIZES = [0, 1, 3, 8, 17, 33, 1000]
 
 

@@ -148,7 +148,7 @@ struct TransposedProductArgs {
   bool add;
   T* workspace;  // kTransposedWorkspace elements, this thread's own
 };
-constexpr Index kTransposedRows = 512, kTransposedColumns = 96;  // of a, as many as are packed at once
+constexpr Index kTransposedRows = 1024, kTransposedColumns = 96;  // of a, as many as are packed at once
 constexpr Index kTransposedWorkspace = kTransposedRows * kTransposedColumns;
 
 // The same for few rows: out[m, n] = sum over r of a[r][m] * b[r][n].
