@@ -136,6 +136,15 @@ def test_what_is_kept_does_not_change_what_is_computed(isa, dtype, rng):
     assert_same_bits(bare, {name: kept[name] for name in bare})
 
 
+@pytest.mark.parametrize("ids", [False, True], ids=["values", "ids"])
+@pytest.mark.parametrize("shape", [(1, 1, 5, 3), (1, 1, 64, 64), (2, 2, 20, 50), (1, 4, 3, 17), (1, 5, 3, 17)], ids=str)
+def test_weights_for_one_call_give_the_same_bits(isa, dtype, rng, shape, ids):
+    p, sequence = problem(rng, *shape, dtype=dtype, ids=ids), _core.Sequence()
+    expected = run_core_forward(p)
+    assert_same_bits(run_core_forward(p, sequence=sequence, weights_once=True), expected)
+    assert_same_bits(run_core_forward(p, sequence=sequence, same_weights=True), expected)
+
+
 @pytest.mark.parametrize("wanted", ["d_x", "d_kernel", "d_bias", "d_h0", "d_c0"])
 def test_gradient_wanted_alone_has_the_same_bits(isa, dtype, rng, wanted):
     p = problem(rng, T, B, INPUT, H, dtype=dtype)

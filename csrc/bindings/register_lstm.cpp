@@ -92,7 +92,7 @@ class PySequence {
                const py::object& lengths, const py::object& resets, bool reverse, double forget_bias,
                const py::object& cells, const py::object& gates, bool keep_for_backward,
                const std::string& matmul_precision, bool same_weights, const py::object& peepholes,
-               const py::object& projection, std::optional<double> cell_clip, bool coupled_gates) {
+               const py::object& projection, std::optional<double> cell_clip, bool coupled_gates, bool weights_once) {
     const InUse in_use(running_, "Sequence");
     const bool transposed = Pair::is(kernel);
     const py::object recurrent = transposed ? Pair(kernel, "kernel").second : kernel;
@@ -161,6 +161,7 @@ class PySequence {
       args.keep_for_backward = keep_for_backward;
       args.precision = precision_of(matmul_precision);
       args.same_weights = same_weights;
+      args.weights_once = weights_once;
 
       if (!std::holds_alternative<Sequence<T>>(sequence_)) sequence_.template emplace<Sequence<T>>();
       steps_ = steps;
@@ -412,7 +413,8 @@ void register_lstm(py::module_& module) {
            py::arg("resets") = none, py::arg("reverse") = false, py::arg("forget_bias") = 0.0,
            py::arg("cells") = none, py::arg("gates") = none, py::arg("keep_for_backward") = false,
            py::arg("matmul_precision") = "highest", py::arg("same_weights") = false, py::arg("peepholes") = none,
-           py::arg("projection") = none, py::arg("cell_clip") = none, py::arg("coupled_gates") = false)
+           py::arg("projection") = none, py::arg("cell_clip") = none, py::arg("coupled_gates") = false,
+           py::arg("weights_once") = false)
       .def_property_readonly("used_split_products", &PySequence::used_split_products)
       .def("release", &PySequence::release, "Let go of the arrays that a backward would have read.")
       .def("backward", &PySequence::backward, py::arg("d_h") = none, py::arg("d_h_n") = none,

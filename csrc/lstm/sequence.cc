@@ -11,8 +11,8 @@ namespace lstmfast {
 
 namespace {
 
-// Up to this many rows in all, a training step reads its weights where they lie. One row of 256 units takes 195 us instead
-// of 560, four take 505 instead of 760; six are even.
+// Up to this many rows in all, weights that serve one call are read where they lie. A training step of one row and 256 units
+// takes 195 us instead of 560, of four rows 505 instead of 760; six rows are even.
 constexpr Index kRowsUnpacked = 4;
 
 }  // namespace
@@ -80,10 +80,9 @@ void Sequence<T>::choose_products() {
     split_.reset();
     packed_ = nullptr;
   }
-  // Weights of a call that backward follows are packed for that call alone, and twice. Others may come again.
   products_ = fma_.get();
-  if (args_.keep_for_backward && plan_.rows() > 0 && plan_.rows() <= kRowsUnpacked && is_plain())
-    products_ = unpacked_.get();
+  const bool weights_once = args_.keep_for_backward || args_.weights_once;
+  if (weights_once && plan_.rows() > 0 && plan_.rows() <= kRowsUnpacked && is_plain()) products_ = unpacked_.get();
   if constexpr (std::is_same_v<T, float>) {
     if (is_plain() && split_products_pay(args_.precision, plan_.batch, args_.hidden_size)) {
       if (!split_ || split_precision_ != args_.precision) {

@@ -52,6 +52,7 @@ struct SequenceForwardArgs {
   bool keep_for_backward;
   MatmulPrecision precision;
   bool same_weights;  // the caller's word that all weights and forget_bias are those of the last forward
+  bool weights_once;  // that no other call will have these weights; of calls that backward follows it is taken for granted
 };
 
 // What is absent is zero (d_h, d_h_n, d_c_n) or not wanted (the others). Outputs are overwritten.

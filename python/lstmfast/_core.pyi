@@ -56,6 +56,7 @@ class Sequence:
         projection: _Floats | None = None,
         cell_clip: float | None = None,
         coupled_gates: bool = False,
+        weights_once: bool = False,
     ) -> None:
         """kernel [I + P, 4H], or transposed ([4H, I], [4H, P]), and then projection is [P, H]; two biases are added."""
 

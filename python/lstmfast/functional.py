@@ -95,7 +95,7 @@ class Variant:
 
     @property
     def arguments(self) -> tuple[Array | None, Array | None, float | None, bool]:
-        """The last arguments of `_core.Sequence.forward`."""
+        """The arguments of `_core.Sequence.forward` that say so."""
         return self.peepholes, self.projection, self.cell_clip, self.coupled_gates
 
 
@@ -159,7 +159,7 @@ def lstm_step(
     # By position, as in `LSTM.forward_into`.
     _step_workspace.sequence.forward(
         x[None], kernel, bias, output[None], h_next, c_next, h, c, None, None, False,
-        check.finite("forget_bias", forget_bias), None, None, False, "highest", False, *variant.arguments,
+        check.finite("forget_bias", forget_bias), None, None, False, "highest", False, *variant.arguments, True,
     )  # fmt: skip
     return h_next, c_next
 
@@ -237,7 +237,7 @@ def lstm(
         reverse=bool(reverse), forget_bias=check.finite("forget_bias", forget_bias),
         h=h, h_n=h_n, c_n=c_n, cells=cells, gates=gates, keep_for_backward=bool(keep_for_backward),
         matmul_precision=precision, peepholes=variant.peepholes, projection=variant.projection,
-        cell_clip=variant.cell_clip, coupled_gates=variant.coupled_gates,
+        cell_clip=variant.cell_clip, coupled_gates=variant.coupled_gates, weights_once=True,
     )  # fmt: skip
     x_shape = None if check.is_ids(x) else x.shape
     kept = _Kept(sequence, x_shape, kernel.shape, variant) if keep_for_backward else None

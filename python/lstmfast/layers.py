@@ -151,7 +151,7 @@ class LSTMCell:
 
     @property
     def _variant(self) -> tuple[Any, ...]:
-        """The last arguments of `_core.Sequence.forward`: none for a plain cell, whose single step would notice."""
+        """Arguments of `_core.Sequence.forward`: none for a plain cell, whose single step would notice."""
         if self.peepholes is None and self.projection is None and self.cell_clip is None and not self.coupled_gates:
             return ()
         return self.peepholes, self.projection, self.cell_clip, self.coupled_gates

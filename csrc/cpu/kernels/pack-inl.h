@@ -6,22 +6,28 @@
 namespace lstmfast {
 namespace {
 
+// Rows that are read side by side, each from its beginning to its end: as many as hardware follows.
+constexpr Index kRowsPackedAtOnce = 4;
+
 template <typename T>
 void pack_gate_rows(const T* kernel, Index kernel_stride, const int* ids, Index count, Index hidden, const T* bias,
                     T forget_bias, T* panels, Index block_stride) {
-  constexpr Index V = kLanes<T>;
-  for (Index unit = 0; unit < hidden; unit += V, panels += block_stride) {
-    const Index lanes = hidden - unit;
-    for (int gate = 0; gate < kGateCount; ++gate) {
-      const Index column = gate * hidden + unit;
-      Vec<T> start = bias ? load_partial(bias + column, lanes) : Vec<T>{};
-      if (gate == kForgetGate) start += forget_bias;
-      T* out = panels + gate * V;
-      for (Index i = 0; i < count; ++i, out += kGateCount * V) {
-        const T* row = kernel ? kernel + (ids ? ids[i] : i) * kernel_stride + column : nullptr;
-        Vec<T> value = row ? load_partial(row, lanes) + start : start;
-        store(out, value);
-        for (Index lane = lanes; lane < V; ++lane) out[lane] = T(0);
+  constexpr Index V = kLanes<T>, W = kGateCount * V;
+  for (Index first = 0; first < count; first += kRowsPackedAtOnce) {
+    const Index end = first + kRowsPackedAtOnce < count ? first + kRowsPackedAtOnce : count;
+    T* block = panels;
+    for (Index unit = 0; unit < hidden; unit += V, block += block_stride) {
+      const Index lanes = hidden - unit;
+      for (int gate = 0; gate < kGateCount; ++gate) {
+        const Index column = gate * hidden + unit;
+        Vec<T> start = bias ? load_partial(bias + column, lanes) : Vec<T>{};
+        if (gate == kForgetGate) start += forget_bias;
+        for (Index i = first; i < end; ++i) {
+          T* out = block + i * W + gate * V;
+          const T* row = kernel ? kernel + (ids ? ids[i] : i) * kernel_stride + column : nullptr;
+          store(out, row ? load_partial(row, lanes) + start : start);
+          for (Index lane = lanes; lane < V; ++lane) out[lane] = T(0);
+        }
       }
     }
   }
