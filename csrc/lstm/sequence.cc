@@ -9,14 +9,6 @@
 
 namespace lstmfast {
 
-namespace {
-
-// Up to this many rows in all, weights that serve one call are read where they lie. A training step of one row and 256 units
-// takes 195 us instead of 560, of four rows 505 instead of 760; six rows are even.
-constexpr Index kRowsUnpacked = 4;
-
-}  // namespace
-
 template <typename T>
 typename Sequence<T>::Division Sequence<T>::division(double multiply_adds_per_step) const {
   if (products_ == unpacked_.get()) return {1, false};

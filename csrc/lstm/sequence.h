@@ -78,6 +78,10 @@ bool hoisting_pays(const KernelTable<T>& k, Index steps, Index batch, Index inpu
   return input_size > 0 && steps > 1 && (kernel_bytes >= (Index{512} << 10) || batch < k.tile_rows);
 }
 
+// Up to this many rows in all, weights that serve one call are read where they lie. A training step of one row and 256 units
+// takes 195 us instead of 560, of four rows 505 instead of 760; six rows are even.
+constexpr Index kRowsUnpacked = 4;
+
 template <typename T>
 class Sequence {
  public:

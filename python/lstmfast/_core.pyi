@@ -17,6 +17,7 @@ _Ids = NDArray[np.int32]
 
 __version__: str
 testing: ModuleType
+ROWS_UNPACKED: int
 
 def built_isas() -> list[str]: ...
 def available_isas() -> list[str]: ...

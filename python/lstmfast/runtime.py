@@ -121,6 +121,11 @@ def explain(
         f"{step}{source}.",
         f"At most {get_num_threads()} threads share the {time_steps} steps, fewer where there is too little work.",
     ]
+    if not hooks and 0 < time_steps * batch <= _core.ROWS_UNPACKED:
+        sentences.append(
+            f"Where weights serve one call, as in training, lstm and lstm_step, so few rows (at most "
+            f"{_core.ROWS_UNPACKED}) read them as they lie; elsewhere they are packed once."
+        )
     if hooks:
         sentences.append(f"The cell has {' and '.join(hooks)}: hooks of the same step, on multiply-adds alone.")
     if splits:

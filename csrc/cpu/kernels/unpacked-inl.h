@@ -1,4 +1,4 @@
-// Products of one row with a matrix as it lies: for a step or two, packing the weights would cost more than multiplying
+// Products of one row with a matrix as it lies: for so few rows, packing the weights would cost more than multiplying
 // them. The first two are bound by reading the matrix once, one from its first row to its last and the other back: of a pass
 // forward and one backward, the second finds in cache what the first has read last.
 #pragma once
