@@ -30,6 +30,8 @@ def build_info() -> dict[str, str]: ...
 def probe_flops(dtype: str) -> float: ...
 def probe_read_bandwidth(size_bytes: int) -> float: ...
 
+def saved_size(updates: int, hidden_size: int, has_projection: bool, is_float64: bool) -> int: ...
+
 class Sequence:
     """One direction of one LSTM layer; owns its workspace and reuses it. One call at a time."""
 
@@ -58,8 +60,14 @@ class Sequence:
         cell_clip: float | None = None,
         coupled_gates: bool = False,
         weights_once: bool = False,
+        saved: _Floats | None = None,
+        is_restored: bool = False,
     ) -> None:
-        """kernel [I + P, 4H], or transposed ([4H, I], [4H, P]), and then projection is [P, H]; two biases are added."""
+        """kernel [I + P, 4H], or transposed ([4H, I], [4H, P]), and then projection is [P, H]; two biases are added.
+
+        saved [saved_size]: what backward needs is left there and not in this sequence; any sequence can then do the
+        backward pass, after a call with the same arguments and is_restored, which reads it and computes nothing.
+        """
 
     @property
     def used_split_products(self) -> bool: ...
