@@ -40,7 +40,8 @@ def arguments(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, vari
 def empty_gradients(given: dict[str, Any]) -> dict[str, Any]:
     names = ("x", "kernel", "h0", "c0", "peepholes", "projection")
     like = {name: given[name] for name in names if name in given}
-    return {f"d_{k}": tuple(map(np.empty_like, v)) if isinstance(v, tuple) else np.empty_like(v) for k, v in like.items()}
+    empty = np.empty_like
+    return {f"d_{k}": tuple(map(empty, v)) if isinstance(v, tuple) else empty(v) for k, v in like.items()}
 
 
 @pytest.mark.parametrize("variant", ["plain", "transposed", "ragged", "hooks", "projection"])

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pack_sequence  # noqa: E402
 
 import lstmfast.torch  # noqa: E402
 from cuda_host import emulated_device  # noqa: E402
-from lstmfast.torch import modules, on_cuda  # noqa: E402
+from lstmfast.torch import on_cuda, serving  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler"),
@@ -46,7 +46,7 @@ def device() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, emulated_device(), warnings.catch_warnings():
         warnings.simplefilter("error", cuda.KernelMismatchWarning)
         patch.setattr(on_cuda, "lies_on_device", lambda tensor: True)
-        patch.setattr(modules, "_is_plain", lambda *_: False)  # that is, on the CPU
+        patch.setattr(serving, "_is_plain", lambda *_: False)  # that is, on the CPU
         yield
 
 
@@ -153,7 +153,7 @@ def test_lengths_and_resets_are_those_of_the_cpu() -> None:
             wanted = flat(ours(x, lengths=lengths, resets=resets))
     for a, b in zip(found, wanted, strict=True):
         assert_allclose(a, b, **states("float32", 2 * H))
-    with pytest.raises(ValueError, match="lengths must lie between 0 and 4 = time_steps, got 5"):
+    with pytest.raises(ValueError, match="lengths must be between 0 and 4 = time_steps, got 5"):
         ours(x, lengths=[1, 5, 0])
 
 

@@ -12,19 +12,19 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
 
 import lstmfast.torch as ours  # noqa: E402
-from lstmfast.torch.kernels import _Memory  # noqa: E402
+from lstmfast.torch.memory import ArrayCache  # noqa: E402
 
 FLOAT = np.dtype(np.float32)
 SHAPE = (256, 1024)  # 1 MB
 
 
 def test_what_nobody_holds_is_used_again() -> None:
-    memory = _Memory()
-    first = memory.empty(SHAPE, FLOAT)
+    cache = ArrayCache()
+    first = cache.empty(SHAPE, FLOAT)
     address = first.ctypes.data
     del first
-    assert memory.empty(SHAPE, FLOAT).ctypes.data == address
-    assert memory.empty((512, 256), np.dtype(np.float64)).ctypes.data == address  # as many bytes
+    assert cache.empty(SHAPE, FLOAT).ctypes.data == address
+    assert cache.empty((512, 256), np.dtype(np.float64)).ctypes.data == address  # as many bytes
 
 
 @pytest.mark.parametrize(
@@ -42,36 +42,53 @@ def test_what_nobody_holds_is_used_again() -> None:
     ids=["array", "slice", "tensor", "row", "array of a tensor", "memoryview", "DLPack", "parameter"],
 )
 def test_what_somebody_holds_is_not(hold: Callable[[Any], Any]) -> None:
-    memory = _Memory()
-    held = hold(memory.empty(SHAPE, FLOAT))
-    other = memory.empty(SHAPE, FLOAT)
+    cache = ArrayCache()
+    held = hold(cache.empty(SHAPE, FLOAT))
+    other = cache.empty(SHAPE, FLOAT)
     assert not np.shares_memory(np.asarray(held.detach() if isinstance(held, torch.Tensor) else held), other)
     del held, other
-    a, b, c = (memory.empty(SHAPE, FLOAT) for _ in range(3))
+    a, b, c = (cache.empty(SHAPE, FLOAT) for _ in range(3))
     assert not np.shares_memory(a, b)
     assert not np.shares_memory(b, c)
     assert not np.shares_memory(a, c)
 
 
 def test_it_keeps_no_more_than_it_may_and_nothing_small_or_large() -> None:
-    memory = _Memory()
-    arrays = [memory.empty(SHAPE, FLOAT) for _ in range(memory.KEPT + 5)]
+    cache = ArrayCache()
+    arrays = [cache.empty(SHAPE, FLOAT) for _ in range(cache.KEPT + 5)]
     assert len({array.ctypes.data for array in arrays}) == len(arrays)
-    assert len(memory._arrays) == memory.KEPT
-    kept = list(memory._arrays)
-    memory.empty((2,), FLOAT)
-    memory.empty((3 * memory.LARGEST // 4,), FLOAT)
-    assert all(a is b for a, b in zip(memory._arrays, kept, strict=True))
+    kept = cache.kept_bytes()
+    assert kept == cache.KEPT * arrays[0].nbytes
+    cache.empty((2,), FLOAT)
+    cache.empty((3 * cache.LARGEST // 4,), FLOAT)
+    assert cache.kept_bytes() == kept
+    for size in (cache.LARGEST // 4, cache.LARGEST // 8):
+        cache.empty((size - 100,), FLOAT)
+        cache.empty((size,), FLOAT)
+    assert cache.kept_bytes() <= cache.KEPT_BYTES
+
+
+def test_what_is_not_asked_for_again_is_given_back() -> None:
+    cache = ArrayCache()
+    cache.empty(SHAPE, FLOAT)
+    for _ in range(cache.FORGOTTEN_AFTER + 1):
+        cache.empty((2,), FLOAT)
+    assert cache.kept_bytes() == 0
+
+
+def test_large_arrays_begin_on_a_cache_line() -> None:
+    cache = ArrayCache()
+    assert [cache.empty((size,), FLOAT).ctypes.data % 64 for size in (40_000, 40_001, 50_002)] == [0, 0, 0]
 
 
 def test_threads_share_none() -> None:
-    memory, found = _Memory(), []
-    here = memory.empty(SHAPE, FLOAT).ctypes.data
-    thread = threading.Thread(target=lambda: found.append(memory.empty(SHAPE, FLOAT).copy() is not None))
+    cache, found = ArrayCache(), []
+    here = cache.empty(SHAPE, FLOAT).ctypes.data
+    thread = threading.Thread(target=lambda: found.append(cache.empty(SHAPE, FLOAT).copy() is not None))
     thread.start()
     thread.join()
     assert found == [True]
-    assert memory.empty(SHAPE, FLOAT).ctypes.data == here
+    assert cache.empty(SHAPE, FLOAT).ctypes.data == here
 
 
 def test_outputs_and_gradients_that_are_kept_stay_what_they_are() -> None:

@@ -198,7 +198,7 @@ def test_cells_without_gradients_are_those_with():
     ("options", "error", "message"),
     [
         ({"lengths": torch.tensor([1, 2, 3])}, ValueError, r"lengths must have shape \(4,\) = \(batch,\), got \(3,\)"),
-        ({"lengths": torch.tensor([1, 2, 3, 6])}, ValueError, "lengths must lie between 0 and 5 = time_steps, got 6"),
+        ({"lengths": torch.tensor([1, 2, 3, 6])}, ValueError, "lengths must be between 0 and 5 = time_steps, got 6"),
         ({"lengths": torch.ones(4)}, TypeError, "lengths must be integers, got torch.float32"),
         ({"resets": torch.zeros(T, B)}, TypeError, "resets must be bool, got torch.float32"),
         ({"resets": torch.zeros(B, T, dtype=torch.bool)}, ValueError, r"resets must have shape \(5, 4\)"),
@@ -252,7 +252,13 @@ WRITES = {
     "new data": lambda m: setattr(m.weight_hh_l0, "data", torch.randn_like(m.weight_hh_l0)),
     "an optimizer": lambda m: _step(m),
     "double and back": lambda m: m.double().float().weight_hh_l0.add_(0),
-    "data in place, said": lambda m: (m.weight_hh_l0.data.mul_(2.0), ours.weights_changed(m)),
+    "data in place": lambda m: m.weight_hh_l0.data.mul_(2.0),
+    "NumPy": lambda m: m.weight_hh_l0.detach().numpy().__setitem__(2, 0.5),
+    "an initializer": lambda m: nn.init.orthogonal_(m.weight_hh_l0.data),
+    "all at once": lambda m: torch._foreach_mul_([p.data for p in m.parameters()], 1.5),
+    "memory that is shared": lambda m: m.share_memory().weight_hh_l0.data.untyped_storage().fill_(0),
+    "another storage": lambda m: m.weight_hh_l0.data.set_(torch.randn(4 * H, H)),
+    "turned around": lambda m: setattr(m.weight_hh_l0, "data", m.weight_hh_l0.data[:H].t().repeat(4, 1)),
 }
 
 
@@ -274,6 +280,11 @@ def test_written_weights_are_the_ones_computed_with(write):
         theirs.load_state_dict(mine.state_dict())
         for _ in range(2):
             assert_close(mine(x), theirs(x))
+
+
+def test_old_word_for_written_weights_does_nothing_and_says_so():
+    with pytest.warns(DeprecationWarning, match="not needed any more"):
+        ours.weights_changed(ours.LSTM(INPUT, H))
 
 
 def test_training_in_between_is_noticed_though_it_writes_through_data():
@@ -343,11 +354,56 @@ def test_autocast_is_never_an_error_and_returns_its_dtype(dtype):
     expected = mine(x)[0]
     with torch.autocast("cpu", dtype):
         h, (h_n, c_n) = mine(x)
-        cell_h, _ = ours.LSTMCell(INPUT, H)(x[0])
-    assert {t.dtype for t in (h, h_n, c_n, cell_h)} == {dtype}
+    assert {t.dtype for t in (h, h_n, c_n)} == {dtype}
     torch.testing.assert_close(h.float(), expected, rtol=2**-7, atol=2**-8)
     h.float().sum().backward()
     assert mine.weight_hh_l0.grad.dtype is torch.float32
+
+
+def _packed(x: Any) -> PackedSequence:
+    with torch.autocast("cpu", enabled=False):  # under it torch packs no third dtype
+        return pack_padded_sequence(x, [5, 4, 3, 2])
+
+
+AUTOCAST_CALLS = {
+    "packed": ({}, lambda m, x, hx: m(_packed(x), hx)),
+    "projection": ({"proj_size": 2}, lambda m, x, hx: m(x, hx)),
+    "two directions": ({"bidirectional": True}, lambda m, x, hx: m(x, hx)),
+    "cell": ({}, lambda m, x, hx: m(x[0], None if hx is None else (hx[0][0], hx[1][0]))),
+}
+
+
+def _dtypes(result: Any) -> list[Any]:
+    flat, _ = torch.utils._pytree.tree_flatten(result)
+    return [(t.data if isinstance(t, PackedSequence) else t).dtype for t in flat if t is not None]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("state", [None, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("call", AUTOCAST_CALLS)
+def test_autocast_returns_the_dtypes_that_torch_returns(call, given, state, dtype):
+    options, run = AUTOCAST_CALLS[call]
+    theirs, mine = (nn.LSTMCell(INPUT, H), ours.LSTMCell(INPUT, H)) if call == "cell" else pair(INPUT, H, **options)
+    mine.load_state_dict(theirs.state_dict())
+    x, sizes = torch.randn(T, B, INPUT).to(given), (options.get("proj_size", H), H)
+    hx = None if state is None else tuple(torch.randn(1 + (call == "two directions"), B, n).to(state) for n in sizes)
+    with torch.autocast("cpu", dtype):
+        found = run(mine, x, hx)
+        try:
+            wanted = run(theirs, x, hx)
+        except RuntimeError as error:  # oneDNN has no float16 on most CPUs
+            assert dtype is torch.float16, error
+            return
+    assert _dtypes(found) == _dtypes(wanted)
+    torch.testing.assert_close(found[1], wanted[1], rtol=2**-6, atol=2**-7)
+
+
+def test_state_of_a_cell_is_carried_out_of_autocast():
+    cell, x = ours.LSTMCell(INPUT, H), torch.randn(B, INPUT)
+    with torch.autocast("cpu", torch.bfloat16):
+        state = cell(x)
+    assert cell(x, state)[0].dtype is torch.float32
 
 
 # --- errors are torch's -----------------------------------------------------------------------------------------------
@@ -393,7 +449,6 @@ WRONG_STEPS = {
     "three axes": lambda m: m(torch.randn(1, B, INPUT)),
     "input size": lambda m: m(torch.randn(B, INPUT + 1)),
     "dtype": lambda m: m(torch.randn(B, INPUT, dtype=torch.float64)),
-    "state of another batch": lambda m: m(torch.randn(B, INPUT), (torch.zeros(2, H), torch.zeros(2, H))),
     "state of another size": lambda m: m(torch.randn(B, INPUT), (torch.zeros(B, 2), torch.zeros(B, 2))),
 }
 
@@ -406,6 +461,34 @@ def test_wrong_step_raises_what_torch_raises(call):
     with pytest.raises(type(wanted.value)) as found:
         WRONG_STEPS[call](mine)
     assert str(found.value) == str(wanted.value)
+
+
+STATES = {
+    "no pair": lambda: torch.zeros(2, B, H),
+    "one tensor": lambda: (torch.zeros(B, H),),
+    "three tensors": lambda: (torch.zeros(B, H),) * 3,
+    "None beside a tensor": lambda: (None, torch.zeros(B, H)),
+    "numbers": lambda: ([0.0], [0.0]),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("module", [ours.LSTM(INPUT, H), ours.LSTMCell(INPUT, H)], ids=["LSTM", "LSTMCell"])
+def test_what_is_no_pair_of_states_is_refused_in_a_sentence(module, state):
+    x = torch.randn(T, B, INPUT) if isinstance(module, nn.LSTM) else torch.randn(B, INPUT)
+    with pytest.raises(TypeError, match=r"hx must be a pair of tensors \(h_0, c_0\), got "):
+        module(x, STATES[state]())
+
+
+@pytest.mark.parametrize("wrong", ["h_0", "c_0"])
+@pytest.mark.parametrize(
+    ("rows", "state_rows"), [((), (3,)), ((3,), ()), ((2,), (3,)), ((1,), (3,)), ((3,), (1,)), ((), (1,))], ids=str
+)
+def test_states_of_a_cell_must_have_the_rows_of_the_input_because_torchs_cell_dies_of_others(rows, state_rows, wrong):
+    right, other = torch.randn(*rows, H), torch.randn(*state_rows, H)
+    hx = (other, right) if wrong == "h_0" else (right, other)
+    with pytest.raises(RuntimeError, match=f"{wrong} must have shape"):
+        ours.LSTMCell(INPUT, H)(torch.randn(*rows, INPUT), hx)
 
 
 # --- which way --------------------------------------------------------------------------------------------------------

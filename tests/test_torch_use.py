@@ -45,7 +45,8 @@ def test_convert_counts_what_it_converts_and_changes_nothing_else():
     lstm = model.body[1]
     assert ours.convert(model) == 2
     assert model.body[1] is lstm
-    assert (type(model.body[1]), type(model.cell)) == (ours.LSTM, ours.LSTMCell)
+    assert (type(model.body[1]), type(model.cell)) == (nn.LSTM, nn.LSTMCell)
+    assert "lstmfast's kernels" in ours.explain(lstm, torch.randn(T, B, INPUT))
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(x), expected, **CLOSE)
 
@@ -63,14 +64,13 @@ def test_revert_undoes_convert():
 
 def test_a_module_alone_is_converted_too():
     assert ours.convert(lstm := nn.LSTM(INPUT, H)) == 1
-    assert type(lstm) is ours.LSTM
+    assert "lstmfast's kernels" in ours.explain(lstm, torch.randn(T, B, INPUT))
 
 
-def test_subclasses_of_others_are_left_alone():
-    class Own(nn.LSTM):
-        pass
-
-    assert ours.convert(nn.ModuleList([Own(INPUT, H), nn.GRU(INPUT, H)])) == 0
+def test_revert_makes_torchs_of_modules_that_were_made_here():
+    assert ours.revert(lstm := ours.LSTM(INPUT, H)) == 1
+    assert type(lstm) is nn.LSTM
+    assert "torch's own forward" in ours.explain(lstm, torch.randn(T, B, INPUT))
 
 
 def test_strict_conversion_makes_torchs_way_an_error():

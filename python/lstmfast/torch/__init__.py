@@ -1,16 +1,18 @@
-"""A drop-in for torch.nn.LSTM and torch.nn.LSTMCell: the same modules with this library's kernels in them.
+"""A drop-in for torch.nn.LSTM and torch.nn.LSTMCell: the same modules, computed by this library's kernels.
 
-    from lstmfast.torch import LSTM, LSTMCell     # constructor, parameters and calls as torch.nn's
     lstmfast.torch.convert(model)                 # every nn.LSTM and nn.LSTMCell of a model, in place; revert(model)
+    from lstmfast.torch import LSTM, LSTMCell     # or their classes, which take a few arguments more
 
-`modules` has the classes, `kernels` one layer on tensors, `operators` the same for those who trace and transform,
-`composite` the same in differentiable torch operations, `convert` exchanges classes. See docs/torch.md.
+`convert` marks modules, `modules` has the classes, `serving` the calls of both. `paths` chooses what serves a call,
+`arguments` and `weights` read it, `kernels` runs one layer, `operators` for those who trace and transform, `composite`
+in torch operations, `on_cuda` on a GPU. See docs/torch.md.
 """
 
-from lstmfast.torch.convert import convert, revert
-from lstmfast.torch.modules import LSTM, LSTMCell, explain, weights_changed
+from lstmfast.torch.convert import convert, explain, freeze, revert, teach_torch, unfreeze, weights_changed
+from lstmfast.torch.modules import LSTM, LSTMCell
 from lstmfast.torch.tracing import allow_rnn
 
 allow_rnn()
+teach_torch()
 
-__all__ = ["LSTM", "LSTMCell", "convert", "explain", "revert", "weights_changed"]
+__all__ = ["LSTM", "LSTMCell", "convert", "explain", "freeze", "revert", "unfreeze", "weights_changed"]

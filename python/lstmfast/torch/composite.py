@@ -7,17 +7,16 @@ and dtype that torch has. What it computes stands in `lstmfast.reference`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lstmfast.torch.kernels import How, Weights
+from lstmfast.torch.calls import CallOptions, Weights
 
 
 def forward(
-    x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Weights, how: How
+    x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Weights, options: CallOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run one direction of one layer over x [T, B, I]: h [T, B, P], h_n [B, P], c_n [B, H], cells [T, B, H]."""
     time_steps, batch = x.shape[:2]
@@ -31,21 +30,21 @@ def forward(
         return x.new_zeros((0, batch, output_size)), h, c, x.new_zeros((0, batch, hidden_size))
     hs: list[Tensor] = [h] * time_steps
     cs: list[Tensor] = [c] * time_steps
-    for t in reversed(range(time_steps)) if how.reverse else range(time_steps):
+    for t in reversed(range(time_steps)) if options.reverse else range(time_steps):
         h_prev, c_prev = h, c
-        if how.resets is not None:
-            keep = ~how.resets[t].unsqueeze(1)
+        if options.resets is not None:
+            keep = ~options.resets[t].unsqueeze(1)
             h_prev, c_prev = h_prev.where(keep, h_prev.new_zeros(())), c_prev.where(keep, c_prev.new_zeros(()))
         i, f, g, o = (z_x[t] + h_prev @ weights.weight_hh.t()).chunk(4, 1)
         c_next = f.sigmoid() * c_prev + i.sigmoid() * g.tanh()
         h_next = o.sigmoid() * c_next.tanh()
         if weights.weight_hr is not None:
             h_next = h_next @ weights.weight_hr.t()
-        if how.lengths is None:
+        if options.lengths is None:
             h, c = h_next, c_next
             hs[t], cs[t] = h, c
         else:
-            useful = (how.lengths > t).unsqueeze(1)
+            useful = (options.lengths > t).unsqueeze(1)
             h, c = h_next.where(useful, h), c_next.where(useful, c)
             hs[t], cs[t] = h_next.where(useful, h.new_zeros(())), c_next.where(useful, c.new_zeros(()))
     return torch.stack(hs), h, c, torch.stack(cs)
@@ -56,15 +55,18 @@ def gradients(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Weights,
-    how: How,
+    options: CallOptions,
     d_h: Tensor | None,
     d_h_n: Tensor | None,
     d_c_n: Tensor | None,
     needed: Sequence[bool],
+    *,
+    create_graph: bool = True,
 ) -> list[Tensor | None]:
-    """Gradients of (x, h0, c0, *weights) where needed, themselves differentiable."""
+    """Gradients of (x, h0, c0, *weights) where needed; with create_graph themselves differentiable."""
     arguments: list[Any] = [x, h0, c0, *weights]
-    h, h_n, c_n, _ = forward(x, h0, c0, weights, how)
+    with torch.enable_grad():
+        h, h_n, c_n, _ = forward(x, h0, c0, weights, options)
     outputs, upstream = [], []
     for output, d in ((h, d_h), (h_n, d_h_n), (c_n, d_c_n)):
         if d is not None:
@@ -74,7 +76,7 @@ def gradients(
     found: list[Tensor | None] = [None] * len(arguments)
     if outputs and wanted:
         given = torch.autograd.grad(
-            outputs, [arguments[k] for k in wanted], upstream, create_graph=True, allow_unused=True
+            outputs, [arguments[k] for k in wanted], upstream, create_graph=create_graph, allow_unused=True
         )
         for k, d in zip(wanted, given, strict=True):
             found[k] = d

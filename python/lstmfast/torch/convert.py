@@ -1,54 +1,225 @@
-"""From torch's modules to ours and back, in place: the object stays, its class changes.
+"""From torch's modules to ours and back, in place: a mark on the module, which torch's own `forward` looks for.
 
-Parameters, hooks, buffers and training mode are untouched, and so is whoever holds a reference to the module.
+A converted module keeps its class, so whoever looks at classes, module paths or pickles sees what was there before: fx,
+exporters, quantization, privacy tools, processes without lstmfast. nn.LSTM.forward and nn.LSTMCell.forward are wrapped
+once, when lstmfast.torch is imported; modules without the mark run torch's code, 60 ns later than before.
 """
 
 from __future__ import annotations
 
+import functools
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
 from torch import nn
 
+from lstmfast.torch import serving, weights
 from lstmfast.torch.modules import LSTM, LSTMCell
+from lstmfast.torch.serving import MARK, originals
 
-_OURS: dict[type[nn.Module], type[nn.Module]] = {nn.LSTM: LSTM, nn.LSTMCell: LSTMCell}
-_TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
+_SERVE: dict[type[nn.Module], Callable[..., Any]] = {nn.LSTM: serving.lstm, nn.LSTMCell: serving.cell}
+_OURS: dict[type[nn.Module], type[nn.Module]] = {LSTM: nn.LSTM, LSTMCell: nn.LSTMCell}
+
+
+def teach_torch() -> None:
+    """Make the `forward` of torch's classes ask for the mark, unless it does already."""
+    for base, serve in _SERVE.items():
+        if not _asks_for_mark(base.forward):
+            originals[base] = base.forward
+            base.forward = _asking(base.forward, serve)
+
+
+def _asking(original: Callable[..., Any], serve: Callable[..., Any]) -> Callable[..., Any]:
+    mark = MARK
+
+    def forward(self, input, hx=None, **extras):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
+        if mark in self.__dict__:
+            return serve(self, input, hx, **extras)
+        return original(self, input, hx, **extras)
+
+    # In torch's module and with its source, which torch.jit.script reads and looks names up in.
+    wrapper = types.FunctionType(
+        forward.__code__, original.__globals__, original.__name__, original.__defaults__, forward.__closure__
+    )
+    functools.update_wrapper(wrapper, original)
+    setattr(wrapper, MARK, True)
+    return wrapper
+
+
+def _asks_for_mark(function: Any) -> bool:
+    return MARK in getattr(function, "__dict__", {})
+
+
+# --- convert and revert -----------------------------------------------------------------------------------------------
 
 
 def convert(model: nn.Module, *, strict: bool = False) -> int:
-    """Make every torch.nn.LSTM and LSTMCell of a model ours, in place; return how many there were.
+    """Have lstmfast serve every torch.nn.LSTM and LSTMCell of a model; return how many there were.
 
-    strict: calls that torch's own forward would have to serve become errors. Subclasses that people wrote are left
-    alone: what their `forward` means is theirs. Raises TypeError for what is no module.
+    Modules stay what they are and where they are, class included. Subclasses are converted where their `forward` is
+    torch's or calls it; others are left alone, as is a module whose own `forward` was replaced by one that does not.
+    strict: calls that torch's own forward would have to serve become errors. Raises TypeError for what is no module.
     """
-    return _exchange(model, _OURS, strict)
-
-
-def revert(model: nn.Module) -> int:
-    """Make every LSTM and LSTMCell of ours torch's again, in place; return how many there were."""
-    return _exchange(model, _TORCHS, False)
-
-
-def _exchange(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]], strict: bool) -> int:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    teach_torch()
     count = 0
-    for module in model.modules():
-        other = _other_class(type(module), classes)
-        if other is None:
+    for module in _parts(model):
+        if MARK in module.__dict__ or serving.is_ours(module) or _why_not(module) is not None:
             continue
-        module.__class__ = other
-        module.__dict__.pop("strict", None)
+        module.__dict__[MARK] = True
         if strict:
             module.strict = True
         count += 1
     return count
 
 
-def _other_class(cls: type[nn.Module], classes: dict[type[nn.Module], type[nn.Module]]) -> type[nn.Module] | None:
-    if cls in classes:
-        return classes[cls]
-    # torch.nn.utils.parametrize gives a module a class of its own, derived from its class, with properties in it.
-    base = cls.__bases__[0]
-    if cls.__name__ == f"Parametrized{base.__name__}" and base in classes:
-        members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-        return type(f"Parametrized{classes[base].__name__}", (classes[base],), members)
+def revert(model: nn.Module) -> int:
+    """Have torch serve every LSTM and LSTMCell of a model again, in place; return how many lstmfast served.
+
+    Modules made by lstmfast.torch.LSTM or LSTMCell become torch.nn's.
+    """
+    count = 0
+    for module in _parts(model):
+        weights.forget_frozen(module)
+        marked, other = module.__dict__.pop(MARK, False), _OURS.get(type(module))
+        if not marked and other is None:
+            continue
+        if other is not None:
+            module.__class__ = other
+        module.__dict__.pop("strict", None)
+        count += 1
+    return count
+
+
+def freeze(model: nn.Module) -> int:
+    """Promise that the weights of a model's LSTMs and LSTMCells stay as they are; return how many are frozen.
+
+    Calls without gradients then use a copy made now and packed once, and do not look at the weights again: what is
+    written later is not seen until `unfreeze`. Calls with gradients use the module's own weights as ever. Copies and
+    pickles of the model are not frozen.
+    """
+    served = [module for module in _parts(model) if MARK in module.__dict__ or serving.is_ours(module)]
+    for module in served:
+        weights.keep_frozen(module)
+    return len(served)
+
+
+def unfreeze(model: nn.Module) -> int:
+    """Use the weights of a model as they are at each call; return how many modules were frozen."""
+    return sum(weights.forget_frozen(module) for module in _parts(model))
+
+
+def weights_changed(module: nn.Module) -> None:
+    """Do nothing: every call sees the weights as they are. Deprecated, will be removed in 0.3."""
+    warnings.warn(
+        "lstmfast.torch.weights_changed is not needed any more: every call sees the weights as they are",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+
+
+def _parts(model: nn.Module) -> Iterator[nn.Module]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return (module for module in model.modules() if isinstance(module, tuple(_SERVE)))
+
+
+# --- what happens in a call -------------------------------------------------------------------------------------------
+
+
+def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool = False) -> str:
+    """Say in a sentence what serves a call of this LSTM or LSTMCell with these arguments, and why.
+
+    Raises TypeError for other modules.
+    """
+    if not isinstance(module, tuple(_SERVE)):
+        raise TypeError(f"module must be an LSTM or LSTMCell, got {type(module).__name__}")
+    ours = serving.is_ours(module)
+    reason = None if ours else _why_not(module)
+    if reason is not None:
+        return reason
+    if not ours and MARK not in module.__dict__:
+        return f"torch's own forward: this is torch's {type(module).__name__}; see lstmfast.torch.convert"
+    before = _runs_before(module)
+    said = serving.explain(module, input, hx, return_cells=return_cells)
+    return f"{before}, which calls {said}" if before else said
+
+
+def _base(module: nn.Module) -> Any:
+    return nn.LSTM if isinstance(module, nn.LSTM) else nn.LSTMCell
+
+
+def _why_not(module: nn.Module) -> str | None:
+    """Why torch's `forward`, which asks for the mark, does not run when this module is called; None if it does."""
+    base, own = _base(module), module.__dict__.get("forward")
+    if own is not None and not _reaches(own, base):
+        return (
+            "this module's own `forward`, which was set on it and does not call "
+            f"{base.__name__}.forward as far as can be seen"
+        )
+    for cls in type(module).__mro__:
+        function = vars(cls).get("forward")
+        if cls is base:
+            return None if _asks_for_mark(function) else f"the function that somebody put for {base.__name__}.forward"
+        if function is not None and not _calls_up(function, base):
+            return f"{cls.__name__}.forward, which does not call {base.__name__}.forward"
     return None
+
+
+def _runs_before(module: nn.Module) -> str | None:
+    if "forward" in module.__dict__:
+        return "this module's own `forward`, which was set on it"
+    for cls in type(module).__mro__:
+        if cls is _base(module) or cls in _OURS:
+            return None
+        if "forward" in vars(cls):
+            return f"{cls.__name__}.forward"
+    return None
+
+
+def _reaches(function: Any, base: type[nn.Module], depth: int = 0) -> bool:
+    """Whether what was set as a module's `forward` holds that of `base`: bound, in a partial, a closure, a global."""
+    if depth > 8:
+        return False
+    if isinstance(function, types.MethodType):
+        if isinstance(function.__self__, base) and function.__name__ == "forward":
+            return _asks_for_mark(function.__func__) or _calls_up(function.__func__, base)
+        held: list[Any] = [function.__func__, *getattr(function.__self__, "__dict__", {}).values()]
+    elif isinstance(function, functools.partial):
+        held = [function.func, *function.args, *function.keywords.values()]
+        held += [value for module in held if isinstance(module, base) for value in module.__dict__.values()]
+    elif isinstance(function, types.FunctionType):
+        if _asks_for_mark(function) or _calls_up(function, base):
+            return True
+        used = (function.__globals__.get(name) for name in _names(function.__code__))
+        held = [getattr(function, "__wrapped__", None), *(cell.cell_contents for cell in _filled_cells(function))]
+        held += [*(function.__defaults__ or ()), *(value for value in used if isinstance(value, types.MethodType))]
+    else:
+        held = list(getattr(function, "__dict__", {}).values())
+    return any(
+        callable(value) and not isinstance(value, (type, nn.Module)) and _reaches(value, base, depth + 1)
+        for value in held
+    )
+
+
+def _filled_cells(function: types.FunctionType) -> Iterator[types.CellType]:
+    """What a closure refers to, less what is not defined yet."""
+    for cell in function.__closure__ or ():
+        try:
+            cell.cell_contents  # noqa: B018  (raises where it is empty)
+        except ValueError:
+            continue
+        yield cell
+
+
+def _calls_up(function: Any, base: type[nn.Module]) -> bool:
+    """Whether the code of a method names the `forward` of its super class."""
+    code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
+    names = set() if code is None else _names(code)
+    return "forward" in names and bool(names & {"super", base.__name__, "RNNBase"})
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))

@@ -1,14 +1,12 @@
 """One direction of one LSTM layer on CPU tensors, through the extension: forward, backward, an autograd function.
 
-Tensors are shared with the extension, never copied but where their last axis has gaps. torch's weights, [4H, I] and
-[4H, H], are to the extension transposed ones, which it takes as they are; torch's gates lie i, f, g, o as ours.
-Refuses to check shapes (see `modules`) and to be traced (see `operators`).
+Tensors share their memory with the extension; one is copied only where its last axis has gaps. torch's weights, [4H, I]
+and [4H, H], are what the extension calls transposed, and torch's gates have our order: i, f, g, o.
+Refuses to check shapes (see `arguments`) and to be traced (see `operators`).
 """
 
 from __future__ import annotations
 
-import math
-import sys
 import threading
 from typing import Any, NamedTuple
 
@@ -19,45 +17,22 @@ from torch import Tensor
 from lstmfast import _core, runtime
 from lstmfast._checks import Array
 from lstmfast.torch import composite
+from lstmfast.torch.calls import CallOptions, Gradients, Result, Wanted, Weights
+from lstmfast.torch.memory import of_thread
 
-
-class Weights(NamedTuple):
-    """The parameters of one direction of one layer, as torch names them; None where the module has none."""
-
-    weight_ih: Tensor  # [4*hidden_size, input_size]
-    weight_hh: Tensor  # [4*hidden_size, output_size]
-    bias_ih: Tensor | None  # [4*hidden_size]
-    bias_hh: Tensor | None
-    weight_hr: Tensor | None  # [proj_size, hidden_size]
+_functorch = torch._C._functorch
+_NUMPY: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
 
 
 class Arrays(NamedTuple):
-    """The same memory as the extension takes it: transposed kernels, and what the bias is the sum of."""
+    """Weights as the extension takes them: transposed kernels, and what the bias is the sum of."""
 
     kernel: tuple[Array, Array]
     bias: Array | tuple[Array, Array]
     projection: Array | None
-
-
-class How(NamedTuple):
-    """The rest of what one direction of one layer is told. Arrays as `lstmfast.lstm` takes them, checked."""
-
-    lengths: Tensor | None = None  # [batch], int64
-    resets: Tensor | None = None  # [time_steps, batch], bool
-    reverse: bool = False
-    matmul_precision: str = "highest"
-
-
-class Result(NamedTuple):
-    """What one direction of one layer gives: h [T, B, P]; h_n [B, P]; c_n [B, H]; cells [T, B, H] or None.
-
-    States of a layer that is a whole module by itself have torch's leading axis: [1, B, P], [1, B, H].
-    """
-
-    h: Tensor
-    h_n: Tensor
-    c_n: Tensor
-    cells: Tensor | None
 
 
 def arrays(weights: Weights) -> Arrays:
@@ -71,127 +46,6 @@ def arrays(weights: Weights) -> Arrays:
     return Arrays(kernel, bias, None if w_hr is None else array(w_hr))
 
 
-def forward(
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Arrays,
-    how: How,
-    sequence: _core.Sequence,
-    *,
-    keep_cells: bool = False,
-    keep_for_backward: bool = False,
-    same_weights: bool = False,
-    alone: bool = False,
-) -> Result:
-    """Run one direction of one layer over x [T, B, I]. Tensors of the weights' dtype, on the CPU. alone: see Result."""
-    values = array(x)
-    time_steps, batch = values.shape[:2]
-    hidden_size = len(weights.kernel[1]) // 4
-    output_size = hidden_size if weights.projection is None else len(weights.projection)
-    dtype = values.dtype
-    h = _memory.empty((time_steps, batch, output_size), dtype)
-    h_n, c_n = np.empty((1, batch, output_size), dtype), np.empty((1, batch, hidden_size), dtype)
-    cells = _memory.empty((time_steps, batch, hidden_size), dtype) if keep_cells else None
-    # By position: pybind11 takes 100 ns to look up a name, and a step of a small layer takes 2 microseconds.
-    sequence.forward(
-        values, weights.kernel, weights.bias, h, h_n[0], c_n[0],
-        None if h0 is None else array(h0), None if c0 is None else array(c0),
-        None if how.lengths is None else how.lengths.numpy(), None if how.resets is None else how.resets.numpy(),
-        how.reverse, 0.0, cells, None, keep_for_backward, how.matmul_precision, same_weights, None, weights.projection,
-    )  # fmt: skip
-    if not alone:
-        h_n, c_n = h_n[0], c_n[0]
-    return Result(torch.from_numpy(h), torch.from_numpy(h_n), torch.from_numpy(c_n), _shared(cells))
-
-
-class Wanted(NamedTuple):
-    """Which gradients somebody asked for."""
-
-    x: bool
-    h0: bool
-    c0: bool
-    weights: bool
-
-
-class Gradients(NamedTuple):
-    """Gradients of the arguments of `forward`, weights as torch has them; None where not wanted."""
-
-    x: Tensor | None
-    h0: Tensor | None
-    c0: Tensor | None
-    weights: Weights | None
-
-
-def backward(
-    sequence: _core.Sequence,
-    x: Tensor,
-    weights: Weights,
-    d_h: Tensor | None,
-    d_h_n: Tensor | None,
-    d_c_n: Tensor | None,
-    wanted: Wanted,
-) -> Gradients:
-    """Gradients of the forward pass that this sequence did last, with keep_for_backward."""
-    values = array(x)
-    (columns, output_size), dtype, batch = weights.weight_hh.shape, values.dtype, values.shape[1]
-    hidden_size = columns // 4
-    d_x = _memory.empty(values.shape, dtype) if wanted.x else None
-    d_h0 = np.empty((batch, output_size), dtype) if wanted.h0 else None
-    d_c0 = np.empty((batch, hidden_size), dtype) if wanted.c0 else None
-    d_kernel = d_bias = d_projection = None
-    if wanted.weights:
-        d_kernel = _memory.empty((columns, values.shape[2]), dtype), _memory.empty((columns, output_size), dtype)
-        d_bias = None if weights.bias_ih is None else np.empty(columns, dtype)
-        d_projection = None if weights.weight_hr is None else np.empty((output_size, hidden_size), dtype)
-    sequence.backward(
-        None if d_h is None else array(d_h), None if d_h_n is None else array(d_h_n),
-        None if d_c_n is None else array(d_c_n), d_x, d_kernel, d_bias, d_h0, d_c0, None, d_projection,
-    )  # fmt: skip
-    found = None
-    if d_kernel is not None:
-        d_ih, d_hh = map(torch.from_numpy, d_kernel)
-        d_b = _shared(d_bias)
-        found = Weights(d_ih, d_hh, d_b, d_b, _shared(d_projection))
-    return Gradients(_shared(d_x), _shared(d_h0), _shared(d_c0), found)
-
-
-_NO_WEIGHTS = (None,) * 5
-
-
-def _shared(values: Array | None) -> Tensor | None:
-    return None if values is None else torch.from_numpy(values)
-
-
-class _Memory(threading.local):
-    """New arrays, in memory of earlier ones that nobody holds any more.
-
-    What the C library gives for a megabyte it takes back when that is freed, and memory that is new costs a page fault
-    every 4 KB: 0.5 ms for the two weight gradients of 256 units, where the training step of one row takes as long.
-    """
-
-    SMALLEST, LARGEST = 128 << 10, 8 << 20  # bytes: below, it is not given back; above, the kernels take far longer
-    KEPT = 16  # arrays of a thread
-
-    def __init__(self) -> None:
-        self._arrays: list[Array] = []
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """As np.empty."""
-        size = math.prod(shape) * dtype.itemsize
-        if not self.SMALLEST <= size <= self.LARGEST:
-            return np.empty(shape, dtype)
-        for found in self._arrays:
-            # The list, this name and the call: no view of it is left, and so no tensor that lies in it.
-            if found.nbytes == size and sys.getrefcount(found) == 3:
-                return found.view(dtype).reshape(shape)
-        self._arrays = [*self._arrays[-self.KEPT + 1 :], np.empty(size, np.uint8)]
-        return self._arrays[-1].view(dtype).reshape(shape)
-
-
-_memory = _Memory()
-
-
 def array(tensor: Tensor) -> Array:
     """The tensor's memory as an array whose last axis has no gaps; a copy where it had."""
     if tensor.requires_grad:
@@ -202,45 +56,115 @@ def array(tensor: Tensor) -> Array:
     return values
 
 
-class Pool:
-    """Sequences for calls that backward may follow: lent for as long as somebody may still ask for gradients."""
+def forward(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Arrays,
+    options: CallOptions,
+    sequence: _core.Sequence,
+    *,
+    keep_cells: bool = False,
+    saved: Array | None = None,
+    same_weights: bool = False,
+    weights_once: bool = False,
+    keep_layer_axis: bool = False,
+) -> Result:
+    """Run one direction of one layer over x [T, B, I]. Tensors of the weights' dtype, on the CPU.
 
-    LIMIT = 16  # idle ones, each with the memory of its last call
+    saved [`saved_size`] receives what `backward` needs. same_weights: the caller's promise that a sequence which has
+    packed these weights still has them. weights_once: that it will not be called with them again.
+    """
+    values = array(x)
+    time_steps, batch = values.shape[:2]
+    hidden_size = len(weights.kernel[1]) // 4
+    output_size = hidden_size if weights.projection is None else len(weights.projection)
+    dtype = values.dtype
+    h = of_thread.arrays.empty((time_steps, batch, output_size), dtype)
+    h_n, c_n = np.empty((1, batch, output_size), dtype), np.empty((1, batch, hidden_size), dtype)
+    cells = of_thread.arrays.empty((time_steps, batch, hidden_size), dtype) if keep_cells else None
+    # By position: pybind11 takes 100 ns to look up a name, and a step of a small layer takes 2 microseconds.
+    sequence.forward(
+        values, weights.kernel, weights.bias, h, h_n[0], c_n[0],
+        None if h0 is None else array(h0), None if c0 is None else array(c0),
+        None if options.lengths is None else options.lengths.numpy(),
+        None if options.resets is None else options.resets.numpy(),
+        options.reverse, 0.0, cells, None, saved is not None, options.matmul_precision, same_weights, None,
+        weights.projection, None, False, weights_once, saved,
+    )  # fmt: skip
+    if not keep_layer_axis:
+        h_n, c_n = h_n[0], c_n[0]
+    return Result(torch.from_numpy(h), torch.from_numpy(h_n), torch.from_numpy(c_n), _shared(cells))
 
-    def __init__(self) -> None:
-        self._idle: list[_core.Sequence] = []
 
-    def lend(self) -> Loan:
-        """A sequence, given back when the loan is dropped."""
-        try:
-            return Loan(self, self._idle.pop())
-        except IndexError:
-            return Loan(self, _core.Sequence())
+def saved_size(x: Tensor, weights: Weights, options: CallOptions) -> int:
+    """How many values `forward` leaves for `backward`: gates and cells of every step of every row."""
+    updates = x.shape[0] * x.shape[1] if options.lengths is None else int(options.lengths.sum())
+    return _core.saved_size(
+        updates, len(weights.weight_hh) // 4, weights.weight_hr is not None, x.dtype is torch.float64
+    )
 
-    def take_back(self, sequence: _core.Sequence) -> None:
-        """Keep it for the next, without the arrays of others that it holds."""
+
+def backward(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Weights,
+    options: CallOptions,
+    h: Tensor,
+    saved: Tensor,
+    upstream: tuple[Tensor | None, Tensor | None, Tensor | None],
+    wanted: Wanted,
+    sequence: _core.Sequence,
+) -> Gradients:
+    """Gradients of a forward pass that returned h and left `saved`. upstream: those of h, h_n [B, P], c_n [B, H]."""
+    values = array(x)
+    (columns, output_size), dtype, batch = weights.weight_hh.shape, values.dtype, values.shape[1]
+    hidden_size = columns // 4
+    kernel = array(weights.weight_ih), array(weights.weight_hh)
+    sequence.forward(
+        values, kernel, None, array(h), None, None,
+        None if h0 is None else array(h0), None if c0 is None else array(c0),
+        None if options.lengths is None else options.lengths.numpy(),
+        None if options.resets is None else options.resets.numpy(),
+        options.reverse, 0.0, None, None, True, options.matmul_precision, False, None,
+        None if weights.weight_hr is None else array(weights.weight_hr), None, False, True, array(saved), True,
+    )  # fmt: skip
+    empty = of_thread.arrays.empty
+    d_x = empty(values.shape, dtype) if wanted.x else None
+    d_h0 = np.empty((batch, output_size), dtype) if wanted.h0 else None
+    d_c0 = np.empty((batch, hidden_size), dtype) if wanted.c0 else None
+    d_kernel = d_bias = d_projection = None
+    if wanted.weights:
+        d_kernel = empty((columns, values.shape[2]), dtype), empty((columns, output_size), dtype)
+        d_bias = None if weights.bias_ih is None else np.empty(columns, dtype)
+        d_projection = None if weights.weight_hr is None else np.empty((output_size, hidden_size), dtype)
+    d_h, d_h_n, d_c_n = (None if d is None else array(d) for d in upstream)
+    try:
+        sequence.backward(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, None, d_projection)
+    finally:
         sequence.release()
-        if len(self._idle) < self.LIMIT:
-            self._idle.append(sequence)
+    found = None
+    if d_kernel is not None:
+        d_bias_hh = None if d_bias is None else d_bias.copy()
+        d_ih, d_hh = map(torch.from_numpy, d_kernel)
+        found = Weights(d_ih, d_hh, _shared(d_bias), _shared(d_bias_hh), _shared(d_projection))
+    return Gradients(_shared(d_x), _shared(d_h0), _shared(d_c0), found)
 
 
-class Loan:
-    """A sequence that goes back to its pool with the last reference to this."""
-
-    __slots__ = ("_pool", "sequence")
-
-    def __init__(self, pool: Pool, sequence: _core.Sequence) -> None:
-        self._pool, self.sequence = pool, sequence
-
-    def __del__(self) -> None:
-        self._pool.take_back(self.sequence)
+_NO_WEIGHTS = (None,) * 5
 
 
-pool = Pool()
+def _shared(values: Array | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values)
 
 
 class LayerFunction(torch.autograd.Function):
-    """`forward` for autograd: (x, h0, c0, *Weights, How, alone) -> (h, h_n, c_n)."""
+    """`forward` for autograd: (x, h0, c0, *Weights, CallOptions, keep_layer_axis) -> (h, h_n, c_n).
+
+    All that backward reads is saved through autograd, which then checks that nobody has written into it, hands it to
+    hooks, drops it for checkpointing, and frees it.
+    """
 
     @staticmethod
     def forward(
@@ -253,31 +177,41 @@ class LayerFunction(torch.autograd.Function):
         bias_ih: Tensor | None,
         bias_hh: Tensor | None,
         weight_hr: Tensor | None,
-        how: How,
-        alone: bool,
+        options: CallOptions,
+        keep_layer_axis: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-        loan = pool.lend()
-        h, h_n, c_n, _ = forward(x, h0, c0, arrays(weights), how, loan.sequence, keep_for_backward=True, alone=alone)
-        ctx.loan, ctx.how, ctx.alone = loan, how, alone
-        # h is saved too: the kernels read it again, and autograd then notices when somebody has written into it.
-        ctx.save_for_backward(x, h0, c0, *weights, h)
+        saved = torch.from_numpy(of_thread.arrays.empty((saved_size(x, weights, options),), _NUMPY[x.dtype]))
+        h, h_n, c_n, _ = forward(
+            x, h0, c0, arrays(weights), options, of_thread.sequence,
+            saved=saved.numpy(), weights_once=True, keep_layer_axis=keep_layer_axis,
+        )  # fmt: skip
+        of_thread.sequence.release()
+        ctx.options, ctx.keep_layer_axis = options, keep_layer_axis
+        ctx.save_for_backward(x, h0, c0, *weights, h, saved)
         ctx.set_materialize_grads(False)
         return h, h_n, c_n
 
     @staticmethod
     def backward(ctx: Any, d_h: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None) -> Any:
-        x, h0, c0, *saved, _ = ctx.saved_tensors
-        weights = Weights(*saved)
-        if ctx.alone:
-            d_h_n, d_c_n = None if d_h_n is None else d_h_n[0], None if d_c_n is None else d_c_n[0]
-        if torch.is_grad_enabled():  # create_graph: somebody will differentiate this
-            found = composite.gradients(x, h0, c0, weights, ctx.how, d_h, d_h_n, d_c_n, ctx.needs_input_grad)
-            return (*found, None, None)
+        x, h0, c0, *saved_weights, h, saved = ctx.saved_tensors
+        weights = Weights(*saved_weights)
         need = ctx.needs_input_grad
+        if ctx.keep_layer_axis:
+            d_h_n, d_c_n = None if d_h_n is None else d_h_n[0], None if d_c_n is None else d_c_n[0]
+        upstream = d_h, d_h_n, d_c_n
+        differentiable = torch.is_grad_enabled()  # create_graph: somebody will differentiate these gradients
+        if differentiable or any(d is not None and _is_batched(d) for d in upstream):
+            found = composite.gradients(x, h0, c0, weights, ctx.options, *upstream, need, create_graph=differentiable)
+            return (*found, None, None)
         wanted = Wanted(need[0], need[1], need[2], any(need[3:8]))
-        d = backward(ctx.loan.sequence, x, weights, d_h, d_h_n, d_c_n, wanted)
+        d = backward(x, h0, c0, weights, ctx.options, h, saved, upstream, wanted, of_thread.sequence)
         return (d.x, d.h0, d.c0, *(d.weights or _NO_WEIGHTS), None, None)
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether vmap stands behind it: of torch.func, or of torch.autograd.grad(is_grads_batched=True)."""
+    return bool(_functorch.is_batchedtensor(tensor) or _functorch.is_legacy_batchedtensor(tensor))
 
 
 class _Threads(threading.local):

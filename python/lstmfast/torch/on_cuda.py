@@ -16,7 +16,7 @@ from torch import Tensor
 from lstmfast import cuda, functional
 from lstmfast.cuda import _library, _sequences
 from lstmfast.torch import composite
-from lstmfast.torch.kernels import How, Weights
+from lstmfast.torch.calls import CallOptions, Weights
 
 _COMPUTED = (torch.float32, torch.bfloat16)
 
@@ -74,16 +74,16 @@ def forward(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Weights,
-    how: How,
+    options: CallOptions,
     *,
     keep_cells: bool = False,
     keep_gates: bool = False,
 ) -> Result:
     """Run one direction of one layer over x [T, B, I]. All tensors have x's dtype."""
     out: Any = _sequences.lstm(
-        x, _kernel(weights), _bias(weights), h0, c0, lengths=how.lengths, resets=how.resets, reverse=how.reverse,
-        forget_bias=0.0, return_cells=keep_cells, return_gates=keep_gates, keep_for_backward=False,
-        matmul_precision=how.matmul_precision,
+        x, _kernel(weights), _bias(weights), h0, c0, lengths=options.lengths, resets=options.resets,
+        reverse=options.reverse, forget_bias=0.0, return_cells=keep_cells, return_gates=keep_gates,
+        keep_for_backward=False, matmul_precision=options.matmul_precision,
     )  # fmt: skip
     return Result(out.h, out.h_n, out.c_n.to(x.dtype), out.cells, out.gates)
 
@@ -93,22 +93,22 @@ def backward(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Weights,
-    how: How,
+    options: CallOptions,
     kept: Sequence[Tensor],
     upstream: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (x, h0, c0, *weights). kept: (h, cells, gates) of `forward`; upstream: d_h, d_h_n, d_c_n."""
     h, cells, gates = kept
     out = _sequences.kept_from(
-        x, _kernel(weights), h0, c0, h, cells, gates, lengths=how.lengths, resets=how.resets, reverse=how.reverse,
-        matmul_precision=how.matmul_precision,
+        x, _kernel(weights), h0, c0, h, cells, gates, lengths=options.lengths, resets=options.resets,
+        reverse=options.reverse, matmul_precision=options.matmul_precision,
     )  # fmt: skip
     d: Any = functional.lstm_backward(out, *upstream)
     input_size, has_bias = x.shape[2], weights.bias_ih is not None
     d_input, d_recurrent = d.kernel[:input_size].t(), d.kernel[input_size:].t()
     d_bias = d.bias if has_bias else None
     d_h0, d_c0 = None if h0 is None else d.h0, None if c0 is None else d.c0.to(c0.dtype)
-    return d.x, d_h0, d_c0, d_input, d_recurrent, d_bias, d_bias, None
+    return d.x, d_h0, d_c0, d_input, d_recurrent, d_bias, None if d_bias is None else d_bias.clone(), None
 
 
 def _kernel(weights: Weights) -> Tensor:
@@ -135,12 +135,12 @@ class LayerFunction(torch.autograd.Function):
         weight_hh: Tensor,
         bias_ih: Tensor | None,
         bias_hh: Tensor | None,
-        how: How,
+        options: CallOptions,
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, None)
-        h, h_n, c_n, cells, gates = forward(x, h0, c0, weights, how, keep_cells=True, keep_gates=True)
+        h, h_n, c_n, cells, gates = forward(x, h0, c0, weights, options, keep_cells=True, keep_gates=True)
         ctx.save_for_backward(x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, h, cells, gates)
-        ctx.how = how
+        ctx.options = options
         ctx.set_materialize_grads(False)
         return h, h_n, c_n
 
@@ -150,7 +150,7 @@ class LayerFunction(torch.autograd.Function):
         weights, upstream = Weights(weight_ih, weight_hh, bias_ih, bias_hh, None), (d_h, d_h_n, d_c_n)
         if torch.is_grad_enabled():  # create_graph: somebody will differentiate this
             needed = [*ctx.needs_input_grad[:7], False]
-            found: Sequence[Any] = composite.gradients(x, h0, c0, weights, ctx.how, *upstream, needed)
+            found: Sequence[Any] = composite.gradients(x, h0, c0, weights, ctx.options, *upstream, needed)
         else:
-            found = backward(x, h0, c0, weights, ctx.how, (h, cells, gates), upstream)
+            found = backward(x, h0, c0, weights, ctx.options, (h, cells, gates), upstream)
         return (*found[:7], None)

@@ -1,6 +1,6 @@
 """One direction of one LSTM layer as operators of torch.library, for torch.compile, torch.export and torch.func.
 
-    lstmfast::layer            (x, h0, c0, weights, how) -> (h, h_n, c_n)
+    lstmfast::layer            (x, h0, c0, weights, options) -> (h, h_n, c_n)
     lstmfast::layer_backward   its gradients
 
 Operators are functions of their arguments and keep nothing: the backward one runs the forward pass again, a third
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lstmfast.torch import composite, kernels, on_cuda
-from lstmfast.torch.kernels import How, Wanted, Weights
+from lstmfast.torch.calls import CallOptions, Wanted, Weights
+from lstmfast.torch.memory import of_thread
 
 _ARGUMENTS = (
     "Tensor x, Tensor h0, Tensor c0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
@@ -27,48 +28,44 @@ _TENSORS = 8  # of them that can have gradients
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, h0, c0, *rest = arguments
-    weights, how = Weights(*rest[:5]), How(*rest[5:])
-    how = how._replace(matmul_precision=how.matmul_precision or torch.get_float32_matmul_precision())
+    weights, options = Weights(*rest[:5]), CallOptions(*rest[5:])
+    options = options._replace(matmul_precision=options.matmul_precision or torch.get_float32_matmul_precision())
     if on_cuda.serves(x, weights):
-        return on_cuda.forward(x, h0, c0, weights, how)[:3]
+        return on_cuda.forward(x, h0, c0, weights, options)[:3]
     if not _runs_here(x):
-        return composite.forward(x, h0, c0, weights, how)[:3]
+        return composite.forward(x, h0, c0, weights, options)[:3]
     kernels.follow_torchs_threads()
-    loan = kernels.pool.lend()
-    h, h_n, c_n, _ = kernels.forward(x, h0, c0, kernels.arrays(weights), how, loan.sequence)
+    h, h_n, c_n, _ = kernels.forward(
+        x, h0, c0, kernels.arrays(weights), options, of_thread.sequence, weights_once=True
+    )
     return h, h_n, c_n
 
 
 def _backward(*arguments: Any) -> list[Tensor]:
     x, h0, c0, *rest = arguments[:-3]
-    weights, how = Weights(*rest[:5]), How(*rest[5:])
+    weights, options = Weights(*rest[:5]), CallOptions(*rest[5:])
     d_h, d_h_n, d_c_n = arguments[-3:]
-    how = how._replace(matmul_precision=how.matmul_precision or torch.get_float32_matmul_precision())
+    options = options._replace(matmul_precision=options.matmul_precision or torch.get_float32_matmul_precision())
     given = [x, h0, c0, *weights]
     if on_cuda.serves(x, weights):
-        h, *_, cells, gates = on_cuda.forward(x, h0, c0, weights, how, keep_cells=True, keep_gates=True)
-        return _unshared(on_cuda.backward(x, h0, c0, weights, how, (h, cells, gates), (d_h, d_h_n, d_c_n)))
+        h, *_, cells, gates = on_cuda.forward(x, h0, c0, weights, options, keep_cells=True, keep_gates=True)
+        found = on_cuda.backward(x, h0, c0, weights, options, (h, cells, gates), (d_h, d_h_n, d_c_n))
+        return [d.contiguous() for d in found if d is not None]
     if not _runs_here(x):
         with torch.enable_grad():
             leaves = [None if a is None else a.detach().requires_grad_() for a in given]
-            found = _composite_gradients(leaves, how, [d_h, d_h_n, d_c_n])
+            slopes = _composite_gradients(leaves, options, [d_h, d_h_n, d_c_n])
         present = (a for a in given if a is not None)
-        return [torch.zeros_like(a) if d is None else d.detach() for d, a in zip(found, present, strict=True)]
+        return [torch.zeros_like(a) if d is None else d.detach() for d, a in zip(slopes, present, strict=True)]
     kernels.follow_torchs_threads()
-    loan = kernels.pool.lend()
-    kernels.forward(x, h0, c0, kernels.arrays(weights), how, loan.sequence, keep_for_backward=True)
-    d = kernels.backward(loan.sequence, x, weights, d_h, d_h_n, d_c_n, Wanted(True, True, True, True))
-    assert d.weights is not None
-    return _unshared((d.x, d.h0, d.c0, *d.weights))
-
-
-def _unshared(gradients: tuple[Tensor | None, ...]) -> list[Tensor]:
-    """Those there are, contiguous; the second bias has its own, for what an operator returns must not share memory."""
-    found = [None if d is None else d.contiguous() for d in gradients]
-    bias_hh = found[6]
-    if bias_hh is not None:
-        found[6] = bias_hh.clone()
-    return [d for d in found if d is not None]
+    saved = torch.empty(kernels.saved_size(x, weights, options), dtype=x.dtype)
+    h = kernels.forward(
+        x, h0, c0, kernels.arrays(weights), options, of_thread.sequence, saved=saved.numpy(), weights_once=True
+    ).h
+    d = kernels.backward(
+        x, h0, c0, weights, options, h, saved, (d_h, d_h_n, d_c_n), Wanted(True, True, True, True), of_thread.sequence
+    )
+    return [a for a in (d.x, d.h0, d.c0, *(d.weights or ())) if a is not None]
 
 
 def _runs_here(x: Tensor) -> bool:
@@ -119,10 +116,10 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _second_gradients(ctx: Any, d_found: list[Tensor | None]) -> tuple[Any, ...]:
     """Gradients of gradients: of the composite path's, which are torch operations all the way."""
     saved = ctx.saved_tensors
-    given, how, upstream = saved[:_TENSORS], How(*saved[_TENSORS : _TENSORS + 2], *ctx.rest), saved[-3:]
+    given, options, upstream = saved[:_TENSORS], CallOptions(*saved[_TENSORS : _TENSORS + 2], *ctx.rest), saved[-3:]
     with torch.enable_grad():
         leaves = [None if a is None else a.detach().requires_grad_() for a in (*given, *upstream)]
-        first = _composite_gradients(leaves[:_TENSORS], how, leaves[_TENSORS:])
+        first = _composite_gradients(leaves[:_TENSORS], options, leaves[_TENSORS:])
         pairs = [(d, dd) for d, dd in zip(first, d_found, strict=True) if d is not None and dd is not None]
         asked = [a for a in leaves if a is not None]
         found = iter(
@@ -134,12 +131,12 @@ def _second_gradients(ctx: Any, d_found: list[Tensor | None]) -> tuple[Any, ...]
     return (*seconds[:_TENSORS], None, None, *([None] * len(ctx.rest)), *seconds[_TENSORS:])
 
 
-def _composite_gradients(given: Any, how: How, upstream: Any) -> list[Tensor | None]:
+def _composite_gradients(given: Any, options: CallOptions, upstream: Any) -> list[Tensor | None]:
     """Those of what is given and no None, by torch operations."""
     needed = [a is not None for a in given]
     x, h0, c0, *weights = given
     d_h, d_h_n, d_c_n = upstream
-    found = composite.gradients(x, h0, c0, Weights(*weights), how, d_h, d_h_n, d_c_n, needed)
+    found = composite.gradients(x, h0, c0, Weights(*weights), options, d_h, d_h_n, d_c_n, needed)
     return [d for d, there in zip(found, needed, strict=True) if there]
 
 

@@ -1,0 +1,358 @@
+"""A call of an LSTM or LSTMCell of torch, served by lstmfast: the fast path, the whole path, and what `explain` says.
+
+Modules are torch's, or lstmfast's subclasses of them; nothing here depends on which.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lstmfast import _core
+from lstmfast.torch import arguments, composite, kernels, on_cuda, operators, paths, weights
+from lstmfast.torch.calls import CallOptions, Result, Weights
+from lstmfast.torch.weights import Workspace
+
+# True in the __dict__ of a converted module, where any process can unpickle it, and in the classes of ours.
+MARK = "_lstmfast"
+originals = {nn.LSTM: nn.LSTM.forward, nn.LSTMCell: nn.LSTMCell.forward}  # before `convert` wraps them
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Whether lstmfast.torch made the module, rather than converted it."""
+    return hasattr(type(module), MARK)
+
+
+# --- an LSTM ----------------------------------------------------------------------------------------------------------
+
+
+def lstm(
+    module: nn.Module,
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | None = None,
+    *,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    return_cells: bool = False,
+    matmul_precision: str | None = None,
+) -> Any:
+    """`nn.LSTM.forward`, with the arguments of `lstmfast.torch.LSTM` besides."""
+    extras = lengths is not None or resets is not None or return_cells
+    if not extras and not paths.is_transformed():
+        found = _fast_lstm(module, input, hx, matmul_precision)
+        if found is not None:
+            return found
+    is_packed = isinstance(input, PackedSequence)
+    x = input.data if is_packed else input
+    if not isinstance(x, Tensor):  # a torch.fx proxy, or a mistake
+        return _by_torch(module, nn.LSTM, paths.Path("torch", "its input is no tensor"), extras, input, hx)
+    arguments.check_pair(hx, "LSTM")
+    layers = weights.by_layer(module)
+    path = paths.choose(module, _tensors(x, hx, layers), is_ours=is_ours(module), wants_cells=return_cells)
+    if is_packed and path.name != "torch":
+        arguments.check_packed(module, x, hx, int(input.batch_sizes[0]))
+    if path.name == "torch" or not arguments.is_call(module, x, hx, layers, is_packed):
+        return _by_torch(module, nn.LSTM, path, extras, input, hx)
+    if is_packed and extras:
+        raise ValueError("lengths, resets and return_cells must not be given with a PackedSequence")
+    h_dtype, c_dtype = arguments.result_dtypes(module, x, None if hx is None else hx[1], is_packed)
+    precision = arguments.precision_of(matmul_precision)
+    with arguments.without_autocast(x):
+        form, x = arguments.Form.of(module, input)
+        state = form.state_in(hx)
+        x, state, layers = arguments.computed(x, state, layers, h_dtype if path.name == "cuda" else None)
+        is_traced = torch.compiler.is_compiling() or paths.is_under_func()
+        if resets is not None and form.batch_first and form.is_batched:
+            resets = torch.as_tensor(resets).t()
+        options = CallOptions(
+            form.lengths if is_packed else arguments.lengths_of(lengths, x, is_traced),
+            arguments.resets_of(resets, x), False, precision,
+        )  # fmt: skip
+        h, h_n, c_n, cells = _run_stack(module, path.name, x, state, layers, options, form, return_cells)
+        if h_dtype is not h.dtype or c_dtype is not c_n.dtype:
+            h, h_n, c_n = h.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype)
+            cells = None if cells is None else cells.to(c_dtype)
+        elif _may_be_written(module, h, is_packed):
+            h = h.clone()
+        output, state = form.out(h, input), form.state_out((h_n, c_n))
+        return (output, state, form.out(cells, input)) if return_cells else (output, state)
+
+
+def _may_be_written(module: nn.Module, h: Tensor, is_packed: bool) -> bool:
+    """Whether torch lets its caller write into the output and then go back through it.
+
+    It does wherever the output is not what its backward reads: only its one operation for dense float32 sequences
+    returns that, and two directions are put together in new memory.
+    """
+    if not h.requires_grad or is_packed or module.bidirectional:
+        return False
+    return h.dtype is torch.float64 or bool(module.proj_size) or not torch._C._get_mkldnn_enabled()
+
+
+def _fast_lstm(module: nn.Module, x: Any, hx: Any, precision: str | None) -> Any:
+    """One layer in one direction, and nothing unusual about the arguments; None where it is another case."""
+    if module.num_layers > 1 or module.bidirectional or module.proj_size or not _is_plain(x, 3, module.input_size):
+        return None
+    batch_first = module.batch_first
+    if batch_first:
+        x = x.transpose(0, 1)
+    h0 = c0 = None
+    if hx is not None:
+        if not _are_plain_states(hx, (1, x.shape[1], module.hidden_size), x.dtype):
+            return None
+        h0, c0 = hx[0][0], hx[1][0]
+    found = _fast_layer(module, x, h0, c0, arguments.precision_of(precision), keep_layer_axis=True)
+    if found is None:
+        return None
+    h, h_n, c_n = found
+    if x.dtype is torch.float64 and h.requires_grad:
+        h = h.clone()  # see _may_be_written
+    return h.transpose(0, 1) if batch_first else h, (h_n, c_n)
+
+
+def _run_stack(
+    module: nn.Module,
+    path: str,
+    x: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    layers: list[Weights],
+    options: CallOptions,
+    form: arguments.Form,
+    wants_cells: bool,
+) -> Result:
+    """The stack over x [T, B, I]: h [T, B, D*P], h_n, c_n [L*D, B, .], the top layer's cells if wanted."""
+    directions = 2 if module.bidirectional else 1
+    kept, layers = _kept(module, path, x, hx, layers)
+    h_n, c_n = [], []
+    top_cells: list[Tensor] = []
+    for layer in range(module.num_layers):
+        is_top = layer == module.num_layers - 1
+        outputs = []
+        for direction in range(directions):
+            k = layer * directions + direction
+            result = _run_layer(
+                path, x, None if hx is None else hx[0][k], None if hx is None else hx[1][k], layers[k],
+                options._replace(reverse=True) if direction else options, None if kept is None else kept[k],
+                wants_cells and is_top,
+            )  # fmt: skip
+            outputs.append(result.h)
+            h_n.append(result.h_n)
+            c_n.append(result.c_n)
+            if is_top and result.cells is not None:
+                top_cells.append(result.cells)
+        x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+        if module.dropout and module.training and not is_top:
+            x = form.dropout(x, module.dropout)
+    states = (h_n[0].unsqueeze(0), c_n[0].unsqueeze(0)) if len(h_n) == 1 else (torch.stack(h_n), torch.stack(c_n))
+    return Result(x, *states, torch.cat(top_cells, -1) if top_cells else None)
+
+
+# --- a cell -----------------------------------------------------------------------------------------------------------
+
+
+def cell(module: nn.Module, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """`nn.LSTMCell.forward`."""
+    if not paths.is_transformed():
+        found = _fast_cell(module, input, hx)
+        if found is not None:
+            return found
+    if _is_proxy(input):
+        return originals[nn.LSTMCell](module, input, hx)  # type: ignore[no-any-return]
+    arguments.check_cell(module, input, hx)
+    (own,) = weights.by_layer(module)
+    path = paths.choose(module, _tensors(input, hx, [own]), is_ours=is_ours(module), wants_cells=False)
+    if path.name == "torch" or not arguments.is_cell_call(module, input, hx, own):
+        return _by_torch(module, nn.LSTMCell, path, False, input, hx)  # type: ignore[no-any-return]
+    is_batched = input.dim() == 2
+    x = input.unsqueeze(0) if is_batched else input[None, None]
+    if hx is not None and not is_batched:
+        hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
+    h_dtype, c_dtype = arguments.result_dtypes(module, x, None if hx is None else hx[1], False)
+    options = CallOptions(matmul_precision=arguments.precision_of(None))
+    with arguments.without_autocast(x):
+        x, state, layers = arguments.computed(x, hx, [own], None)
+        h0, c0 = state if state is not None else (None, None)
+        kept, layers = _kept(module, path.name, x, state, layers)
+        _, h, c, _ = _run_layer(path.name, x, h0, c0, layers[0], options, None if kept is None else kept[0], False)
+        h, c = h.to(h_dtype), c.to(c_dtype)
+        return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
+
+
+def _fast_cell(module: nn.Module, x: Any, hx: Any) -> tuple[Tensor, Tensor] | None:
+    """Rows, and nothing unusual about the arguments; None where it is another case."""
+    if not _is_plain(x, 2, module.input_size):
+        return None
+    if hx is not None and not _are_plain_states(hx, (x.shape[0], module.hidden_size), x.dtype):
+        return None
+    h0, c0 = (None, None) if hx is None else hx
+    precision = torch.get_float32_matmul_precision()
+    found = _fast_layer(module, x.unsqueeze(0), h0, c0, precision, keep_layer_axis=False)
+    return None if found is None else found[1:]
+
+
+# --- one layer --------------------------------------------------------------------------------------------------------
+
+
+def _is_plain(x: Any, dims: int, input_size: int) -> bool:
+    """Whether the kernels can read x where it is."""
+    return (
+        type(x) is Tensor
+        and x.dim() == dims
+        and x.shape[-1] == input_size
+        and x.dtype in arguments.COMPUTED
+        and x.stride(-1) == 1
+        and x.is_cpu
+        and x.layout is torch.strided
+        and 0 not in x.shape
+    )
+
+
+def _are_plain_states(hx: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether the kernels can read this pair where it is."""
+    return (
+        isinstance(hx, (tuple, list))
+        and len(hx) == 2
+        and all(
+            type(part) is Tensor
+            and part.is_cpu
+            and part.shape == shape
+            and part.dtype is dtype
+            and part.stride(-1) == 1
+            for part in hx
+        )
+    )
+
+
+def _fast_layer(
+    module: nn.Module, x: Tensor, h0: Tensor | None, c0: Tensor | None, precision: str, *, keep_layer_axis: bool
+) -> Any:
+    """h, h_n, c_n of a module of one layer; None where a weight is of an unusual type, dtype or place."""
+    own = weights.flat(module)
+    if len(own) != 4 and (len(own) != 2 or module.bias):
+        return None
+    wanted = x.requires_grad or (h0 is not None and h0.requires_grad) or (c0 is not None and c0.requires_grad)
+    for weight in own:
+        if weight is None:
+            continue
+        if (type(weight) is not nn.Parameter and type(weight) is not Tensor) or weight.dtype is not x.dtype:
+            return None
+        if not weight.is_cpu or weight.layout is not torch.strided:
+            return None
+        wanted = wanted or weight.requires_grad
+    kernels.follow_torchs_threads()
+    options = CallOptions(matmul_precision=precision)
+    if wanted and torch.is_grad_enabled():
+        given = own if len(own) == 4 else (*own, None, None)
+        return kernels.LayerFunction.apply(x, h0, c0, *given, None, options, keep_layer_axis)
+    (workspace,) = weights.workspaces(module, 1)
+    frozen = weights.frozen(module)
+    found = kernels.forward(
+        x, h0, c0, workspace.view.of(own if frozen is None else frozen[0]), options, workspace.sequence,
+        same_weights=frozen is not None, keep_layer_axis=keep_layer_axis,
+    )  # fmt: skip
+    return found[:3]
+
+
+def _kept(
+    module: nn.Module, path: str, x: Tensor, hx: tuple[Tensor, Tensor] | None, layers: list[Weights]
+) -> tuple[list[Workspace] | None, list[Weights]]:
+    """Workspaces for calls without gradients by the kernels, else None; and the weights to compute with."""
+    if path != "kernels":
+        return None, layers
+    kernels.follow_torchs_threads()
+    if paths.may_have_gradients(_tensors(x, hx, layers)):
+        return None, layers
+    frozen = weights.frozen(module)
+    if frozen is not None and frozen[0].weight_ih.dtype is x.dtype:
+        layers = frozen
+    found = weights.workspaces(module, len(layers))
+    for workspace in found:
+        workspace.has_frozen_weights = layers is frozen
+    return found, layers
+
+
+def _run_layer(
+    path: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    own: Weights,
+    options: CallOptions,
+    kept: Workspace | None,
+    wants_cells: bool,
+) -> Result:
+    if path == "composite":
+        return Result(*composite.forward(x, h0, c0, own, options))
+    if path == "operators":
+        batch, hidden_size = x.shape[1], own.weight_hh.shape[0] // 4
+        h0 = x.new_zeros((batch, own.weight_hh.shape[1])) if h0 is None else h0
+        c0 = x.new_zeros((batch, hidden_size)) if c0 is None else c0
+        if wants_cells:
+            return Result(*composite.forward(x, h0, c0, own, options))
+        call = operators.TransformedLayer.apply if paths.is_under_func() else operators.layer
+        h, h_n, c_n = call(x, h0, c0, *own, *options)
+        return Result(h, h_n, c_n, None)
+    if path == "cuda":
+        if paths.may_have_gradients((x, h0, c0, *own)):
+            h, h_n, c_n = on_cuda.LayerFunction.apply(x, h0, c0, *own[:4], options)
+            return Result(h, h_n, c_n, None)
+        found = on_cuda.forward(x, h0, c0, own, options, keep_cells=wants_cells)
+        return Result(found.h, found.h_n, found.c_n, None if found.cells is None else found.cells.to(x.dtype))
+    if kept is None:
+        h, h_n, c_n = kernels.LayerFunction.apply(x, h0, c0, *own, options, False)
+        return Result(h, h_n, c_n, None)
+    return kernels.forward(
+        x, h0, c0, kept.view.of(own), options, kept.sequence,
+        keep_cells=wants_cells, same_weights=kept.has_frozen_weights,
+    )  # fmt: skip
+
+
+# --- torch's own forward, and what is said of a call ------------------------------------------------------------------
+
+
+def _tensors(x: Tensor, hx: Any, layers: list[Weights]) -> tuple[Tensor | None, ...]:
+    return (x, *(hx or ()), *(w for layer in layers for w in layer))
+
+
+def _is_proxy(input: Any) -> bool:
+    return isinstance(input, torch.fx.Proxy)
+
+
+def _by_torch(module: nn.Module, base: type, path: paths.Path, extras: bool, input: Any, hx: Any) -> Any:
+    if path.name == "torch":
+        if getattr(module, "strict", False):
+            raise RuntimeError(f"strict {base.__name__}: torch's own forward would have to serve this call: {path.why}")
+        if extras:
+            raise ValueError(
+                f"lengths, resets and return_cells need lstmfast's kernels, which cannot serve this call: {path.why}"
+            )
+    return originals[base](module, input, hx)
+
+
+def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool = False) -> str:
+    """Say in a sentence which path a call of nn.LSTM's or nn.LSTMCell's forward takes with these arguments, and why."""
+    is_lstm, is_packed = isinstance(module, nn.LSTM), isinstance(input, PackedSequence)
+    x = input.data if is_packed else input
+    layers = weights.by_layer(module)
+    path = paths.choose(module, _tensors(x, hx, layers), is_ours=is_ours(module), wants_cells=return_cells)
+    if path.name == "torch":
+        return f"torch's own forward: {path.why}"
+    if is_lstm:
+        is_right = arguments.is_call(module, x, hx, layers, is_packed)
+    else:
+        is_right = arguments.is_cell_call(module, x, hx, layers[0])
+    if not is_right:
+        return "torch's own forward, which will say what is wrong with the arguments"
+    names = {
+        "kernels": f"lstmfast's kernels ({_core.current_isa()})",
+        "cuda": "lstmfast's CUDA kernels",
+        "operators": "lstmfast's operators, which run its kernels",
+        "composite": "torch operations, step by step",
+    }
+    h_dtype, _ = arguments.result_dtypes(module, x, None if hx is None else hx[1], is_packed)
+    lower = " in float32, rounded at the end" if path.name != "cuda" and h_dtype in arguments.ROUNDED else ""
+    frozen = ", with frozen weights" if path.name == "kernels" and weights.frozen(module) is not None else ""
+    return f"{names[path.name]}{lower}: {path.why}{frozen}"
