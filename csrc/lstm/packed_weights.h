@@ -1,5 +1,5 @@
-// Kernels of one LSTM direction in the order in which the register tiles read them. Packed anew whenever the weights may
-// have changed: a copy of 1/batch of the work of a step.
+// Kernels of one LSTM direction in the order in which the register tiles read them. Packed whenever the weights
+// have changed (fingerprint.h): a copy of 1/batch of the work of a step.
 #pragma once
 
 #include "core/aligned_buffer.h"

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <utility>
 
 #include "cpu/dispatch.h"
 #include "cpu/panel_sizes.h"
@@ -25,7 +26,6 @@ typename Sequence<T>::Division Sequence<T>::division(double multiply_adds_per_st
 
 template <typename T>
 void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
-  const bool same_weights = args.same_weights && are_last_weights(args);
   args_ = args;
   k_ = &kernels<T>();
   if (args.transposed) {
@@ -41,26 +41,14 @@ void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
   if (args.keep_for_backward && !args.cells) cells_.resize(plan_.rows() * args.hidden_size);
   const Index longest = std::max(args.hidden_size, args.output_size);
   std::fill_n(zeros_.resize(longest), longest, T(0));
-  if (!pack_weights(same_weights) || !run_forward()) {
+  if (!pack_weights() || !run_forward()) {
     products_ = fma_.get();
     products_->prepare(num_threads());
-    pack_weights(false);
+    pack_weights();
     run_forward();
   }
   finish_forward();
   steps_before_ += plan_.steps();
-}
-
-template <typename T>
-bool Sequence<T>::are_last_weights(const SequenceForwardArgs<T>& args) const {
-  const bool same_place = args.transposed
-                              ? args.transposed.recurrent.data == args_.transposed.recurrent.data
-                              : !args_.transposed && args.kernel.data == args_.kernel.data &&
-                                    args.projection.data == args_.projection.data;
-  return same_place && k_ == &kernels<T>() && args.bias == args_.bias && args.forget_bias == args_.forget_bias &&
-         args.input_size == args_.input_size && args.hidden_size == args_.hidden_size &&
-         args.output_size == args_.output_size && args.variant.coupled_gates == args_.variant.coupled_gates &&
-         static_cast<bool>(args.ids) == static_cast<bool>(args_.ids);
 }
 
 template <typename T>
@@ -70,17 +58,18 @@ void Sequence<T>::choose_products() {
     fma_ = make_fma_products<T>(*k_);
     unpacked_ = make_unpacked_products<T>(*k_);
     split_.reset();
-    packed_ = nullptr;
+    packed_ = {};
   }
   products_ = fma_.get();
   const bool weights_once = args_.keep_for_backward || args_.weights_once;
-  if (weights_once && plan_.rows() > 0 && plan_.rows() <= kRowsUnpacked && is_plain()) products_ = unpacked_.get();
+  const Index few = weights_once ? kRowsUnpacked : args_.same_weights ? 0 : kRowsUnlooked;
+  if (plan_.rows() > 0 && plan_.rows() <= few && is_plain()) products_ = unpacked_.get();
   if constexpr (std::is_same_v<T, float>) {
     if (is_plain() && split_products_pay(args_.precision, plan_.batch, args_.hidden_size)) {
       if (!split_ || split_precision_ != args_.precision) {
         split_ = make_split_products(*k_, *current_kernels().split, args_.precision);
         split_precision_ = args_.precision;
-        packed_ = nullptr;  // or what was made anew might lie where the old one was
+        packed_ = {};  // or what was made anew might lie where the old one was
       }
       products_ = split_.get();
     }
@@ -89,7 +78,7 @@ void Sequence<T>::choose_products() {
 }
 
 template <typename T>
-bool Sequence<T>::pack_weights(bool same_weights) {
+bool Sequence<T>::pack_weights() {
   const Index hidden = args_.hidden_size;
   if (args_.ids) {
     const Index rows = plan_.rows();
@@ -97,17 +86,58 @@ bool Sequence<T>::pack_weights(bool same_weights) {
     for (Index r = 0; r < rows; ++r) ids_[r] = *args_.ids.row(plan_.updates[r].time, plan_.updates[r].batch);
     starting_values_.pack_rows(*k_, args_.kernel, args_.input_size, ids_.data(), rows, hidden, args_.bias,
                                args_.forget_bias);
-  } else if (!same_weights) {
+  } else {
     starting_values_.pack_bias(*k_, args_.bias, args_.forget_bias, hidden);
   }
-  if (same_weights && products_ == packed_) return true;
-  packed_ = nullptr;
+  // They read the weights of every call where they lie, and leave alone what others have packed.
+  if (products_ == unpacked_.get()) return products_->pack(input_kernel(input_rows()), recurrent_kernel(), hidden);
+  if (are_packed()) return true;
+  const Packed wanted = std::exchange(packed_, {});
   if (args_.transposed) transpose_weights();
   if (variant().coupled_gates) leave_out_forget_gate();
   if (args_.projection) projection_.pack(*k_, args_.projection, hidden, args_.output_size);
   if (!products_->pack(input_kernel(input_rows()), recurrent_kernel(), hidden)) return false;
-  packed_ = products_;
+  packed_ = wanted;
   return true;
+}
+
+// Whether the products in use hold this call's weights already; if not, what they will hold when they are packed is left in
+// packed_. Calls whose packing serves no other do not look: packing costs them less than looking and packing.
+template <typename T>
+bool Sequence<T>::are_packed() {
+  Packed wanted;
+  wanted.by = products_;
+  wanted.transposed = static_cast<bool>(args_.transposed);
+  wanted.recurrent = wanted.transposed ? args_.transposed.recurrent.data : args_.kernel.data;
+  wanted.projection = wanted.transposed ? args_.transposed.projection.data : args_.projection.data;
+  wanted.input_rows = input_rows();
+  wanted.hidden = args_.hidden_size;
+  wanted.output = args_.output_size;
+  wanted.coupled = variant().coupled_gates;
+  const bool fits = packed_.is_of(wanted);
+  if (!args_.keep_for_backward && !args_.weights_once) {
+    if (args_.same_weights) {
+      if (fits && packed_.lay_at(wanted)) return true;
+    } else {
+      wanted.fingerprint = fingerprint_of_weights();
+      if (fits && packed_.fingerprint == wanted.fingerprint) return true;
+    }
+  }
+  packed_ = wanted;
+  return false;
+}
+
+// Of all that packing reads but biases.
+template <typename T>
+Fingerprint Sequence<T>::fingerprint_of_weights() const {
+  const Index columns = kGateCount * args_.hidden_size, rows = input_rows(), output = args_.output_size;
+  if (args_.transposed) {
+    const auto& [input, recurrent, projection] = args_.transposed;
+    return fingerprint_of<T>(
+        *k_, {{input, columns, rows}, {recurrent, columns, output}, {projection, output, args_.hidden_size}});
+  }
+  const MatrixView<const T> kernel{args_.kernel.row(args_.input_size - rows), args_.kernel.stride};
+  return fingerprint_of<T>(*k_, {{kernel, rows + output, columns}, {args_.projection, args_.hidden_size, output}});
 }
 
 // Those that the products in use do not take as they lie.

@@ -18,6 +18,7 @@ _Ids = NDArray[np.int32]
 __version__: str
 testing: ModuleType
 ROWS_UNPACKED: int
+ROWS_UNLOOKED: int
 
 def built_isas() -> list[str]: ...
 def available_isas() -> list[str]: ...
@@ -59,7 +60,11 @@ class Sequence:
         coupled_gates: bool = False,
         weights_once: bool = False,
     ) -> None:
-        """kernel [I + P, 4H], or transposed ([4H, I], [4H, P]), and then projection is [P, H]; two biases are added."""
+        """kernel [I + P, 4H], or transposed ([4H, I], [4H, P]), and then projection is [P, H]; two biases are added.
+
+        Weights are packed and looked at again in every call. same_weights: the caller's promise that nobody has written
+        to them since they were packed, which spares the look. weights_once: no other call will have these weights.
+        """
 
     @property
     def used_split_products(self) -> bool: ...

@@ -123,8 +123,8 @@ def explain(
     ]
     if not hooks and 0 < time_steps * batch <= _core.ROWS_UNPACKED:
         sentences.append(
-            f"Where weights serve one call, as in training, lstm and lstm_step, so few rows (at most "
-            f"{_core.ROWS_UNPACKED}) read them as they lie; elsewhere they are packed once."
+            f"So few rows read the weights as they lie: up to {_core.ROWS_UNPACKED} where weights serve one call, as "
+            f"in training, lstm and lstm_step, and up to {_core.ROWS_UNLOOKED} elsewhere; more rows have them packed."
         )
     if hooks:
         sentences.append(f"The cell has {' and '.join(hooks)}: hooks of the same step, on multiply-adds alone.")
