@@ -4,6 +4,7 @@
 #include <atomic>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <variant>
@@ -87,12 +88,14 @@ struct Pair {
 
 class PySequence {
  public:
+  // Runs the sequence; or, where `is_restored`, only takes the place of the one that did, by what it left in `saved`.
   void forward(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& h,
                const py::object& h_n, const py::object& c_n, const py::object& h0, const py::object& c0,
                const py::object& lengths, const py::object& resets, bool reverse, double forget_bias,
                const py::object& cells, const py::object& gates, bool keep_for_backward,
                const std::string& matmul_precision, bool same_weights, const py::object& peepholes,
-               const py::object& projection, std::optional<double> cell_clip, bool coupled_gates, bool weights_once) {
+               const py::object& projection, std::optional<double> cell_clip, bool coupled_gates, bool weights_once,
+               const py::object& saved, bool is_restored) {
     const InUse in_use(running_, "Sequence");
     const bool transposed = Pair::is(kernel);
     const py::object recurrent = transposed ? Pair(kernel, "kernel").second : kernel;
@@ -141,8 +144,11 @@ class PySequence {
         args.x = x_arg.sequence();
       }
       const Index steps = args.time_steps, batch = args.batch;
-      args.bias = Pair::is(bias) ? sum<T>(Pair(bias, "bias"), kGateCount * hidden)
-                                 : required<const T>(bias, "bias").must_have_shape({kGateCount * hidden}).contiguous();
+      if (is_restored && bias.is_none())
+        args.bias = nullptr;
+      else
+        args.bias = Pair::is(bias) ? sum<T>(Pair(bias, "bias"), kGateCount * hidden)
+                                   : required<const T>(bias, "bias").must_have_shape({kGateCount * hidden}).contiguous();
       args.forget_bias = static_cast<T>(forget_bias);
       args.h0 = ArrayArg<const T>(h0, "h0").must_have_shape({batch, output}).matrix();
       args.c0 = ArrayArg<const T>(c0, "c0").must_have_shape({batch, hidden}).matrix();
@@ -154,11 +160,22 @@ class PySequence {
       args.resets = ArrayArg<const bool>(resets, "resets").must_have_shape({steps, batch}).contiguous();
       args.reverse = reverse;
       args.h = required<T>(h, "h").must_have_shape({steps, batch, output}).sequence();
-      args.h_n = required<T>(h_n, "h_n").must_have_shape({batch, output}).matrix();
-      args.c_n = required<T>(c_n, "c_n").must_have_shape({batch, hidden}).matrix();
+      if (!is_restored) {
+        args.h_n = required<T>(h_n, "h_n").must_have_shape({batch, output}).matrix();
+        args.c_n = required<T>(c_n, "c_n").must_have_shape({batch, hidden}).matrix();
+      }
       args.cells = ArrayArg<T>(cells, "cells").must_have_shape({steps, batch, hidden}).sequence();
       args.gates = ArrayArg<T>(gates, "gates").must_have_shape({steps, batch, kGateCount, hidden}).sequence(2);
       args.keep_for_backward = keep_for_backward;
+      const ArrayArg<T> saved_arg(saved, "saved");
+      if (saved_arg) {
+        if (!keep_for_backward || args.cells) saved_arg.fail("needs keep_for_backward=True and no cells");
+        const Index updates = args.lengths ? std::accumulate(args.lengths, args.lengths + batch, Index{0}) : steps * batch;
+        const Index size = Sequence<T>::saved_size(updates, hidden, static_cast<bool>(cell.projection));
+        args.saved = saved_arg.must_have_shape({size}).contiguous();
+      } else if (is_restored) {
+        saved_arg.must_have_ndim(1, "[saved_size]");
+      }
       args.precision = precision_of(matmul_precision);
       args.same_weights = same_weights;
       args.weights_once = weights_once;
@@ -174,11 +191,12 @@ class PySequence {
       has_peepholes_ = args.variant.peepholes != nullptr;
       has_projection_ = static_cast<bool>(cell.projection);
       // Backward reads these arrays again; until then they must live.
-      kept_ = keep_for_backward ? py::make_tuple(x, kernel, h0, c0, lengths, h, cells, peepholes, projection)
+      kept_ = keep_for_backward ? py::make_tuple(x, kernel, h0, c0, lengths, h, cells, peepholes, projection, saved)
                                 : py::tuple();
       kept_for_backward_ = keep_for_backward;
       const py::gil_scoped_release release;
-      std::get<Sequence<T>>(sequence_).forward(args);
+      auto& sequence = std::get<Sequence<T>>(sequence_);
+      is_restored ? sequence.restore(args) : sequence.forward(args);
     });
   }
 
@@ -405,6 +423,10 @@ class PyStream {
 
 void register_lstm(py::module_& module) {
   const py::none none;
+  module.def("saved_size", [](Index updates, Index hidden_size, bool has_projection, bool is_float64) {
+    return is_float64 ? Sequence<double>::saved_size(updates, hidden_size, has_projection)
+                      : Sequence<float>::saved_size(updates, hidden_size, has_projection);
+  }, "Number of values that a forward pass of so many row updates leaves for backward in `saved`.");
   py::class_<PySequence>(module, "Sequence", "One direction of one LSTM layer; owns and reuses its workspace.")
       .def(py::init<>())
       // No argument must be named: pybind11 looks every name up by a new string, 100 ns each.
@@ -414,7 +436,7 @@ void register_lstm(py::module_& module) {
            py::arg("cells") = none, py::arg("gates") = none, py::arg("keep_for_backward") = false,
            py::arg("matmul_precision") = "highest", py::arg("same_weights") = false, py::arg("peepholes") = none,
            py::arg("projection") = none, py::arg("cell_clip") = none, py::arg("coupled_gates") = false,
-           py::arg("weights_once") = false)
+           py::arg("weights_once") = false, py::arg("saved") = none, py::arg("is_restored") = false)
       .def_property_readonly("used_split_products", &PySequence::used_split_products)
       .def("release", &PySequence::release, "Let go of the arrays that a backward would have read.")
       .def("backward", &PySequence::backward, py::arg("d_h") = none, py::arg("d_h_n") = none,

@@ -25,7 +25,13 @@ typename Sequence<T>::Division Sequence<T>::division(double multiply_adds_per_st
 }
 
 template <typename T>
-void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
+Index Sequence<T>::saved_size(Index updates, Index hidden_size, bool has_projection) {
+  return updates * (PanelSizes<T>(kernels<T>()).gate_depth(hidden_size) + (has_projection ? 2 : 1) * hidden_size);
+}
+
+// What a forward pass and a backward one that is restored have in common: all but the weights.
+template <typename T>
+void Sequence<T>::begin(const SequenceForwardArgs<T>& args) {
   args_ = args;
   k_ = &kernels<T>();
   if (args.transposed) {
@@ -37,10 +43,27 @@ void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
   }
   plan_.build(args.time_steps, args.batch, args.lengths, args.resets, args.reverse);
   choose_products();
-  if (args.keep_for_backward || args.gates) gates_.resize(plan_.rows() * PanelSizes<T>(*k_).gate_depth(args.hidden_size));
-  if (args.keep_for_backward && !args.cells) cells_.resize(plan_.rows() * args.hidden_size);
-  const Index longest = std::max(args.hidden_size, args.output_size);
+  const Index updates = plan_.rows(), hidden = args.hidden_size;
+  T* saved = args.saved;
+  if (!saved) {
+    // Without a backward to come, only gates that are asked for and the current m of every row need room.
+    const Index size = args.keep_for_backward ? saved_size(updates, hidden, static_cast<bool>(args_.projection))
+                       : args.gates           ? updates * PanelSizes<T>(*k_).gate_depth(hidden)
+                                              : 0;
+    const Index current = args.keep_for_backward || !args_.projection ? 0 : plan_.batch * hidden;
+    saved = saved_.resize(size + current);
+    m_ = saved + size;
+  }
+  gates_ = saved;
+  cells_ = saved + updates * PanelSizes<T>(*k_).gate_depth(hidden);
+  if (args.keep_for_backward) m_ = cells_ + updates * hidden;
+  const Index longest = std::max(hidden, args.output_size);
   std::fill_n(zeros_.resize(longest), longest, T(0));
+}
+
+template <typename T>
+void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
+  begin(args);
   if (!pack_weights() || !run_forward()) {
     products_ = fma_.get();
     products_->prepare(num_threads());
@@ -49,6 +72,15 @@ void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
   }
   finish_forward();
   steps_before_ += plan_.steps();
+}
+
+template <typename T>
+void Sequence<T>::restore(const SequenceForwardArgs<T>& args) {
+  begin(args);
+  if (args.ids) read_ids();
+  if (args.transposed) transpose_weights();
+  if (variant().coupled_gates) leave_out_forget_gate();
+  point_rows();
 }
 
 template <typename T>
@@ -81,10 +113,8 @@ template <typename T>
 bool Sequence<T>::pack_weights() {
   const Index hidden = args_.hidden_size;
   if (args_.ids) {
-    const Index rows = plan_.rows();
-    ids_.resize(static_cast<std::size_t>(rows));
-    for (Index r = 0; r < rows; ++r) ids_[r] = *args_.ids.row(plan_.updates[r].time, plan_.updates[r].batch);
-    starting_values_.pack_rows(*k_, args_.kernel, args_.input_size, ids_.data(), rows, hidden, args_.bias,
+    read_ids();
+    starting_values_.pack_rows(*k_, args_.kernel, args_.input_size, ids_.data(), plan_.rows(), hidden, args_.bias,
                                args_.forget_bias);
   } else {
     starting_values_.pack_bias(*k_, args_.bias, args_.forget_bias, hidden);
@@ -140,6 +170,12 @@ Fingerprint Sequence<T>::fingerprint_of_weights() const {
   return fingerprint_of<T>(*k_, {{kernel, rows + output, columns}, {args_.projection, args_.hidden_size, output}});
 }
 
+template <typename T>
+void Sequence<T>::read_ids() {
+  ids_.resize(plan_.updates.size());
+  for (Index r = 0; r < plan_.rows(); ++r) ids_[r] = *args_.ids.row(plan_.updates[r].time, plan_.updates[r].batch);
+}
+
 // Those that the products in use do not take as they lie.
 template <typename T>
 void Sequence<T>::transpose_weights() {
@@ -179,9 +215,8 @@ void Sequence<T>::point_rows() {
   for (auto* pointers : {&init_, &z_rows_, &x_, &h_prev_, &c_prev_}) pointers->resize(static_cast<std::size_t>(rows));
   for (auto* pointers : {&h_, &c_}) pointers->resize(static_cast<std::size_t>(rows));
   if (args_.projection) {
-    T* m = m_.resize((args_.keep_for_backward ? rows : plan_.batch) * hidden);
     m_rows_.resize(static_cast<std::size_t>(rows));
-    for (Index r = 0; r < rows; ++r) m_rows_[r] = m + (args_.keep_for_backward ? r : plan_.updates[r].batch) * hidden;
+    for (Index r = 0; r < rows; ++r) m_rows_[r] = m_ + (args_.keep_for_backward ? r : plan_.updates[r].batch) * hidden;
   }
   for (Index r = 0; r < rows; ++r) {
     const RowUpdate& update = plan_.updates[r];
@@ -189,7 +224,7 @@ void Sequence<T>::point_rows() {
     x_[r] = args_.ids ? nullptr : args_.x.row(update.time, update.batch);
     h_[r] = args_.h.row(update.time, update.batch);
     c_[r] = args_.cells               ? args_.cells.row(update.time, update.batch)
-            : args_.keep_for_backward ? cells_.data() + r * hidden
+            : args_.keep_for_backward ? cells_ + r * hidden
                                       : args_.c_n.row(update.batch);
     if (update.reset) {
       h_prev_[r] = c_prev_[r] = zeros_.data();
@@ -243,7 +278,7 @@ bool Sequence<T>::run_forward() {
   step.c_prev = c_prev_.data();
   step.h = args_.projection ? m_rows_.data() : h_.data();
   step.c = c_.data();
-  step.gates = keeps_gates ? gates_.data() : nullptr;
+  step.gates = keeps_gates ? gates_ : nullptr;
   step.gate_block_stride = rows * gate_width();
   step.variant = has_hooks() ? &args_.variant : nullptr;
 
@@ -265,7 +300,7 @@ bool Sequence<T>::run_forward() {
       const Range updates{plan_.step_begin[steps.begin], plan_.step_begin[steps.end]};
       z.rows = z_rows_.data();
       z.first_row = updates.begin;
-      z.panels = keeps_gates ? gates_.data() + updates.begin * gate_width() : z_.data();
+      z.panels = keeps_gates ? gates_ + updates.begin * gate_width() : z_.data();
       z.block_stride = (keeps_gates ? rows : updates.end - updates.begin) * gate_width();
       for (Index r = updates.begin; r < updates.end; ++r) z_rows_[r] = z.panels + (r - updates.begin) * gate_width();
       if (hoists) {
@@ -312,7 +347,7 @@ void Sequence<T>::finish_forward() {
     out_.resize(plan_.updates.size());
     for (Index r = 0; r < plan_.rows(); ++r)
       out_[r] = args_.gates.row(plan_.updates[r].time, plan_.updates[r].batch);
-    k_->unpack_gates(gates_.data(), plan_.rows() * gate_width(), hidden, out_.data(), plan_.rows());
+    k_->unpack_gates(gates_, plan_.rows() * gate_width(), hidden, out_.data(), plan_.rows());
   }
 }
 

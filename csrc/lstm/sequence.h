@@ -52,6 +52,7 @@ struct SequenceForwardArgs {
   SequenceView<T> cells;           // [T, B, H] or absent
   SequenceView<T> gates;           // [T, B, 4H] or absent
   bool keep_for_backward;
+  T* saved;  // [saved_size()]: what backward needs is left here, to be given to `restore`; null: in the sequence's own memory
   MatmulPrecision precision;
   bool same_weights;  // the caller's promise that nobody wrote to the weights since they were packed: spares the look
   bool weights_once;  // that no other call will have these weights; of calls that backward follows it is taken for granted
@@ -90,9 +91,15 @@ constexpr Index kRowsUnlooked = 2;
 template <typename T>
 class Sequence {
  public:
+  // How many values `saved` must have room for: gates and cells of every update, and h before a projection.
+  static Index saved_size(Index updates, Index hidden_size, bool has_projection);
+
   void forward(const SequenceForwardArgs<T>& args);
-  // Gradients of the last forward, which must have kept what they need. The arrays given to it must still be there and
-  // unchanged.
+  // Take the place of the sequence whose forward these arguments were given to. `saved` holds what that one left there; bias,
+  // h_n and c_n may be absent. Weights must have the values they had.
+  void restore(const SequenceForwardArgs<T>& args);
+  // Gradients of the last forward, which must have kept what they need, or of a restored one. The arrays given to it must
+  // still be there and unchanged.
   void backward(const SequenceBackwardArgs<T>& args);
 
   // Whether the last forward made its products split.
@@ -104,10 +111,12 @@ class Sequence {
   bool run_backward(const SequenceBackwardArgs<T>& args);
 
   // ---- forward
+  void begin(const SequenceForwardArgs<T>& args);
   void choose_products();
   bool pack_weights();
   bool are_packed();
   Fingerprint fingerprint_of_weights() const;
+  void read_ids();
   void transpose_weights();
   void leave_out_forget_gate();
   bool hoists_input() const;
@@ -219,9 +228,11 @@ class Sequence {
   AlignedBuffer<T> kernel_, projection_kernel_;      // of transposed weights
   AlignedBuffer<T> d_kernel_, d_projection_kernel_;  // before they are transposed
   AlignedBuffer<T> without_forget_gate_;  // the kernel with zeros in the columns that coupled gates do not read
-  AlignedBuffer<T> cells_, gates_, d_gates_, d_c_, zeros_;
+  AlignedBuffer<T> saved_, d_gates_, d_c_, zeros_;
+  T* gates_ = nullptr;  // in args_.saved or saved_, as are the next two
+  T* cells_ = nullptr;
+  T* m_ = nullptr;      // h before its projection
   AlignedBuffer<T> z_;                                               // pre-activations of a group of steps
-  AlignedBuffer<T> m_;                                               // h before its projection
   AlignedBuffer<T> d_h_total_, d_m_, d_h_panels_;
   std::vector<T*> m_rows_, d_h_total_rows_, d_m_rows_;               // [updates]
   std::vector<const T*> nothing_;                                    // [updates] zeros_

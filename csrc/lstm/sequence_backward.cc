@@ -152,7 +152,7 @@ StepBackwardArgs<T> Sequence<T>::step_backward_args(const GateGradients& group) 
   step.d_c_prev = d_c_out_.data();
   step.c_prev = c_prev_.data();
   step.c = c_.data();
-  step.gates = gates_.data();
+  step.gates = gates_;
   step.gate_block_stride = plan_.rows() * gate_width();
   step.d_gates = d_gates_.data();
   step.d_gate_block_stride = group.block_stride;

@@ -31,6 +31,8 @@ def build_info() -> dict[str, str]: ...
 def probe_flops(dtype: str) -> float: ...
 def probe_read_bandwidth(size_bytes: int) -> float: ...
 
+def saved_size(updates: int, hidden_size: int, has_projection: bool, is_float64: bool) -> int: ...
+
 class Sequence:
     """One direction of one LSTM layer; owns its workspace and reuses it. One call at a time."""
 
@@ -59,11 +61,15 @@ class Sequence:
         cell_clip: float | None = None,
         coupled_gates: bool = False,
         weights_once: bool = False,
+        saved: _Floats | None = None,
+        is_restored: bool = False,
     ) -> None:
         """kernel [I + P, 4H], or transposed ([4H, I], [4H, P]), and then projection is [P, H]; two biases are added.
 
         Weights are packed and looked at again in every call. same_weights: the caller's promise that nobody has written
         to them since they were packed, which spares the look. weights_once: no other call will have these weights.
+        saved [saved_size]: what backward needs is left there and not in this sequence; any sequence can then do the
+        backward pass, after a call with the same arguments and is_restored, which reads it and computes nothing.
         """
 
     @property
