@@ -41,6 +41,8 @@ class PackedGates {
   }
 
   const T* data() const { return buffer_.data(); }
+  void release() { buffer_.release(); }
+  std::size_t size_bytes() const { return buffer_.size_bytes(); }
 
  private:
   AlignedBuffer<T> buffer_;
@@ -69,6 +71,8 @@ class StartingValues {
   const T* of_all() const { return buffer_.data(); }
   const T* of_id(Index position, int id) const { return buffer_.data() + (by_id_ ? id : position) * row_size_; }
   Index block_stride() const { return block_stride_; }
+  void release() { buffer_.release(); }
+  std::size_t size_bytes() const { return buffer_.size_bytes(); }
 
  private:
   void pack(const KernelTable<T>& k, MatrixView<const T> kernel, const int* ids, Index count, Index hidden,

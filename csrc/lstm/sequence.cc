@@ -42,6 +42,11 @@ void Sequence<T>::begin(const SequenceForwardArgs<T>& args) {
       args_.projection = {projection_kernel_.resize(args.hidden_size * args.output_size), args.output_size};
   }
   plan_.build(args.time_steps, args.batch, args.lengths, args.resets, args.reverse);
+  constexpr std::size_t kBytesOfRow = sizeof(RowUpdate) + 20 * sizeof(T*);
+  if (recent_rows_.is_outgrown_by(plan_.updates.size(), x_.capacity(), kBytesOfRow)) {
+    release_rows();
+    plan_.updates.shrink_to_fit();
+  }
   choose_products();
   const Index updates = plan_.rows(), hidden = args.hidden_size;
   T* saved = args.saved;
@@ -81,6 +86,37 @@ void Sequence<T>::restore(const SequenceForwardArgs<T>& args) {
   if (args.transposed) transpose_weights();
   if (variant().coupled_gates) leave_out_forget_gate();
   point_rows();
+}
+
+template <typename T>
+void Sequence<T>::release_memory(bool backward_may_come) {
+  const auto release = [](auto& buffer) { buffer.release(); };
+  for_each_workspace(release);
+  projection_.release_workspaces();
+  for (Products<T>* products : {fma_.get(), unpacked_.get(), split_.get()})
+    if (products) products->release_workspaces();
+  if (backward_may_come) return;
+  for_each_kept(release);
+  release_rows();
+  plan_ = {};
+}
+
+template <typename T>
+void Sequence<T>::release_rows() {
+  const auto release = [](auto&... rows) { (std::decay_t<decltype(rows)>().swap(rows), ...); };
+  release(m_rows_, d_h_total_rows_, d_m_rows_, nothing_, ids_, init_, z_rows_, x_, h_prev_, c_prev_);
+  release(d_h_, d_h_extra_, d_c_in_, d_gates_next_, d_gates_rows_, h_, c_, d_c_out_, out_);
+}
+
+template <typename T>
+std::size_t Sequence<T>::size_bytes() {
+  std::size_t bytes = projection_.size_bytes();
+  const auto add = [&](const auto& buffer) { bytes += buffer.size_bytes(); };
+  for_each_workspace(add);
+  for_each_kept(add);
+  for (const Products<T>* products : {fma_.get(), unpacked_.get(), split_.get()})
+    if (products) bytes += products->size_bytes();
+  return bytes;
 }
 
 template <typename T>

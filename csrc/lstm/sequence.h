@@ -1,6 +1,6 @@
 // One direction of one LSTM layer over a whole sequence: forward, and backward through time.
 // Knows time, states and gradients; knows no ISA, no Python, no other layer. It owns all workspace and keeps it, so that
-// calls of the same size after the first allocate nothing.
+// calls of the same size after the first allocate nothing; what a larger call left is given back within 15 others.
 #pragma once
 
 #include <limits>
@@ -102,6 +102,10 @@ class Sequence {
   // still be there and unchanged.
   void backward(const SequenceBackwardArgs<T>& args);
 
+  // Gives memory back: all but packed weights and, where a backward may come, what it needs.
+  void release_memory(bool backward_may_come);
+  std::size_t size_bytes();
+
   // Whether the last forward made its products split.
   bool used_split_products() const { return products_ != nullptr && products_ == split_.get(); }
 
@@ -163,6 +167,19 @@ class Sequence {
   enum class Order { kForward, kBackward };
   template <typename... Phases>
   void for_each_step(Order order, Range steps, double multiply_adds_per_step, const Phases&... phases) const;
+
+  // Body for all memory that is free between any two calls, and for all that a backward needs of its forward.
+  template <typename Body>
+  void for_each_workspace(const Body& body) {
+    for (auto* buffer : {&d_kernel_, &d_projection_kernel_, &d_gates_, &d_c_, &z_, &d_h_total_, &d_m_, &d_h_panels_})
+      body(*buffer);
+    body(starting_values_);
+  }
+  template <typename Body>
+  void for_each_kept(const Body& body) {
+    for (auto* buffer : {&kernel_, &projection_kernel_, &without_forget_gate_, &saved_, &zeros_}) body(*buffer);
+  }
+  void release_rows();
 
   bool has_input_product() const { return !args_.ids && args_.input_size > 0; }
   Index gate_width() const { return kGateCount * k_->vector_length; }
@@ -240,6 +257,7 @@ class Sequence {
   std::vector<const T*> init_, z_rows_, x_, h_prev_, c_prev_;        // [updates]
   std::vector<const T*> d_h_, d_h_extra_, d_c_in_, d_gates_next_, d_gates_rows_;  // [updates]
   std::vector<T*> h_, c_, d_c_out_, out_;                            // [updates]
+  RecentPeak recent_rows_;
 };
 
 template <typename T>
