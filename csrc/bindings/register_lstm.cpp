@@ -1,12 +1,18 @@
 // Sequence and Stream: lstm/ as Python sees it.
 #include <pybind11/stl.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <atomic>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <optional>
 #include <tuple>
+#include <unordered_set>
 #include <variant>
 
 #include "bindings/array_args.h"
@@ -15,6 +21,7 @@
 #include "core/gates.h"
 #include "lstm/sequence.h"
 #include "lstm/stream.h"
+#include "nn/linear.h"
 #include "nn/sampling.h"
 
 namespace lstmfast::bindings {
@@ -86,8 +93,51 @@ struct Pair {
   static bool is(const py::object& object) { return py::isinstance<py::tuple>(object); }
 };
 
+class PySequence;
+
+// All sequences there are. Never destroyed, as Python may outlive it.
+struct AllSequences {
+  std::mutex mutex;
+  std::unordered_set<PySequence*> sequences;
+};
+AllSequences& all_sequences() {
+  static auto* all = new AllSequences;
+  return *all;
+}
+
 class PySequence {
  public:
+  PySequence() {
+    AllSequences& all = all_sequences();
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    all.sequences.insert(this);
+  }
+  ~PySequence() {
+    AllSequences& all = all_sequences();
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    all.sequences.erase(this);
+  }
+  PySequence(const PySequence&) = delete;
+  PySequence& operator=(const PySequence&) = delete;
+
+  // Of every sequence that no other thread runs.
+  static void release_all_memory() {
+    AllSequences& all = all_sequences();
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    for (PySequence* each : all.sequences)
+      if (!each->running_.exchange(true)) {
+        each->release_memory();
+        each->running_.store(false);
+      }
+  }
+
+  std::size_t workspace_bytes() {
+    const InUse in_use(running_, "Sequence");
+    std::size_t bytes = 0;
+    with_sequence([&](auto& sequence) { bytes = sequence.size_bytes(); });
+    return bytes;
+  }
+
   // Runs the sequence; or, where `is_restored`, only takes the place of the one that did, by what it left in `saved`.
   void forward(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& h,
                const py::object& h_n, const py::object& c_n, const py::object& h0, const py::object& c0,
@@ -274,6 +324,16 @@ class PySequence {
     std::get<Sequence<T>>(sequence_).backward(args);
   }
 
+  template <typename Body>
+  void with_sequence(const Body& body) {
+    if (auto* sequence = std::get_if<Sequence<float>>(&sequence_)) body(*sequence);
+    if (auto* sequence = std::get_if<Sequence<double>>(&sequence_)) body(*sequence);
+  }
+
+  void release_memory() {
+    with_sequence([&](auto& sequence) { sequence.release_memory(kept_for_backward_); });
+  }
+
   std::variant<std::monostate, Sequence<float>, Sequence<double>> sequence_;
   std::tuple<AlignedBuffer<float>, AlignedBuffer<double>> summed_bias_;
   std::atomic<bool> running_{false};
@@ -427,6 +487,13 @@ void register_lstm(py::module_& module) {
     return is_float64 ? Sequence<double>::saved_size(updates, hidden_size, has_projection)
                       : Sequence<float>::saved_size(updates, hidden_size, has_projection);
   }, "Number of values that a forward pass of so many row updates leaves for backward in `saved`.");
+  module.def("release_memory", [] {
+    PySequence::release_all_memory();
+    release_linear_workspaces();
+#if defined(__GLIBC__)
+    malloc_trim(0);  // what is freed in pieces below malloc's threshold
+#endif
+  }, "Give back what all sequences but running ones can do without, and the dense layers of this thread.");
   py::class_<PySequence>(module, "Sequence", "One direction of one LSTM layer; owns and reuses its workspace.")
       .def(py::init<>())
       // No argument must be named: pybind11 looks every name up by a new string, 100 ns each.
@@ -437,6 +504,10 @@ void register_lstm(py::module_& module) {
            py::arg("matmul_precision") = "highest", py::arg("same_weights") = false, py::arg("peepholes") = none,
            py::arg("projection") = none, py::arg("cell_clip") = none, py::arg("coupled_gates") = false,
            py::arg("weights_once") = false, py::arg("saved") = none, py::arg("is_restored") = false)
+      // A copy, and what comes out of a pickle, is a sequence that has not run: what this one holds serves its own calls.
+      .def(py::pickle([](const PySequence&) { return py::tuple(); },
+                      [](const py::tuple&) { return std::make_unique<PySequence>(); }))
+      .def_property_readonly("workspace_bytes", &PySequence::workspace_bytes)
       .def_property_readonly("used_split_products", &PySequence::used_split_products)
       .def("release", &PySequence::release, "Let go of the arrays that a backward would have read.")
       .def("backward", &PySequence::backward, py::arg("d_h") = none, py::arg("d_h_n") = none,
@@ -448,6 +519,9 @@ void register_lstm(py::module_& module) {
                     const std::string&>(),
            py::arg("kernels"), py::arg("biases"), py::kw_only(), py::arg("batch_size"), py::arg("token_input"),
            py::arg("forget_bias"), py::arg("weights") = "float32")
+      .def("__reduce_ex__", [](const PyStream&, const py::object&) -> py::object {
+        throw py::type_error("a stream cannot be copied or pickled: make another one of its layer or model and set its state");
+      }, py::arg("protocol"))
       .def("step", &PyStream::step, py::arg("x"))
       .def("reset", &PyStream::reset)
       .def_property("state", &PyStream::state, &PyStream::set_state)

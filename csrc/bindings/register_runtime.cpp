@@ -51,6 +51,7 @@ void register_runtime(pybind11::module_& module) {
   module.def("available_isas", [] { return names_where(cpu_has); });
   module.def("current_isa", [] { return std::string(isa_name(current_isa())); });
   module.attr("ROWS_UNPACKED") = kRowsUnpacked;
+  module.attr("ROWS_UNLOOKED") = kRowsUnlooked;
   module.def(
       "splits_products",
       [](Index batch, Index hidden, const std::string& precision) {

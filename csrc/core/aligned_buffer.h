@@ -1,5 +1,6 @@
-// Memory that starts on a cache line and only ever grows: the workspaces keep one of these per array, so that a second
-// call of the same size allocates nothing. The contents are undefined after `resize`.
+// Memory that starts on a cache line: the workspaces keep one of these per array, so that a second call of the same size
+// allocates nothing. It grows at once, and shrinks when it has long been far too large, so that one large call does not keep
+// its memory for good. The contents are undefined after `resize`.
 #pragma once
 
 #if defined(__linux__)
@@ -15,6 +16,28 @@
 
 namespace lstmfast {
 
+// How much was wanted at most in the last 10 times, asked every 5 times, and whether what there is is far more than that. Calls of
+// different sizes by turns keep what the largest needs.
+class RecentPeak {
+ public:
+  static constexpr unsigned kTimes = 5;
+  static constexpr std::size_t kFarTooLarge = 4, kWorthBytes = std::size_t{1} << 20;
+
+  bool is_outgrown_by(std::size_t wanted, std::size_t capacity, std::size_t element_size) {
+    if (wanted > peak_) peak_ = wanted;
+    if (++times_ < kTimes) return false;
+    const std::size_t recent = peak_ > peak_before_ ? peak_ : peak_before_;
+    peak_before_ = peak_;
+    peak_ = 0;
+    times_ = 0;
+    return capacity / kFarTooLarge > recent && capacity * element_size > kWorthBytes;
+  }
+
+ private:
+  std::size_t peak_ = 0, peak_before_ = 0;
+  unsigned times_ = 0;
+};
+
 template <typename T>
 class AlignedBuffer {
  public:
@@ -23,6 +46,7 @@ class AlignedBuffer {
 
   T* resize(Index count) {
     const auto wanted = static_cast<std::size_t>(count);
+    if (recent_.is_outgrown_by(wanted, capacity_, sizeof(T))) release();
     if (wanted > capacity_ || !data_) {
       if (wanted > std::numeric_limits<std::size_t>::max() / sizeof(T) - kHugePage) throw std::bad_alloc();
       data_.reset();
@@ -34,7 +58,20 @@ class AlignedBuffer {
     return data_.get();
   }
 
+  // Gives the memory back to the system, and not only to malloc, which may keep it.
+  void release() {
+#if defined(__linux__)
+    if (size_bytes() >= kHugePage / 2) {  // it begins on a page, and malloc's own words lie before and behind it
+      constexpr std::size_t kPage = 65536;  // the largest of any system
+      madvise(data_.get(), size_bytes() / kPage * kPage, MADV_DONTNEED);
+    }
+#endif
+    data_.reset();
+    capacity_ = 0;
+  }
+
   T* data() const { return data_.get(); }
+  std::size_t size_bytes() const { return capacity_ * sizeof(T); }
 
  private:
   // Large buffers ask for huge pages: hardware follows a stream of weights to the end of a page, and no further. What is
@@ -54,6 +91,7 @@ class AlignedBuffer {
   };
   std::unique_ptr<T, Free> data_;
   std::size_t capacity_ = 0;
+  RecentPeak recent_;
 };
 
 }  // namespace lstmfast

@@ -168,6 +168,9 @@ struct AdamConstants {
   T learning_rate, step_size, second_scale, beta1, beta2, epsilon, weight_decay;
 };
 
+// Of a fingerprint (lstm/fingerprint.h): memory that one sum covers, and how many words on the second sum's keys begin.
+constexpr Index kFingerprintBytes = 4096, kFingerprintShift = 16;
+
 template <typename T>
 struct KernelTable {
   int vector_length;
@@ -224,6 +227,10 @@ struct KernelTable {
   void (*momentum)(T* p, const T* g, T* velocity, Index count, T learning_rate, T momentum, bool nesterov, T scale);
   void (*rmsprop)(T* p, const T* g, T* mean_square, Index count, T learning_rate, T decay, T epsilon, T scale);
   void (*adam)(T* p, const T* g, T* first, T* second, Index count, const AdamConstants<T>&, T scale);
+
+  // The inner hash of a fingerprint: two sums over at most kFingerprintBytes of values, taken as words of 32 bits, with as
+  // many keys and kFingerprintShift more. Equal on every ISA.
+  void (*fingerprint)(const T* values, Index count, const unsigned* keys, unsigned long long* sums);
 
   // For tests: what the step uses, element by element.
   void (*sigmoid)(const T* x, T* out, Index count);

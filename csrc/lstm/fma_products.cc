@@ -12,6 +12,15 @@ class FmaProducts final : public Products<T> {
   explicit FmaProducts(const KernelTable<T>& k) : k_(k) {}
 
   void prepare(int threads) override { workspaces_.resize(threads * kTransposedWorkspace); }
+  void release_workspaces() override {
+    input_transposed_.release();
+    recurrent_transposed_.release();
+    workspaces_.release();
+  }
+  std::size_t size_bytes() const override {
+    return input_.size_bytes() + recurrent_.size_bytes() + input_transposed_.size_bytes() +
+           recurrent_transposed_.size_bytes() + workspaces_.size_bytes();
+  }
   bool keeps_preactivations() const override { return false; }
 
   bool takes_transposed() const override { return true; }

@@ -1,5 +1,5 @@
-// Kernels of one LSTM direction in the order in which the register tiles read them. Packed anew whenever the weights may
-// have changed: a copy of 1/batch of the work of a step.
+// Kernels of one LSTM direction in the order in which the register tiles read them. Packed whenever the weights
+// have changed (fingerprint.h): a copy of 1/batch of the work of a step.
 #pragma once
 
 #include "core/aligned_buffer.h"
@@ -41,6 +41,8 @@ class PackedGates {
   }
 
   const T* data() const { return buffer_.data(); }
+  void release() { buffer_.release(); }
+  std::size_t size_bytes() const { return buffer_.size_bytes(); }
 
  private:
   AlignedBuffer<T> buffer_;
@@ -69,6 +71,8 @@ class StartingValues {
   const T* of_all() const { return buffer_.data(); }
   const T* of_id(Index position, int id) const { return buffer_.data() + (by_id_ ? id : position) * row_size_; }
   Index block_stride() const { return block_stride_; }
+  void release() { buffer_.release(); }
+  std::size_t size_bytes() const { return buffer_.size_bytes(); }
 
  private:
   void pack(const KernelTable<T>& k, MatrixView<const T> kernel, const int* ids, Index count, Index hidden,

@@ -8,6 +8,7 @@
 // The functions for rows may run in several threads at once, each with its own `part`.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 
 #include "core/aligned_buffer.h"
@@ -31,6 +32,9 @@ class Products {
   virtual ~Products() = default;
 
   virtual void prepare(int threads) = 0;
+  // Gives back all memory but what `pack` packed; `prepare` must follow.
+  virtual void release_workspaces() = 0;
+  virtual std::size_t size_bytes() const = 0;
   // Whether step_forward needs `z`.
   virtual bool keeps_preactivations() const = 0;
 

@@ -19,6 +19,10 @@ class Projection {
                       transposed_.resize(size * PanelSizes<T>(k).padded(hidden)));
   }
 
+  // All but what `pack` packed.
+  void release_workspaces() { transposed_.release(); }
+  std::size_t size_bytes() const { return panels_.size_bytes() + transposed_.size_bytes(); }
+
   // h[r] = m[r]·weights for these rows and plain panels of h.
   void project(const KernelTable<T>& k, Range rows, Range panels, const T* const* m, Index hidden, T* const* h,
                Index size) const {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <utility>
 
 #include "cpu/dispatch.h"
 #include "cpu/panel_sizes.h"
@@ -41,6 +42,11 @@ void Sequence<T>::begin(const SequenceForwardArgs<T>& args) {
       args_.projection = {projection_kernel_.resize(args.hidden_size * args.output_size), args.output_size};
   }
   plan_.build(args.time_steps, args.batch, args.lengths, args.resets, args.reverse);
+  constexpr std::size_t kBytesOfRow = sizeof(RowUpdate) + 20 * sizeof(T*);
+  if (recent_rows_.is_outgrown_by(plan_.updates.size(), x_.capacity(), kBytesOfRow)) {
+    release_rows();
+    plan_.updates.shrink_to_fit();
+  }
   choose_products();
   const Index updates = plan_.rows(), hidden = args.hidden_size;
   T* saved = args.saved;
@@ -62,12 +68,11 @@ void Sequence<T>::begin(const SequenceForwardArgs<T>& args) {
 
 template <typename T>
 void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
-  const bool same_weights = args.same_weights && are_last_weights(args);
   begin(args);
-  if (!pack_weights(same_weights) || !run_forward()) {
+  if (!pack_weights() || !run_forward()) {
     products_ = fma_.get();
     products_->prepare(num_threads());
-    pack_weights(false);
+    pack_weights();
     run_forward();
   }
   finish_forward();
@@ -77,7 +82,6 @@ void Sequence<T>::forward(const SequenceForwardArgs<T>& args) {
 template <typename T>
 void Sequence<T>::restore(const SequenceForwardArgs<T>& args) {
   begin(args);
-  packed_ = nullptr;
   if (args.ids) read_ids();
   if (args.transposed) transpose_weights();
   if (variant().coupled_gates) leave_out_forget_gate();
@@ -85,15 +89,34 @@ void Sequence<T>::restore(const SequenceForwardArgs<T>& args) {
 }
 
 template <typename T>
-bool Sequence<T>::are_last_weights(const SequenceForwardArgs<T>& args) const {
-  const bool same_place = args.transposed
-                              ? args.transposed.recurrent.data == args_.transposed.recurrent.data
-                              : !args_.transposed && args.kernel.data == args_.kernel.data &&
-                                    args.projection.data == args_.projection.data;
-  return same_place && k_ == &kernels<T>() && args.bias == args_.bias && args.forget_bias == args_.forget_bias &&
-         args.input_size == args_.input_size && args.hidden_size == args_.hidden_size &&
-         args.output_size == args_.output_size && args.variant.coupled_gates == args_.variant.coupled_gates &&
-         static_cast<bool>(args.ids) == static_cast<bool>(args_.ids);
+void Sequence<T>::release_memory(bool backward_may_come) {
+  const auto release = [](auto& buffer) { buffer.release(); };
+  for_each_workspace(release);
+  projection_.release_workspaces();
+  for (Products<T>* products : {fma_.get(), unpacked_.get(), split_.get()})
+    if (products) products->release_workspaces();
+  if (backward_may_come) return;
+  for_each_kept(release);
+  release_rows();
+  plan_ = {};
+}
+
+template <typename T>
+void Sequence<T>::release_rows() {
+  const auto release = [](auto&... rows) { (std::decay_t<decltype(rows)>().swap(rows), ...); };
+  release(m_rows_, d_h_total_rows_, d_m_rows_, nothing_, ids_, init_, z_rows_, x_, h_prev_, c_prev_);
+  release(d_h_, d_h_extra_, d_c_in_, d_gates_next_, d_gates_rows_, h_, c_, d_c_out_, out_);
+}
+
+template <typename T>
+std::size_t Sequence<T>::size_bytes() {
+  std::size_t bytes = projection_.size_bytes();
+  const auto add = [&](const auto& buffer) { bytes += buffer.size_bytes(); };
+  for_each_workspace(add);
+  for_each_kept(add);
+  for (const Products<T>* products : {fma_.get(), unpacked_.get(), split_.get()})
+    if (products) bytes += products->size_bytes();
+  return bytes;
 }
 
 template <typename T>
@@ -103,17 +126,18 @@ void Sequence<T>::choose_products() {
     fma_ = make_fma_products<T>(*k_);
     unpacked_ = make_unpacked_products<T>(*k_);
     split_.reset();
-    packed_ = nullptr;
+    packed_ = {};
   }
   products_ = fma_.get();
   const bool weights_once = args_.keep_for_backward || args_.weights_once;
-  if (weights_once && plan_.rows() > 0 && plan_.rows() <= kRowsUnpacked && is_plain()) products_ = unpacked_.get();
+  const Index few = weights_once ? kRowsUnpacked : args_.same_weights ? 0 : kRowsUnlooked;
+  if (plan_.rows() > 0 && plan_.rows() <= few && is_plain()) products_ = unpacked_.get();
   if constexpr (std::is_same_v<T, float>) {
     if (is_plain() && split_products_pay(args_.precision, plan_.batch, args_.hidden_size)) {
       if (!split_ || split_precision_ != args_.precision) {
         split_ = make_split_products(*k_, *current_kernels().split, args_.precision);
         split_precision_ = args_.precision;
-        packed_ = nullptr;  // or what was made anew might lie where the old one was
+        packed_ = {};  // or what was made anew might lie where the old one was
       }
       products_ = split_.get();
     }
@@ -122,23 +146,64 @@ void Sequence<T>::choose_products() {
 }
 
 template <typename T>
-bool Sequence<T>::pack_weights(bool same_weights) {
+bool Sequence<T>::pack_weights() {
   const Index hidden = args_.hidden_size;
   if (args_.ids) {
     read_ids();
     starting_values_.pack_rows(*k_, args_.kernel, args_.input_size, ids_.data(), plan_.rows(), hidden, args_.bias,
                                args_.forget_bias);
-  } else if (!same_weights) {
+  } else {
     starting_values_.pack_bias(*k_, args_.bias, args_.forget_bias, hidden);
   }
-  if (same_weights && products_ == packed_) return true;
-  packed_ = nullptr;
+  // They read the weights of every call where they lie, and leave alone what others have packed.
+  if (products_ == unpacked_.get()) return products_->pack(input_kernel(input_rows()), recurrent_kernel(), hidden);
+  if (are_packed()) return true;
+  const Packed wanted = std::exchange(packed_, {});
   if (args_.transposed) transpose_weights();
   if (variant().coupled_gates) leave_out_forget_gate();
   if (args_.projection) projection_.pack(*k_, args_.projection, hidden, args_.output_size);
   if (!products_->pack(input_kernel(input_rows()), recurrent_kernel(), hidden)) return false;
-  packed_ = products_;
+  packed_ = wanted;
   return true;
+}
+
+// Whether the products in use hold this call's weights already; if not, what they will hold when they are packed is left in
+// packed_. Calls whose packing serves no other do not look: packing costs them less than looking and packing.
+template <typename T>
+bool Sequence<T>::are_packed() {
+  Packed wanted;
+  wanted.by = products_;
+  wanted.transposed = static_cast<bool>(args_.transposed);
+  wanted.recurrent = wanted.transposed ? args_.transposed.recurrent.data : args_.kernel.data;
+  wanted.projection = wanted.transposed ? args_.transposed.projection.data : args_.projection.data;
+  wanted.input_rows = input_rows();
+  wanted.hidden = args_.hidden_size;
+  wanted.output = args_.output_size;
+  wanted.coupled = variant().coupled_gates;
+  const bool fits = packed_.is_of(wanted);
+  if (!args_.keep_for_backward && !args_.weights_once) {
+    if (args_.same_weights) {
+      if (fits && packed_.lay_at(wanted)) return true;
+    } else {
+      wanted.fingerprint = fingerprint_of_weights();
+      if (fits && packed_.fingerprint == wanted.fingerprint) return true;
+    }
+  }
+  packed_ = wanted;
+  return false;
+}
+
+// Of all that packing reads but biases.
+template <typename T>
+Fingerprint Sequence<T>::fingerprint_of_weights() const {
+  const Index columns = kGateCount * args_.hidden_size, rows = input_rows(), output = args_.output_size;
+  if (args_.transposed) {
+    const auto& [input, recurrent, projection] = args_.transposed;
+    return fingerprint_of<T>(
+        *k_, {{input, columns, rows}, {recurrent, columns, output}, {projection, output, args_.hidden_size}});
+  }
+  const MatrixView<const T> kernel{args_.kernel.row(args_.input_size - rows), args_.kernel.stride};
+  return fingerprint_of<T>(*k_, {{kernel, rows + output, columns}, {args_.projection, args_.hidden_size, output}});
 }
 
 template <typename T>

@@ -1,10 +1,11 @@
 // One direction of one LSTM layer over a whole sequence: forward, and backward through time.
 // Knows time, states and gradients; knows no ISA, no Python, no other layer. It owns all workspace and keeps it, so that
-// calls of the same size after the first allocate nothing.
+// calls of the same size after the first allocate nothing; what a larger call left is given back within 15 others.
 #pragma once
 
 #include <limits>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/aligned_buffer.h"
@@ -12,6 +13,7 @@
 #include "core/views.h"
 #include "cpu/kernel_table.h"
 #include "cpu/parallel.h"
+#include "lstm/fingerprint.h"
 #include "lstm/packed_weights.h"
 #include "lstm/products.h"
 #include "lstm/projection.h"
@@ -52,7 +54,7 @@ struct SequenceForwardArgs {
   bool keep_for_backward;
   T* saved;  // [saved_size()]: what backward needs is left here, to be given to `restore`; null: in the sequence's own memory
   MatmulPrecision precision;
-  bool same_weights;  // the caller's word that all weights and forget_bias are those of the last forward
+  bool same_weights;  // the caller's promise that nobody wrote to the weights since they were packed: spares the look
   bool weights_once;  // that no other call will have these weights; of calls that backward follows it is taken for granted
 };
 
@@ -82,6 +84,9 @@ bool hoisting_pays(const KernelTable<T>& k, Index steps, Index batch, Index inpu
 // Up to this many rows in all, weights that serve one call are read where they lie. A training step of one row and 256 units
 // takes 195 us instead of 560, of four rows 505 instead of 760; six rows are even.
 constexpr Index kRowsUnpacked = 4;
+// And up to this many, weights that others may write between two calls: looking at all of them costs as much as multiplying
+// two rows with them. One row of 256 units takes 23 us, and 48 with a look and packed weights; four rows 91 and 59.
+constexpr Index kRowsUnlooked = 2;
 
 template <typename T>
 class Sequence {
@@ -97,6 +102,10 @@ class Sequence {
   // still be there and unchanged.
   void backward(const SequenceBackwardArgs<T>& args);
 
+  // Gives memory back: all but packed weights and, where a backward may come, what it needs.
+  void release_memory(bool backward_may_come);
+  std::size_t size_bytes();
+
   // Whether the last forward made its products split.
   bool used_split_products() const { return products_ != nullptr && products_ == split_.get(); }
 
@@ -108,8 +117,9 @@ class Sequence {
   // ---- forward
   void begin(const SequenceForwardArgs<T>& args);
   void choose_products();
-  bool pack_weights(bool same_weights);
-  bool are_last_weights(const SequenceForwardArgs<T>& args) const;
+  bool pack_weights();
+  bool are_packed();
+  Fingerprint fingerprint_of_weights() const;
   void read_ids();
   void transpose_weights();
   void leave_out_forget_gate();
@@ -158,6 +168,19 @@ class Sequence {
   template <typename... Phases>
   void for_each_step(Order order, Range steps, double multiply_adds_per_step, const Phases&... phases) const;
 
+  // Body for all memory that is free between any two calls, and for all that a backward needs of its forward.
+  template <typename Body>
+  void for_each_workspace(const Body& body) {
+    for (auto* buffer : {&d_kernel_, &d_projection_kernel_, &d_gates_, &d_c_, &z_, &d_h_total_, &d_m_, &d_h_panels_})
+      body(*buffer);
+    body(starting_values_);
+  }
+  template <typename Body>
+  void for_each_kept(const Body& body) {
+    for (auto* buffer : {&kernel_, &projection_kernel_, &without_forget_gate_, &saved_, &zeros_}) body(*buffer);
+  }
+  void release_rows();
+
   bool has_input_product() const { return !args_.ids && args_.input_size > 0; }
   Index gate_width() const { return kGateCount * k_->vector_length; }
   double multiply_adds(Index rows, Index depth) const {
@@ -198,7 +221,24 @@ class Sequence {
   const KernelTable<T>* made_for_ = nullptr;  // the kernels that they use
   MatmulPrecision split_precision_ = MatmulPrecision::kHighest;
   Products<T>* products_ = nullptr;      // the one of the three in use
-  const Products<T>* packed_ = nullptr;  // the one that holds the weights of the last forward
+  // What the products in `packed_.by` hold. Biases are packed for every call.
+  struct Packed {
+    const Products<T>* by = nullptr;  // null: nothing
+    const T *recurrent = nullptr, *projection = nullptr;  // where the weights lay
+    Index input_rows = 0, hidden = 0, output = 0;
+    bool transposed = false, coupled = false;
+    std::optional<Fingerprint> fingerprint;  // unknown where that call did not look
+
+    bool is_of(const Packed& other) const {
+      return by == other.by && !projection == !other.projection && input_rows == other.input_rows &&
+             hidden == other.hidden && output == other.output && transposed == other.transposed &&
+             coupled == other.coupled;
+    }
+    bool lay_at(const Packed& other) const {
+      return recurrent == other.recurrent && projection == other.projection;
+    }
+  };
+  Packed packed_;
   Index steps_before_ = 0;               // of all forward passes
   StartingValues<T> starting_values_;
   Projection<T> projection_;
@@ -217,6 +257,7 @@ class Sequence {
   std::vector<const T*> init_, z_rows_, x_, h_prev_, c_prev_;        // [updates]
   std::vector<const T*> d_h_, d_h_extra_, d_c_in_, d_gates_next_, d_gates_rows_;  // [updates]
   std::vector<T*> h_, c_, d_c_out_, out_;                            // [updates]
+  RecentPeak recent_rows_;
 };
 
 template <typename T>

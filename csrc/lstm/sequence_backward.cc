@@ -20,6 +20,7 @@ template <typename T>
 void Sequence<T>::backward(const SequenceBackwardArgs<T>& given) {
   const FlushDenormals flush_denormals;
   SequenceBackwardArgs<T> args = given;
+  products_->prepare(num_threads());  // since forward there may be more threads, and memory may have been given back
   const Index columns = kGateCount * args_.hidden_size, output_size = args_.output_size;
   if (given.d_transposed && !writes_transposed())
     args.d_kernel = {d_kernel_.resize((args_.input_size + output_size) * columns), columns};

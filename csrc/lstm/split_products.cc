@@ -19,6 +19,23 @@ class SplitProducts final : public Products<float> {
   void prepare(int threads) override {
     if (static_cast<int>(threads_.size()) < threads) threads_.resize(static_cast<std::size_t>(threads));
   }
+  void release_workspaces() override {
+    input_transposed_.release();
+    recurrent_transposed_.release();
+    for (PerThread& each : threads_) {
+      each.workspace.left.release();
+      each.workspace.right.release();
+      each.d_h.release();
+    }
+  }
+  std::size_t size_bytes() const override {
+    std::size_t bytes = 0;
+    for (const auto* buffer : {&input_, &recurrent_, &input_transposed_, &recurrent_transposed_})
+      bytes += buffer->size_bytes();
+    for (const PerThread& each : threads_)
+      bytes += each.workspace.left.size_bytes() + each.workspace.right.size_bytes() + each.d_h.size_bytes();
+    return bytes;
+  }
   bool keeps_preactivations() const override { return true; }
 
   bool takes_transposed() const override { return false; }

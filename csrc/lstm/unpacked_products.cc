@@ -16,6 +16,14 @@ class UnpackedProducts final : public Products<T> {
   void prepare(int threads) override {
     if (static_cast<int>(threads_.size()) < threads) threads_.resize(static_cast<std::size_t>(threads));
   }
+  void release_workspaces() override { threads_ = std::vector<PerThread>(); }
+  std::size_t size_bytes() const override {
+    std::size_t bytes = 0;
+    for (const PerThread& each : threads_)
+      for (const auto* buffer : {&each.row, &each.product, &each.panels, &each.d_h, &each.gates})
+        bytes += buffer->size_bytes();
+    return bytes;
+  }
   bool keeps_preactivations() const override { return false; }
 
   bool takes_transposed() const override { return true; }

@@ -21,6 +21,12 @@ Workspace<T>& workspace() {
   return mine;
 }
 
+template <typename T>
+void release_workspace() {
+  workspace<T>().panels.release();
+  workspace<T>().transposed.release();
+}
+
 template <typename Pointer, typename View>
 Pointer* point_to_rows(std::vector<Pointer>& pointers, View view, Index rows) {
   pointers.resize(static_cast<std::size_t>(rows));
@@ -41,6 +47,11 @@ void multiply_rows(const KernelTable<T>& k, const ProductArgs<T>& product, Index
 }
 
 }  // namespace
+
+void release_linear_workspaces() {
+  release_workspace<float>();
+  release_workspace<double>();
+}
 
 template <typename T>
 void linear(MatrixView<const T> x, MatrixView<const T> kernel, const T* bias, MatrixView<T> out, Index rows,

@@ -19,6 +19,8 @@ template <typename T>
 void linear_backward(MatrixView<const T> x, MatrixView<const T> kernel, MatrixView<const T> d_out, MatrixView<T> d_x,
                      MatrixView<T> d_kernel, T* d_bias, Index rows, Index inputs, Index outputs);
 
+void release_linear_workspaces();  // of the calling thread
+
 // The forward product with the kernel packed once, for one caller that steps many times.
 template <typename T>
 class PackedLinear {

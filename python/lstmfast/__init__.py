@@ -19,6 +19,7 @@ from lstmfast.runtime import (
     explain,
     get_matmul_precision,
     get_num_threads,
+    release_memory,
     set_matmul_precision,
     set_num_threads,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "lstm_step",
     "optimizers",
     "reference",
+    "release_memory",
     "schedules",
     "set_matmul_precision",
     "set_num_threads",

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from lstmfast import _checks as check
-from lstmfast import _core
+from lstmfast import _core, _memory
 
 _matmul_precision = "highest"
 
@@ -51,6 +51,18 @@ def set_num_threads(num_threads: int) -> None:
 def get_num_threads() -> int:
     """Return how many threads a call may use."""
     return _core.get_num_threads()
+
+
+def release_memory() -> None:
+    """Give the memory that calls left for the next ones of their size back to the system.
+
+    Layers and functions keep their workspaces from call to call. After a call that was much larger than those that
+    follow they shrink by themselves, within 15 calls; this is for a program that makes no further calls for a while.
+    Kept are weights, what is packed of them, and what the `backward` of a call with training=True needs. Layers that
+    another thread runs at this moment are left alone. The next call of each layer allocates again, and is slower once.
+    """
+    _memory.release_pools()
+    _core.release_memory()
 
 
 def available_isas() -> list[str]:
@@ -123,8 +135,8 @@ def explain(
     ]
     if not hooks and 0 < time_steps * batch <= _core.ROWS_UNPACKED:
         sentences.append(
-            f"Where weights serve one call, as in training, lstm and lstm_step, so few rows (at most "
-            f"{_core.ROWS_UNPACKED}) read them as they lie; elsewhere they are packed once."
+            f"So few rows read the weights as they lie: up to {_core.ROWS_UNPACKED} where weights serve one call, as "
+            f"in training, lstm and lstm_step, and up to {_core.ROWS_UNLOOKED} elsewhere; more rows have them packed."
         )
     if hooks:
         sentences.append(f"The cell has {' and '.join(hooks)}: hooks of the same step, on multiply-adds alone.")

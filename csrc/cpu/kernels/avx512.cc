@@ -41,6 +41,12 @@ LSTMFAST_INLINE void store_first(double* p, __m512d v, Index lanes) {
   _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(lanes)), v);
 }
 
+#define LSTMFAST_ISA_HAS_WIDE_PRODUCTS
+using WidePairs = unsigned long long __attribute__((vector_size(kVectorBytes)));
+LSTMFAST_INLINE WidePairs multiply_low_halves(WidePairs a, WidePairs b) {
+  return (WidePairs)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+}
+
 }  // namespace
 }  // namespace lstmfast
 

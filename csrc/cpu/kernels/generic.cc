@@ -1,5 +1,9 @@
 // Any CPU: 16-byte vectors of whatever the compiler's baseline offers (SSE2 on x86-64).
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include "core/inline.h"
 
 namespace lstmfast {
@@ -12,6 +16,14 @@ template <typename V>
 LSTMFAST_INLINE V fused_multiply_add(V a, V b, V c) {
   return a * b + c;  // two roundings: these CPUs have no fused instruction
 }
+
+#if defined(__SSE2__)
+#define LSTMFAST_ISA_HAS_WIDE_PRODUCTS
+using WidePairs = unsigned long long __attribute__((vector_size(kVectorBytes)));
+LSTMFAST_INLINE WidePairs multiply_low_halves(WidePairs a, WidePairs b) {
+  return (WidePairs)_mm_mul_epu32((__m128i)a, (__m128i)b);
+}
+#endif
 
 }  // namespace
 }  // namespace lstmfast

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/kernels/compressed-inl.h"
+#include "cpu/kernels/fingerprint-inl.h"
 #include "cpu/kernels/pack-inl.h"
 #include "cpu/kernels/probe-inl.h"
 #include "cpu/kernels/product-inl.h"
@@ -46,6 +47,7 @@ constexpr KernelTable<T> make_table() {
   t.momentum = momentum<T>;
   t.rmsprop = rmsprop<T>;
   t.adam = adam<T>;
+  t.fingerprint = fingerprint<T>;
   t.sigmoid = map<T, vector_sigmoid<T>>;
   t.tanh = map<T, vector_tanh<T>>;
   t.exp = map<T, vector_exp<T>>;
