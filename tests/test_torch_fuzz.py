@@ -1,4 +1,4 @@
-"""Random programs do with lstmfast.torch what they do with torch.nn; and the fuzzer that says so sees planted faults."""
+"""Random programs do the same with lstmfast.torch as with torch.nn; and the fuzzer that says so sees planted faults."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
 
+import lstmfast.torch as ours  # noqa: E402
 from support import fuzz_arguments, fuzz_torch  # noqa: E402
 from support import fuzz_parts as parts  # noqa: E402
 from support.fuzz_torch import Program, Step  # noqa: E402
-
-import lstmfast.torch as ours  # noqa: E402
 
 SECONDS = 40
 CLASS = "lstmfast.torch's class"
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def test_random_programs_do_the_same_with_torch_and_with_lstmfast() -> None:
     seed = int(os.environ.get("LSTMFAST_FUZZ_SEED") or int.from_bytes(os.urandom(4), "little"))
-    report = fuzz_torch.fuzz(seed, 10**9, SECONDS)
+    report = fuzz_torch.fuzz(fuzz_torch.Plan(seed, seconds=SECONDS))
     print(f"LSTMFAST_FUZZ_SEED={seed}: {report.programs} programs")
     assert not report.failures, f"LSTMFAST_FUZZ_SEED={seed}\n\n" + "\n\n".join(f.text for f in report.failures.values())
 

@@ -65,8 +65,8 @@ def gradients(dtype: npt.DTypeLike, terms: int) -> dict[str, float]:
 def rounded(unit: float, terms: int) -> float:
     """Absolute tolerance for outputs and gradients of size one in programs of a fuzzer, `unit` the machine epsilon.
 
-    That of `gradients` in float32 and float64. Lower precisions are compared with float64 rounded where the dtype rounds:
-    once a call, a hook and a sum of gradients, eight times in all, and not in every term.
+    That of `gradients` in float32 and float64. Lower precisions are compared with float64 that was rounded where the
+    dtype rounds: once a call, a hook and a sum of gradients, eight times in all, and not in every term.
     """
     if unit > 2.0**-16:
         return _SUM_UNITS * unit

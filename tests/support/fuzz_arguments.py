@@ -1,7 +1,7 @@
 """Calls of LSTM and LSTMCell with arguments that do not fit, or just fit: both must raise, or both must not.
 
-Tables of named arguments, for the input, the states as a whole and each of the two states. torch's own cell dies of some
-(states with one dimension more than it looks for): these are not run on its side, and ours must raise.
+Tables of named arguments, for the input, the states as a whole and each of the two states. torch itself dies of some: a
+state with fewer layers than it reads, or with a dimension that its cell adds once more. There ours must raise.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from support.fuzz_parts import DTYPES, Options, World, state_shapes
-from support.fuzz_trace import Difference, Trace, compare
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import lstmfast.torch as lt
+from support.fuzz_parts import DTYPES, Options, World, state_shapes
+from support.fuzz_trace import Difference, Trace, compare
 
 Shape = tuple[int, ...]
 Make = Callable[[World, Shape], Any]
@@ -29,6 +29,12 @@ def _tensor(world: World, shape: Shape, dtype: torch.dtype | None = None) -> Ten
 
 def _of(dtype: torch.dtype) -> Make:
     return lambda world, shape: _tensor(world, shape, torch.float64).to(dtype)
+
+
+def _is_alike(h: Any, c: Any) -> bool:
+    if not isinstance(h, Tensor) or not isinstance(c, Tensor) or h.layout is not c.layout or h.is_sparse:
+        return False
+    return (h.shape, h.dtype, h.device) == (c.shape, c.dtype, c.device)
 
 
 # What may stand where a tensor of a shape is wanted; the first is that tensor.
@@ -84,7 +90,7 @@ STATES: dict[str, Callable[[Any, Any], Any]] = {
     "four": lambda h, c: (h, c, h, c),
     "twice as deep": lambda h, c: ((h, c), (h, c)),
     "pair in a tuple": lambda h, c: ((h, c),),
-    "stacked": lambda h, c: torch.stack([h, c]) if isinstance(h, Tensor) and isinstance(c, Tensor) else (h, c),
+    "stacked": lambda h, c: torch.stack([h, c]) if _is_alike(h, c) else (h, c),
     "a dict": lambda h, c: {"h": h, "c": c},
     "a string": lambda h, c: "hx",
     "two letters": lambda h, c: "hc",
@@ -153,10 +159,12 @@ def draw(seed: int) -> Call:
     )
 
 
-def check(call: Call, at: Callable[[str], None]) -> list[Difference]:
-    """How ours differs from torch's. at: is told which side is about to run."""
+def check(call: Call, at: Callable[[str], None], *, torch_dies: bool = False) -> list[Difference]:
+    """How ours differs from torch's. at: is told which side is about to run. torch_dies: do not run that side."""
     at("torch")
-    torchs = _run(call, "torch")
+    torchs = Trace() if torch_dies else _run(call, "torch")
+    if torch_dies:
+        torchs.fail(RuntimeError("torch's own dies of this"))
     at("ours")
     ours = _run(call, "ours")
     unit = torch.finfo(DTYPES[call.options.dtype]).eps
@@ -169,10 +177,10 @@ def _run(call: Call, side: str) -> Trace:
     module: Any = world.base()(**call.options.arguments())
     if side == "ours":
         lt.convert(module)
-    x, hx = _arguments(world, call)
     try:
-        if side == "torch" and call.options.cell and _kills_torchs_cell(x, hx):
-            raise RuntimeError("torch's own cell would die of this")
+        x, hx = _arguments(world, call)
+        if side == "torch" and _kills_torch(call.options, x, hx):
+            raise RuntimeError("torch may die of this")
         with torch.set_grad_enabled(call.has_gradients):
             first, second = module(x, hx)
         outputs = [first if isinstance(first, Tensor) else first.data]
@@ -205,8 +213,18 @@ def _arguments(world: World, call: Call) -> tuple[Any, Any]:
     return x, hx
 
 
-def _kills_torchs_cell(x: Any, hx: Any) -> bool:
-    """torch's cell adds a dimension to both states where the input lacks that of the batch, and not where they do."""
-    if not isinstance(x, Tensor) or not isinstance(hx, (tuple, list)):
+def _kills_torch(options: Options, x: Any, hx: Any) -> bool:
+    """Whether torch reads or writes past the end of something, so that its process may die, then or later.
+
+    Its cell adds a dimension to both states where the input lacks that of the batch, and not where they do. Its LSTM looks
+    at no size of a PackedSequence, and does not compare states with it.
+    """
+    states = [part for part in hx if isinstance(part, Tensor)] if isinstance(hx, (tuple, list)) else []
+    if options.cell:
+        return isinstance(x, Tensor) and x.dim() == 1 and any(part.dim() != 1 for part in states)
+    if not isinstance(x, PackedSequence):
         return False
-    return x.dim() == 1 and any(isinstance(part, Tensor) and part.dim() != 1 for part in hx)
+    wanted = state_shapes(options, int(x.batch_sizes[0]))
+    return x.data.shape[1:] != (options.input_size,) or any(
+        part.shape != shape for part, shape in zip(states, wanted, strict=False)
+    )

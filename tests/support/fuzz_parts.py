@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from support.fuzz_trace import Trace
-from support.plain_lstm import PlainLSTM, PlainLSTMCell
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -30,6 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import lstmfast.torch as lt
+from support.fuzz_trace import Trace
+from support.plain_lstm import PlainLSTM, PlainLSTMCell
 
 Function = Callable[..., Any]
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -54,7 +54,9 @@ class Options:
 
     def arguments(self) -> dict[str, Any]:
         """For the constructor."""
-        names = ("bias",) if self.cell else ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
+        names = (
+            ("bias",) if self.cell else ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
+        )
         every = {"input_size": self.input_size, "hidden_size": self.hidden_size, "dtype": DTYPES[self.dtype]}
         return every | {name: getattr(self, name) for name in names}
 
@@ -590,12 +592,14 @@ _EACH_WRITES: dict[str, Callable[[World, Any], Any]] = {
     "in place under no_grad": lambda w, p: torch.no_grad()(p.mul_)(0.5),
     "a view of p.data": lambda w, p: p.data.flatten()[:1].fill_(0.7) if p.is_contiguous() else None,
     "share_memory_, another view": lambda w, p: p.share_memory_().data.view_as(p).mul_(0.5),
-    "p.untyped_storage().copy_": lambda w, p: p.untyped_storage().copy_(_like(w, p).untyped_storage())
-    if p.untyped_storage().nbytes() == p.numel() * p.element_size()
-    else None,
+    "p.untyped_storage().copy_": lambda w, p: (
+        p.untyped_storage().copy_(_like(w, p).untyped_storage())
+        if p.untyped_storage().nbytes() == p.numel() * p.element_size()
+        else None
+    ),
     "DLPack": lambda w, p: torch.from_dlpack(p.detach()).mul_(0.5),
     "inference_mode, in place": lambda w, p: torch.inference_mode()(p.mul_)(0.5),
-    }
+}
 for _name, _write in _EACH_WRITES.items():
     WRITES[_name] = Part(_each(_write))
 
@@ -772,7 +776,7 @@ SHAPES = Table()
 
 
 class Shape(NamedTuple):
-    """x: the shape of the input; batch: the rows of states, None for none; run: calls a module with x and its states."""
+    """x: the shape of the input; batch: the rows of states, None for none; run: calls a module with x and states."""
 
     x: tuple[int, ...]
     batch: int | None
@@ -1019,7 +1023,9 @@ def _thread(world: World, function: Function) -> Function:
     return call
 
 
-@CONTEXTS.part("three threads at once, no_grad", often=0.3, gradless=True, is_concurrent=True, fits=lambda o: not o.dropout)
+@CONTEXTS.part(
+    "three threads at once, no_grad", often=0.3, gradless=True, is_concurrent=True, fits=lambda o: not o.dropout
+)
 def _threads(world: World, function: Function) -> Function:
     together = threading.Barrier(3)
 
@@ -1373,7 +1379,9 @@ def _func_jacobian(task: Task) -> None:
 # --- a call, put together ---------------------------------------------------------------------------------------------
 
 
-def function_of(world: World, shape: Shape, holder: Holder, change: str, context: str) -> Callable[[Function], Function]:
+def function_of(
+    world: World, shape: Shape, holder: Holder, change: str, context: str
+) -> Callable[[Function], Function]:
     """What makes the whole function, of x and the states, out of a call of the module."""
 
     def compose(call: Function) -> Function:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import faulthandler
+import functools
 import hashlib
 import multiprocessing
-import multiprocessing.connection
 import os
 import random
 import sys
@@ -30,6 +29,7 @@ if __package__ in (None, ""):  # a script: its folder stands on the path, and no
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+
 from support import fuzz_arguments
 from support import fuzz_parts as parts
 from support.fuzz_parts import Options, Task, World
@@ -44,7 +44,7 @@ WRONG_ARGUMENTS = 0.15  # share of the programs
 
 @dataclass(frozen=True)
 class Step:
-    """A call, and the writing of weights before it. The names are those of the tables; the defaults are the plain ones."""
+    """A call, and the writing of weights before it. The names are those of the tables, the defaults the plain ones."""
 
     seed: int
     write: str = parts.WRITES.plain
@@ -73,7 +73,9 @@ class Program:
 
     def describe(self) -> str:
         """What is not plain of it, for people."""
-        lines = [f"{self.made}; {'LSTMCell' if self.options.cell else 'LSTM'} {_unlike(self.options, Options())}".strip()]
+        lines = [
+            f"{self.made}; {'LSTMCell' if self.options.cell else 'LSTM'} {_unlike(self.options, Options())}".strip()
+        ]
         if self.place != parts.PLACES.plain:
             lines[0] += f", {self.place}"
         if self.modules > 1:
@@ -242,11 +244,11 @@ def check(program: Program, at: Callable[[str], None] = lambda side: None) -> li
         at(side)
         return act()
 
-    torchs, ours = (do(side, lambda side=side: Run(program, side)) for side in ("torch", "ours"))
+    torchs, ours = (do(side, functools.partial(Run, program, side)) for side in ("torch", "ours"))
     forgot = set()
     if torchs.is_ready and ours.is_ready:
         for number in range(len(program.steps)):
-            fine = [do(one.world.side, lambda one=one: one.take(number)) for one in (torchs, ours)]
+            fine = [do(one.world.side, functools.partial(one.take, number)) for one in (torchs, ours)]
             if not all(fine):
                 forgot.add(number)
                 torchs.forget()
@@ -267,13 +269,13 @@ def check(program: Program, at: Callable[[str], None] = lambda side: None) -> li
     return compare(torchs.world.trace, ours.world.trace, right, unit=program.unit, terms=terms)
 
 
-def shrink(program: Program, kind: str) -> Program:
+def shrink(program: Program, kind: str, at: Callable[[str], None] = lambda side: None) -> Program:
     """The plainest program that still differs in this way: parts are left out, or made plain, one after the other."""
     changed = True
     while changed:
         changed = False
         for smaller in _smaller(program):
-            if any(difference.kind == kind for difference in check(smaller)):
+            if any(difference.kind == kind for difference in check(smaller, at)):
                 program, changed = smaller, True
                 break
     return program
@@ -314,24 +316,26 @@ class Failure(NamedTuple):
     text: str
 
 
-def failures_of(seed: int, ignored: frozenset[str], at: Callable[[str], None] = lambda side: None) -> list[Failure]:
+def failures_of(
+    seed: int, ignored: frozenset[str], at: Callable[[str], None] = lambda side: None, *, torch_dies: bool = False
+) -> list[Failure]:
     """Run the program of a seed; every kind of difference in it, each with the plainest program that has it."""
     if is_about_arguments(seed):
         call = fuzz_arguments.draw(seed)
-        return [
-            _failure(seed, found, call.signature(), call.describe())
-            for found in fuzz_arguments.check(call, at)
-            if found.kind not in ignored
-        ]
+        found = fuzz_arguments.check(call, at, torch_dies=torch_dies)
+        return [_failure(seed, one, call) for one in found if one.kind not in ignored]
     program, failures = draw(seed), []
-    for found in check(program, at):
-        if found.kind in ignored:
-            continue
-        at("ours")
-        small = shrink(program, found.kind)
-        found = next((d for d in check(small) if d.kind == found.kind), found)
-        failures.append(_failure(seed, found, small.signature(), small.describe()))
+    for one in [] if torch_dies else check(program, at):
+        if one.kind not in ignored:
+            small = shrink(program, one.kind, at)
+            one = next((found for found in check(small, at) if found.kind == one.kind), one)
+            failures.append(_failure(seed, one, small))
     return failures
+
+
+def program_of(seed: int) -> Program | fuzz_arguments.Call:
+    """The program or the call of a seed."""
+    return fuzz_arguments.draw(seed) if is_about_arguments(seed) else draw(seed)
 
 
 def is_about_arguments(seed: int) -> bool:
@@ -339,13 +343,10 @@ def is_about_arguments(seed: int) -> bool:
     return random.Random(~seed).random() < WRONG_ARGUMENTS
 
 
-def _failure(seed: int, found: Difference, signature: str, description: str) -> Failure:
-    text = f"seed {seed}: {found.kind}\n{description}\n{found.text}\nagain: {_command(seed)}"
-    return Failure(seed, found.kind, signature, text)
-
-
-def _command(seed: int) -> str:
-    return f"python tests/support/fuzz_torch.py --only {seed}"
+def _failure(seed: int, found: Difference, program: Program | fuzz_arguments.Call) -> Failure:
+    again = f"again: python tests/support/fuzz_torch.py --only {seed}"
+    text = f"seed {seed}: {found.kind}\n{program.describe()}\n{found.text}\n{again}"
+    return Failure(seed, found.kind, program.signature(), text)
 
 
 def seed_of(first: int, number: int) -> int:
@@ -354,6 +355,21 @@ def seed_of(first: int, number: int) -> int:
 
 
 # --- many of them, in a process that may die --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: programs of a run with this seed, until there were so many or time is up. only: this one instead."""
+
+    seed: int = 0
+    programs: int = 10**9
+    seconds: float | None = None
+    only: int | None = None
+    ignored: frozenset[str] = frozenset()  # kinds
+
+    def seed_of(self, number: int) -> int:
+        """The seed of a program."""
+        return seed_of(self.seed, number) if self.only is None else self.only
 
 
 @dataclass
@@ -372,50 +388,46 @@ class Report:
         return self.failures.setdefault(key, failure) is failure
 
 
-def fuzz(
-    first_seed: int,
-    programs: int,
-    seconds: float | None = None,
-    ignored: frozenset[str] = frozenset(),
-    tell: Callable[[Failure], None] = lambda failure: None,
-) -> Report:
-    """Run programs until there were so many, or time is up. tell: is given every failure of a kind not seen before."""
+def fuzz(plan: Plan, tell: Callable[[Failure], None] = lambda failure: None) -> Report:
+    """Run the plan. tell: is given every failure of a kind and signature not seen before."""
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
         context.set_forkserver_preload(["torch", "lstmfast.torch"])
-    report, end = Report(), None if seconds is None else time.monotonic() + seconds
+    report, torch_dies = Report(), False
+    end = None if plan.seconds is None else time.monotonic() + plan.seconds
+    programs = plan.programs if plan.only is None else 1
     while report.programs < programs and (end is None or time.monotonic() < end):
         here, there = context.Pipe(duplex=False)
-        worker = context.Process(target=_work, args=(there, first_seed, report.programs, programs, end, ignored))
+        worker = context.Process(target=_work, args=(there, plan, report.programs, programs, end, torch_dies))
         worker.start()
         there.close()
-        side = _follow(here, report, tell)
-        if worker.is_alive() and side == "hangs":
+        ended = _follow(here, report, tell)
+        if ended == "hangs":
             worker.kill()
         worker.join()
-        if side is None:
+        if ended == "done":
             break
-        seed = seed_of(first_seed, report.programs)
-        report.programs += 1
-        if side == "torch":
+        torch_dies = ended == "torch" and not torch_dies
+        if torch_dies:  # the same once more, without torch's side
             report.torch_died += 1
             continue
-        kind = "hangs" if side == "hangs" else f"dies, exit status {worker.exitcode}"
-        program = fuzz_arguments.draw(seed) if is_about_arguments(seed) else draw(seed)
-        failure = _failure(seed, Difference(kind, "the process of this program"), program.signature(), program.describe())
+        seed = plan.seed_of(report.programs)
+        report.programs += 1
+        kind = "hangs" if ended == "hangs" else f"dies, exit status {worker.exitcode}"
+        failure = _failure(seed, Difference(kind, f"while {ended} ran"), program_of(seed))
         if report.add(failure):
             tell(failure)
     return report
 
 
-def _follow(pipe: multiprocessing.connection.Connection, report: Report, tell: Callable[[Failure], None]) -> str | None:
-    """Read what a worker says; None where it came to its end, else the side that it died on, or "hangs"."""
+def _follow(pipe: Any, report: Report, tell: Callable[[Failure], None]) -> str:
+    """Read what a worker says until it is "done", "hangs", or died: then the side that ran."""
     side = ""
     try:
         while pipe.poll(HANG_S):
             message = pipe.recv()
             if message is None:
-                return None
+                return "done"
             if isinstance(message, Failure):
                 if report.add(message):
                     tell(message)
@@ -428,23 +440,22 @@ def _follow(pipe: multiprocessing.connection.Connection, report: Report, tell: C
         return side
 
 
-def _work(pipe: Any, first_seed: int, start: int, programs: int, end: float | None, ignored: frozenset[str]) -> None:
-    """In a worker: run programs from number `start` on, say which one runs and what failed."""
-    _settle()
-    for number in range(start, programs):
-        pipe.send(number)
-        if end is not None and time.monotonic() >= end:
-            break
-        for failure in failures_of(seed_of(first_seed, number), ignored, pipe.send):
-            pipe.send(failure)
-    else:
-        pipe.send(programs)
-    pipe.send(None)
+def _work(pipe: Any, plan: Plan, start: int, programs: int, end: float | None, torch_dies: bool) -> None:
+    """In a worker: run programs from number `start` on, say which one runs and what failed.
 
-
-def _settle() -> None:
+    torch_dies: in the first of them.
+    """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    number = start
+    while number < programs and (end is None or time.monotonic() < end):
+        pipe.send(number)
+        for failure in failures_of(plan.seed_of(number), plan.ignored, pipe.send, torch_dies=torch_dies):
+            pipe.send(failure)
+        torch_dies = False
+        number += 1
+    pipe.send(number)
+    pipe.send(None)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -453,27 +464,21 @@ def _settle() -> None:
 def main() -> int:
     """Run from the command line; 1 where something failed."""
     parser = argparse.ArgumentParser(description="Random programs: lstmfast.torch beside torch.nn.")
-    parser.add_argument("--programs", type=int, default=10**9, help="how many")
+    parser.add_argument("--programs", type=int, default=Plan.programs, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of the whole run")
-    parser.add_argument("--seconds", type=float, help="stop after this time; 60 if neither this nor --programs is given")
-    parser.add_argument("--only", type=int, metavar="SEED", help="run one program, in this process")
+    parser.add_argument(
+        "--seconds", type=float, help="stop after this time; 60 if neither this nor --programs is given"
+    )
+    parser.add_argument("--only", type=int, metavar="SEED", help="run the program of this seed alone")
     parser.add_argument("--ignore", nargs="*", default=[], metavar="KIND", help='kinds not to look at, as "class"')
     parser.add_argument("--brief", action="store_true", help="a line for every kind of failure, and no more")
     asked = parser.parse_args()
-    ignored = frozenset(asked.ignore)
-    if asked.only is not None:
-        faulthandler.enable()
-        _settle()
-        about_arguments = is_about_arguments(asked.only)
-        print((fuzz_arguments.draw(asked.only) if about_arguments else draw(asked.only)).describe(), end="\n\n")
-        failures = failures_of(asked.only, ignored)
-        print("\n\n".join(failure.text for failure in failures) or "no difference")
-        return int(bool(failures))
-    seconds = 60.0 if asked.seconds is None and asked.programs == 10**9 else asked.seconds
+    seconds = 60.0 if asked.seconds is None and asked.programs == Plan.programs else asked.seconds
+    plan = Plan(asked.seed, asked.programs, seconds, asked.only, frozenset(asked.ignore))
+    if plan.only is not None:
+        print(program_of(plan.only).describe(), end="\n\n")
     start = time.monotonic()
-    report = fuzz(
-        asked.seed, asked.programs, seconds, ignored, lambda f: None if asked.brief else print(f.text, end="\n\n", flush=True)
-    )
+    report = fuzz(plan, lambda failure: None if asked.brief else print(failure.text, end="\n\n", flush=True))
     for key, count in sorted(report.counts.items(), key=lambda item: (item[0][0], -item[1])):
         print(f"{count:6} {key[0]}: {key[1]}   (seed {report.failures[key].seed})")
     took = time.monotonic() - start

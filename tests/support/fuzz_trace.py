@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import tolerances
 import torch
 from torch import Tensor
+
+import tolerances
 
 
 class Seen(NamedTuple):
@@ -35,7 +36,11 @@ class Trace:
     def record(self, label: str, value: Any) -> None:
         """Record a tensor, of which a copy is kept, or anything that can be compared by ==."""
         if isinstance(value, Tensor):
-            copy = torch.zeros(value.shape, dtype=value.dtype) if value.is_meta else value.detach().as_subclass(Tensor).clone()
+            copy = (
+                torch.zeros(value.shape, dtype=value.dtype)
+                if value.is_meta
+                else value.detach().as_subclass(Tensor).clone()
+            )
             value = Seen(copy, type(value).__name__, value.requires_grad, value.is_contiguous())
         self._entries[f"{len(self._entries) + 1}: {label}"] = value
 
@@ -96,7 +101,10 @@ def compare(torchs: Trace, ours: Trace, right: Callable[[], Trace], *, unit: flo
                 f"ours: {_shown(mine, theirs or exact)}",
                 f"the equations: {_shown(exact, mine) if isinstance(exact, Seen) else _raised(judge.errors.get(call))}",
             ]
-            differ("values" if label in known or isinstance(exact, Seen) else "accepted", "\n".join([f"{call}, {label}", *said]))
+            differ(
+                "values" if label in known or isinstance(exact, Seen) else "accepted",
+                "\n".join([f"{call}, {label}", *said]),
+            )
             break
         if our_error is not None and (torch_error is None or len(entries) < len(known)):
             at = next((label for label in known if label not in entries), "its end")
