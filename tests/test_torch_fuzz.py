@@ -45,18 +45,28 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], N
     return plant
 
 
-def kinds(*steps: dict[str, Any]) -> set[str]:
+def kinds(*steps: dict[str, Any], **about: Any) -> set[str]:
     """The kinds of difference in a program of these calls."""
-    program = Program(1, made=CLASS, steps=tuple(Step(k, **named) for k, named in enumerate(steps)))
+    program = Program(1, made=CLASS, steps=tuple(Step(k, **named) for k, named in enumerate(steps)), **about)
     return {difference.kind for difference in fuzz_torch.check(program)}
 
 
-def test_torchs_own_forward_differs_in_nothing(planted: Any) -> None:
+CALLS = [{"derivative": name} for name in parts.DERIVATIVES] + [{"change": name} for name in parts.CHANGES]
+CALLS += [{"context": name, "derivative": "none"} for name in parts.CONTEXTS]
+CALLS += [{"layout": name} for name in parts.LAYOUTS] + [{"state": name} for name in parts.STATES]
+CALLS += [{"shape": name} for name, part in parts.SHAPES.items() if not part.is_ours]
+CALLS += [{"write": name} for name, part in parts.WRITES.items() if part.fits(parts.Options())]
+
+
+def test_torchs_own_forward_differs_in_no_call(planted: Any) -> None:
     planted(lambda true, self, *args: true(self, *args))
-    every = [{"derivative": name} for name in parts.DERIVATIVES] + [{"change": name} for name in parts.CHANGES]
-    every += [{"context": name, "derivative": "none"} for name in parts.CONTEXTS]
-    every += [{"write": name} for name in parts.WRITES if parts.WRITES[name].fits(parts.Options())]
-    assert kinds(*every) == set()
+    assert kinds(*CALLS) == set()
+
+
+@pytest.mark.parametrize("treatment", [n for n, part in parts.TREATMENTS.items() if part.fits(parts.Options())])
+def test_torchs_own_forward_differs_after_no_treatment(treatment: str, planted: Any) -> None:
+    planted(lambda true, self, *args: true(self, *args))
+    assert kinds({}, {"write": "optimizer step"}, treatments=(treatment,)) == set()
 
 
 def stale(true: Any, self: Any, *args: Any) -> Any:

@@ -216,8 +216,8 @@ def _arguments(world: World, call: Call) -> tuple[Any, Any]:
 def _kills_torch(options: Options, x: Any, hx: Any) -> bool:
     """Whether torch reads or writes past the end of something, so that its process may die, then or later.
 
-    Its cell adds a dimension to both states where the input lacks that of the batch, and not where they do. Its LSTM looks
-    at no size of a PackedSequence, and does not compare states with it.
+    Its cell adds a dimension to both states where the input lacks that of the batch, and not where they do. Its LSTM
+    looks at no size of a PackedSequence, and does not compare states with it.
     """
     states = [part for part in hx if isinstance(part, Tensor)] if isinstance(hx, (tuple, list)) else []
     if options.cell:

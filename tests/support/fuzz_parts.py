@@ -74,8 +74,9 @@ class Part:
     """An entry of a table. often: beside the others. fits: which options it is for. lowest: precision it rounds to.
 
     gradless: it makes no gradients, or is for those who make none. is_transform: by vmap, or forward-mode derivatives.
-    is_packed: its input goes through a PackedSequence. is_concurrent: several threads run it. is_uncounted: it writes
-    without torch's knowledge.
+    is_packed: its input goes through a PackedSequence. is_ours: it has an argument that torch's modules lack, which get
+    something else instead. sees_arguments: it sees the difference. is_concurrent: several threads run it. is_uncounted:
+    it writes without torch's knowledge.
     """
 
     build: Callable[..., Any]
@@ -85,6 +86,8 @@ class Part:
     gradless: bool = False
     is_transform: bool = False
     is_packed: bool = False
+    is_ours: bool = False
+    sees_arguments: bool = False
     is_concurrent: bool = False
     is_uncounted: bool = False
 
@@ -469,46 +472,46 @@ def _expanded_parameter(world: World, holder: Holder) -> None:
     setattr(holder.lstm, f"bias_ih{suffix}", nn.Parameter(bias))
 
 
-@TREATMENTS.part("forward wrapped on the instance")
+@TREATMENTS.part("forward wrapped on the instance", sees_arguments=True)
 def _wrapped(world: World, holder: Holder) -> None:
     old = holder.lstm.forward
     holder.lstm.forward = functools.partial(lambda *args, **kwargs: old(*args, **kwargs))
 
 
-@TREATMENTS.part("forward replaced on the instance")
+@TREATMENTS.part("forward replaced on the instance", sees_arguments=True)
 def _replaced(world: World, holder: Holder) -> None:
     old = holder.lstm.forward
 
     def doubled(*args: Any, **kwargs: Any) -> Any:
         first, second = old(*args, **kwargs)
-        return (first * 2 if isinstance(first, Tensor) else first), second
+        return _scaled(first, 2), second
 
     holder.lstm.forward = doubled
 
 
-@TREATMENTS.part("forward pre hook that changes the input")
+def _scaled(value: Any, factor: float) -> Any:
+    """A tensor or PackedSequence, multiplied."""
+    return value._replace(data=value.data * factor) if isinstance(value, PackedSequence) else value * factor
+
+
+@TREATMENTS.part("forward pre hook that changes the input", sees_arguments=True)
 def _pre_hook(world: World, holder: Holder) -> None:
-    def hook(module: Any, args: Any) -> Any:
-        return (args[0] * 0.5, *args[1:]) if isinstance(args[0], Tensor) else None
-
-    holder.lstm.register_forward_pre_hook(hook)
+    holder.lstm.register_forward_pre_hook(lambda module, args: (_scaled(args[0], 0.5), *args[1:]))
 
 
-@TREATMENTS.part("forward hook that changes the output")
+@TREATMENTS.part("forward hook that changes the output", sees_arguments=True)
 def _hook(world: World, holder: Holder) -> None:
-    holder.lstm.register_forward_hook(
-        lambda module, args, result: (result[0] * 2, result[1]) if isinstance(result[0], Tensor) else None
-    )
+    holder.lstm.register_forward_hook(lambda module, args, result: (_scaled(result[0], 2), result[1]))
 
 
-@TREATMENTS.part("full backward hook")
+@TREATMENTS.part("full backward hook", sees_arguments=True)
 def _backward_hook(world: World, holder: Holder) -> None:
     holder.lstm.register_full_backward_hook(
         lambda module, d_input, d_output: tuple(None if g is None else g * 0.5 for g in d_input)
     )
 
 
-@TREATMENTS.part("full backward pre hook")
+@TREATMENTS.part("full backward pre hook", sees_arguments=True)
 def _backward_pre_hook(world: World, holder: Holder) -> None:
     holder.lstm.register_full_backward_pre_hook(
         lambda module, d_output: tuple(None if g is None else g * 0.5 for g in d_output)
@@ -534,6 +537,9 @@ def _flatten(world: World, holder: Holder) -> None:
 
 @TREATMENTS.part("torch.fx", often=0.5)
 def _fx(world: World, holder: Holder) -> None:
+    if world.ours_by_class:
+        return  # a class of another name is looked into
+
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -548,6 +554,9 @@ def _fx(world: World, holder: Holder) -> None:
 
 @TREATMENTS.part("quantize_dynamic", often=0.2, fits=lambda o: o.dtype == "float32" and not o.proj_size)
 def _quantize(world: World, holder: Holder) -> None:
+    if world.ours_by_class:
+        return  # a class of another name is left alone
+
     root = nn.Sequential(copy.deepcopy(holder.lstm))
     quantized = torch.ao.quantization.quantize_dynamic(root, {nn.LSTM, nn.LSTMCell}, dtype=torch.qint8)
     world.record("quantized class", type(quantized[0]).__module__)
@@ -710,6 +719,7 @@ def _toggled_gradients(world: World, holder: Holder) -> None:
 
 @WRITES.part("weight entry of _flat_weights replaced", often=0.5, fits=_layers)
 def _flat_weight_replaced(world: World, holder: Holder) -> None:
+    holder.lstm._update_flat_weights()  # a functional_call that failed may have left its own there
     flat = holder.lstm._flat_weights
     k = world.rng.randrange(len(flat))
     flat[k] = flat[k].detach() * 0.5
@@ -835,9 +845,7 @@ def _packed(world: World, *, is_sorted: bool, enforce_sorted: bool, padded: bool
         if padded and world.side == "ours":
             return call(x, *hx, lengths=torch.tensor(lengths))
         output, state = call(pack_padded_sequence(x, torch.tensor(lengths), batch_first, enforce_sorted), *hx)
-        if padded:
-            output, _ = pad_packed_sequence(output, batch_first)
-        return output, state
+        return (pad_packed_sequence(output, batch_first)[0] if padded else output), state
 
     return Shape(_shape(world, steps, batch).x, batch, run)
 
@@ -857,9 +865,37 @@ def _packed_unenforced(world: World) -> Shape:
     return _packed(world, is_sorted=True, enforce_sorted=False)
 
 
-@SHAPES.part("lengths=, beside packed", often=0.7, fits=lambda o: not o.cell and not o.dropout, is_packed=True)
+@SHAPES.part(
+    "lengths=, beside packed", often=0.7, fits=lambda o: not o.cell and not o.dropout, is_packed=True, is_ours=True
+)
 def _lengths(world: World) -> Shape:
     return _packed(world, is_sorted=False, enforce_sorted=False, padded=world.ours_by_class)
+
+
+@SHAPES.part(
+    "resets=, beside single steps",
+    often=0.7,
+    fits=lambda o: not o.cell and not o.dropout and not o.bidirectional,
+    is_ours=True,
+)
+def _resets(world: World) -> Shape:
+    options, axis = world.options, 1 if world.options.batch_first else 0
+    shape = _shape(world, options.time_steps, options.batch)
+    flags = torch.tensor([[world.rng.random() < 0.3 for _ in range(shape.x[1])] for _ in range(shape.x[0])])
+
+    def run(call: Function, x: Tensor, *hx: Any) -> Any:
+        if not world.ours_by_class:
+            return call(x, *hx)
+        if world.side == "ours":
+            return call(x, *hx, resets=flags)
+        outputs, state = [], hx[0] if hx else tuple(x.new_zeros(s) for s in state_shapes(options, options.batch))
+        for x_t, resets in zip(x.split(1, axis), flags.unbind(axis), strict=True):
+            state = tuple(part.masked_fill(resets[:, None], 0) for part in state)
+            output, state = call(x_t, state)
+            outputs.append(output)
+        return torch.cat(outputs, axis), state
+
+    return Shape(shape.x, options.batch, run)
 
 
 # --- states -----------------------------------------------------------------------------------------------------------
@@ -1014,6 +1050,17 @@ def _checkpoint_reentrant(world: World, function: Function) -> Function:
     return lambda *tensors: checkpoint(function, *tensors, use_reentrant=True)
 
 
+@CONTEXTS.part("explained before", often=0.3)
+def _explained(world: World, function: Function) -> Function:
+    def call(*tensors: Tensor) -> Any:
+        if world.side == "ours":
+            x, *states = tensors
+            assert isinstance(lt.explain(world.holders[0].lstm, x, tuple(states) or None), str)
+        return function(*tensors)
+
+    return call
+
+
 @CONTEXTS.part("another thread", often=0.3)
 def _thread(world: World, function: Function) -> Function:
     def call(*tensors: Tensor) -> Any:
@@ -1083,14 +1130,10 @@ for _name, _change in _OUTPUT_CHANGES.items():
         CHANGES[f"{_which}: {_name}"] = _part
 
 
+# Not input.data.mul_: torch's own gradients are right after it only where it happened to copy the input.
 @CHANGES.part("input: mul_")
 def _input_changed(tensors: tuple[Tensor, ...], outputs: list[Tensor]) -> None:
     tensors[0].detach().mul_(0.5)
-
-
-@CHANGES.part("input: data.mul_", often=0.5, is_uncounted=True)
-def _input_data_changed(tensors: tuple[Tensor, ...], outputs: list[Tensor]) -> None:
-    tensors[0].data.mul_(0.5)
 
 
 @CHANGES.part("last state or input: mul_")

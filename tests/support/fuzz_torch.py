@@ -120,20 +120,21 @@ def draw(seed: int) -> Program:
     """The program of a seed."""
     rng = random.Random(seed)
     options = parts.draw_options(rng)
-    treatments = [parts.TREATMENTS.draw(rng, options) for _ in range(rng.choice([1, 1, 2]))]
+    drawn = [parts.TREATMENTS.draw(rng, options) for _ in range(rng.choice([1, 1, 2]))]
+    treatments = tuple(name for name in drawn if name != parts.TREATMENTS.plain)
     modules = 2 if rng.random() < 0.15 else 1
     return Program(
         seed,
         options,
         parts.MADE.draw(rng, options),
         parts.PLACES.draw(rng, options),
-        tuple(name for name in treatments if name != parts.TREATMENTS.plain),
+        treatments,
         modules,
-        tuple(_draw_step(rng, options, number, modules) for number in range(rng.randint(2, 6))),
+        tuple(_draw_step(rng, options, treatments, number, modules) for number in range(rng.randint(2, 6))),
     )
 
 
-def _draw_step(rng: random.Random, options: Options, number: int, modules: int) -> Step:
+def _draw_step(rng: random.Random, options: Options, treatments: tuple[str, ...], number: int, modules: int) -> Step:
     context = parts.CONTEXTS.draw(rng, options)
     derivative = parts.DERIVATIVES.draw(rng, options, gradless=parts.CONTEXTS[context].gradless)
     step = Step(
@@ -149,17 +150,23 @@ def _draw_step(rng: random.Random, options: Options, number: int, modules: int) 
         zeroes_gradients=rng.random() < 0.6,
         module=rng.randrange(modules),
     )
-    return step if _has_meaning(step) else replace(step, shape=parts.SHAPES.plain, change=parts.CHANGES.plain)
+    return _with_meaning(step, treatments)
 
 
-def _has_meaning(step: Step) -> bool:
-    """Whether the parts go together, so that one result is right."""
-    context, change = parts.CONTEXTS[step.context], parts.CHANGES[step.change]
-    if parts.DERIVATIVES[step.derivative].is_transform and parts.SHAPES[step.shape].is_packed:
-        return False  # torch has no rules to transform the packing
-    if context.is_concurrent and step.change != parts.CHANGES.plain:
-        return False
-    return not (change.is_uncounted and context.lowest is not None)  # whether what autocast copied is written is open
+def _with_meaning(step: Step, treatments: tuple[str, ...]) -> Step:
+    """The same where its parts go together, so that one result is right; else with some of them made plain."""
+    shape, context, change = parts.SHAPES[step.shape], parts.CONTEXTS[step.context], parts.CHANGES[step.change]
+    if parts.DERIVATIVES[step.derivative].is_transform:
+        if shape.is_packed:  # torch has no rules to transform the packing
+            step = replace(step, shape=parts.SHAPES.plain)
+        if step.context == "inference_mode":  # tensors made outside may not be wrapped inside
+            step = replace(step, context="no_grad")
+    if shape.is_ours and any(parts.TREATMENTS[name].sees_arguments for name in treatments):
+        step = replace(step, shape=parts.SHAPES.plain)
+    if context.is_concurrent or (change.is_uncounted and context.lowest is not None):
+        # written by several threads, or to what autocast may have copied
+        step = replace(step, change=parts.CHANGES.plain)
+    return step
 
 
 # --- running them -----------------------------------------------------------------------------------------------------

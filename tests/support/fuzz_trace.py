@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 import tolerances
 
@@ -92,6 +93,8 @@ def compare(torchs: Trace, ours: Trace, right: Callable[[], Trace], *, unit: flo
                 continue
             if label in known and (mine.value.shape != theirs.value.shape or _close(mine, theirs, unit, terms)):
                 continue
+            if isinstance(torch_error, CheckpointError):  # torch's own recomputation differed: nothing to compare with
+                break
             judge = judge or right()
             exact = judge.calls.get(call, {}).get(label)
             if isinstance(exact, Seen) and _close(mine, exact, unit, terms):
