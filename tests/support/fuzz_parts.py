@@ -73,7 +73,7 @@ def _layers(options: Options) -> bool:
 class Part:
     """An entry of a table. often: beside the others. fits: which options it is for. lowest: precision it rounds to.
 
-    gradless: it makes no gradients, or is for those who make none. is_transform: by vmap, or forward-mode derivatives.
+    gradless: it makes no gradients, or is for those who make none. is_transform: torch.func wraps the input.
     is_packed: its input goes through a PackedSequence. is_ours: it has an argument that torch's modules lack, which get
     something else instead. sees_arguments: it sees the difference. is_concurrent: several threads run it. is_uncounted:
     it writes without torch's knowledge.
@@ -170,6 +170,7 @@ class World:
         self.holders: list[Holder] = []
         self.ours_by_class = False  # "ours" are made by lstmfast.torch.LSTM; else converted
         self.state: tuple[Tensor, ...] | None = None  # that the last call returned
+        self.allows_subclasses = True  # of Tensor; not with arguments that torch's modules lack
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
@@ -774,6 +775,12 @@ class Tagged(Tensor):
     """Of a user."""
 
 
+def draw_layout(world: World) -> str:
+    """The name of a layout."""
+    layout = LAYOUTS.draw(world.rng, world.options)
+    return layout if world.allows_subclasses or layout != "a subclass of Tensor" else LAYOUTS.plain
+
+
 def draw_tensor(world: World, layout: str, shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool) -> Tensor:
     """A leaf that lies so."""
     tensor: Tensor = LAYOUTS[layout].build(world, shape, dtype)
@@ -843,9 +850,10 @@ def _packed(world: World, *, is_sorted: bool, enforce_sorted: bool, padded: bool
 
     def run(call: Function, x: Tensor, *hx: Any) -> Any:
         if padded and world.side == "ours":
-            return call(x, *hx, lengths=torch.tensor(lengths))
+            output, state = call(x, *hx, lengths=torch.tensor(lengths))
+            return output.contiguous(), state
         output, state = call(pack_padded_sequence(x, torch.tensor(lengths), batch_first, enforce_sorted), *hx)
-        return (pad_packed_sequence(output, batch_first)[0] if padded else output), state
+        return (pad_packed_sequence(output, batch_first)[0].contiguous() if padded else output), state
 
     return Shape(_shape(world, steps, batch).x, batch, run)
 
@@ -887,7 +895,8 @@ def _resets(world: World) -> Shape:
         if not world.ours_by_class:
             return call(x, *hx)
         if world.side == "ours":
-            return call(x, *hx, resets=flags)
+            output, state = call(x, *hx, resets=flags)
+            return output.contiguous(), state
         outputs, state = [], hx[0] if hx else tuple(x.new_zeros(s) for s in state_shapes(options, options.batch))
         for x_t, resets in zip(x.split(1, axis), flags.unbind(axis), strict=True):
             state = tuple(part.masked_fill(resets[:, None], 0) for part in state)
@@ -912,7 +921,7 @@ def state_shapes(options: Options, batch: int | None) -> list[tuple[int, ...]]:
 
 def _random_states(world: World, batch: int | None, dtype: torch.dtype) -> list[Tensor]:
     wants = [world.rng.random() < 0.5 for _ in range(2)]
-    layouts = [LAYOUTS.draw(world.rng, world.options) for _ in range(2)]
+    layouts = [draw_layout(world) for _ in range(2)]
     shapes = state_shapes(world.options, batch)
     return [draw_tensor(world, *given) for given in zip(layouts, shapes, (dtype, dtype), wants, strict=True)]
 
@@ -1181,7 +1190,7 @@ class Task:
         """Gradients that come back, lying in any way."""
         every = []
         for output in outputs:
-            layout = LAYOUTS.draw(self.world.rng, self.world.options)
+            layout = draw_layout(self.world)
             every.append(draw_tensor(self.world, layout, tuple(output.shape), output.dtype, False).detach())
         return every
 
@@ -1364,13 +1373,13 @@ def _jvp(task: Task) -> None:
     task.world.record_all("tangent", dict(zip(task.names(outputs), tangents, strict=True)))
 
 
-@DERIVATIVES.part("func.grad", often=0.5)
+@DERIVATIVES.part("func.grad", often=0.5, is_transform=True)
 def _func_grad(task: Task) -> None:
     found = torch.func.grad(lambda x: task.loss(task.function(x, *task.tensors[1:])))(task.tensors[0].detach())
     task.world.record("gradient of x", found)
 
 
-@DERIVATIVES.part("func.vjp", often=0.5)
+@DERIVATIVES.part("func.vjp", often=0.5, is_transform=True)
 def _func_vjp(task: Task) -> None:
     outputs, back = torch.func.vjp(lambda x: task.function(x, *task.tensors[1:])[0], task.tensors[0].detach())
     task.world.record("output", outputs)

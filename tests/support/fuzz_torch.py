@@ -33,7 +33,7 @@ import torch
 from support import fuzz_arguments
 from support import fuzz_parts as parts
 from support.fuzz_parts import Options, Task, World
-from support.fuzz_trace import Difference, Trace, compare
+from support.fuzz_trace import Difference, Trace, Undecided, compare
 
 HANG_S = 60  # a program takes some milliseconds
 WRONG_ARGUMENTS = 0.15  # share of the programs
@@ -163,6 +163,8 @@ def _with_meaning(step: Step, treatments: tuple[str, ...]) -> Step:
             step = replace(step, context="no_grad")
     if shape.is_ours and any(parts.TREATMENTS[name].sees_arguments for name in treatments):
         step = replace(step, shape=parts.SHAPES.plain)
+    elif shape.is_ours and step.layout == "a subclass of Tensor":
+        step = replace(step, layout=parts.LAYOUTS.plain)
     if context.is_concurrent or (change.is_uncounted and context.lowest is not None):
         # written by several threads, or to what autocast may have copied
         step = replace(step, change=parts.CHANGES.plain)
@@ -232,10 +234,14 @@ def _record_modules(world: World) -> None:
 def _take(world: World, program: Program, step: Step) -> None:
     world.reseed(step.seed)
     holder = world.holders[step.module % len(world.holders)]
-    with parts.thawed(world, program.made):
-        parts.WRITES[step.write].build(world, holder)
+    try:
+        with parts.thawed(world, program.made):
+            parts.WRITES[step.write].build(world, holder)
+    except Exception as error:
+        raise Undecided(f"weights cannot be written so: {error}") from error
     if step.zeroes_gradients:
         holder.root.zero_grad()
+    world.allows_subclasses = not parts.SHAPES[step.shape].is_ours
     shape = parts.SHAPES[step.shape].build(world)
     x = parts.draw_tensor(world, step.layout, shape.x, holder.dtype, step.x_has_gradient)
     states = parts.STATES[step.state].build(world, shape.batch, holder.dtype)
