@@ -16,7 +16,6 @@ from support import fuzz_parts as parts  # noqa: E402
 from support.fuzz_torch import Program, Step  # noqa: E402
 
 SECONDS = 40
-CLASS = "lstmfast.torch's class"
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -47,7 +46,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], N
 
 def kinds(*steps: dict[str, Any], **about: Any) -> set[str]:
     """The kinds of difference in a program of these calls."""
-    program = Program(1, made=CLASS, steps=tuple(Step(k, **named) for k, named in enumerate(steps)), **about)
+    program = Program(1, made=parts.BY_CLASS, steps=tuple(Step(k, **named) for k, named in enumerate(steps)), **about)
     return {difference.kind for difference in fuzz_torch.check(program)}
 
 
@@ -116,7 +115,7 @@ def test_a_failing_program_is_shrunk_to_what_makes_it_fail(planted: Any) -> None
     program = Program(
         1,
         parts.Options(input_size=7, num_layers=2),
-        CLASS,
+        parts.BY_CLASS,
         "in a Sequential",
         ("eval",),
         steps=tuple(Step(k, **named) for k, named in enumerate(steps)),

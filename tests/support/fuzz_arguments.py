@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import lstmfast.torch as lt
-from support.fuzz_parts import DTYPES, Options, World, state_shapes
+from support.fuzz_parts import BY_CLASS, DTYPES, Options, World, state_shapes
 from support.fuzz_trace import Difference, Trace, compare
 
 Shape = tuple[int, ...]
@@ -123,7 +123,7 @@ class Call:
 
     def describe(self) -> str:
         """For people."""
-        made = "lstmfast.torch's class" if self.by_class else "convert"
+        made = BY_CLASS if self.by_class else "convert"
         return f"{made}, {self.options}\n{self.signature()}; gradients: {self.has_gradients}"
 
 
@@ -172,8 +172,7 @@ def check(call: Call, at: Callable[[str], None], *, torch_dies: bool = False) ->
 
 
 def _run(call: Call, side: str) -> Trace:
-    world = World(side, call.options, call.seed)
-    world.ours_by_class = call.by_class
+    world = World(side, call.options, BY_CLASS if call.by_class else "convert", call.seed)
     module: Any = world.base()(**call.options.arguments())
     if side == "ours":
         lt.convert(module)

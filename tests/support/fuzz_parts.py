@@ -32,6 +32,7 @@ from support.fuzz_trace import Trace
 from support.plain_lstm import PlainLSTM, PlainLSTMCell
 
 Function = Callable[..., Any]
+BY_CLASS = "lstmfast.torch's class"  # how ours is made
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -164,11 +165,11 @@ class Holder:
 class World:
     """One run of a program on one side."""
 
-    def __init__(self, side: str, options: Options, seed: int) -> None:
-        self.side, self.options, self.trace = side, options, Trace()
+    def __init__(self, side: str, options: Options, made: str, seed: int) -> None:
+        self.side, self.options, self.made, self.trace = side, options, made, Trace()
         self.rng, self.generator = random.Random(), torch.Generator()
         self.holders: list[Holder] = []
-        self.ours_by_class = False  # "ours" are made by lstmfast.torch.LSTM; else converted
+        self.ours_by_class = made == BY_CLASS  # else converted
         self.state: tuple[Tensor, ...] | None = None  # that the last call returned
         self.allows_subclasses = True  # of Tensor; not with arguments that torch's modules lack
         self.reseed(seed)
@@ -259,7 +260,7 @@ def _freeze(world: World, holder: Holder) -> None:
 
 
 MADE["convert"] = Part((_convert, _nothing), often=4)
-MADE["lstmfast.torch's class"] = Part((_nothing, _nothing), often=3)
+MADE[BY_CLASS] = Part((_nothing, _nothing), often=3)
 MADE["convert after the treatments"] = Part((_nothing, _convert), often=2)
 MADE["convert, revert, convert"] = Part((_convert, _convert_twice), often=0.5)
 if hasattr(lt, "freeze"):
@@ -267,14 +268,16 @@ if hasattr(lt, "freeze"):
 
 
 @contextlib.contextmanager
-def thawed(world: World, made: str) -> Iterator[None]:
+def thawed(world: World) -> Iterator[None]:
     """Where weights may be written: frozen modules are unfrozen, as their users have to."""
-    frozen = world.side == "ours" and made == "convert and freeze"
+    frozen = world.side == "ours" and world.made == "convert and freeze"
     for holder in world.holders if frozen else ():
         lt.unfreeze(holder.root)
-    yield
-    for holder in world.holders if frozen else ():
-        lt.freeze(holder.root)
+    try:
+        yield
+    finally:
+        for holder in world.holders if frozen else ():
+            lt.freeze(holder.root)
 
 
 # --- where the module stands ------------------------------------------------------------------------------------------
@@ -1312,7 +1315,8 @@ def _one_loss(task: Task) -> None:
 def _late_write(task: Task) -> None:
     outputs = task.call()
     write = task.world.rng.choice(["p.data.mul_", "in place under no_grad", "p.data = new tensor", "optimizer step"])
-    WRITES[write].build(task.world, task.holder)
+    with thawed(task.world):
+        WRITES[write].build(task.world, task.holder)
     task.backward(outputs)
 
 

@@ -161,6 +161,8 @@ def _with_meaning(step: Step, treatments: tuple[str, ...]) -> Step:
             step = replace(step, shape=parts.SHAPES.plain)
         if step.context == "inference_mode":  # tensors made outside may not be wrapped inside
             step = replace(step, context="no_grad")
+    if shape.is_ours and step.derivative.startswith("func."):  # nor to pad what comes out of it
+        step = replace(step, shape=parts.SHAPES.plain)
     if shape.is_ours and any(parts.TREATMENTS[name].sees_arguments for name in treatments):
         step = replace(step, shape=parts.SHAPES.plain)
     elif shape.is_ours and step.layout == "a subclass of Tensor":
@@ -179,14 +181,13 @@ class Run:
 
     def __init__(self, program: Program, side: str) -> None:
         self.program = program
-        self.world = World(side, program.options, program.seed)
-        self.world.ours_by_class = program.made == "lstmfast.torch's class"
+        self.world = World(side, program.options, program.made, program.seed)
         self.is_ready = self._tried(self._prepare)
 
     def take(self, number: int) -> bool:
         """Do this call; whether it came to its end."""
         self.world.trace.begin(f"call {number + 1}")
-        return self._tried(lambda: _take(self.world, self.program, self.program.steps[number]))
+        return self._tried(lambda: _take(self.world, self.program.steps[number]))
 
     def end(self) -> None:
         """Look at the modules once more."""
@@ -231,11 +232,11 @@ def _record_modules(world: World) -> None:
     world.record("random state", parts.random_state())
 
 
-def _take(world: World, program: Program, step: Step) -> None:
+def _take(world: World, step: Step) -> None:
     world.reseed(step.seed)
     holder = world.holders[step.module % len(world.holders)]
     try:
-        with parts.thawed(world, program.made):
+        with parts.thawed(world):
             parts.WRITES[step.write].build(world, holder)
     except Exception as error:
         raise Undecided(f"weights cannot be written so: {error}") from error
