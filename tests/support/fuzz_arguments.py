@@ -42,6 +42,7 @@ TENSORS: dict[str, Make] = {
     "right": _tensor,
     "with gradient": lambda w, s: _tensor(w, s).requires_grad_(),
     "one dimension more, in front": lambda w, s: _tensor(w, (1, *s)),
+    "a batch of three": lambda w, s: _tensor(w, (3, *s)),
     "one dimension more, behind": lambda w, s: _tensor(w, (*s, 1)),
     "two dimensions more": lambda w, s: _tensor(w, (1, 1, *s)),
     "one dimension less": lambda w, s: _tensor(w, s[1:]),
@@ -146,6 +147,7 @@ def draw(seed: int) -> Call:
     def mostly(first: str, others: Any, share: float) -> str:
         return first if rng.random() < share else rng.choice(list(others))
 
+    h0 = mostly("right", TENSORS, 0.5)
     return Call(
         seed,
         options,
@@ -153,8 +155,8 @@ def draw(seed: int) -> Call:
         shape=rng.choice(SHAPES[:3] if options.cell else SHAPES),
         input=mostly("right", TENSORS, 0.6),
         states=rng.choice(["None", "a tuple", "a tuple"]) if rng.random() < 0.75 else rng.choice(list(STATES)),
-        h0=mostly("right", TENSORS, 0.5),
-        c0=mostly("right", TENSORS, 0.5),
+        h0=h0,
+        c0=h0 if rng.random() < 0.4 else mostly("right", TENSORS, 0.5),  # wrong in the same way is what checks miss
         has_gradients=rng.random() < 0.5,
     )
 
