@@ -21,7 +21,7 @@ from lstmfast.torch.calls import CallOptions, Gradients, Result, Wanted, Weights
 from lstmfast.torch.memory import of_thread
 
 _functorch = torch._C._functorch
-_NUMPY: dict[torch.dtype, np.dtype[Any]] = {
+NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
 }
@@ -181,7 +181,7 @@ class LayerFunction(torch.autograd.Function):
         keep_layer_axis: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-        saved = torch.from_numpy(of_thread.arrays.empty((saved_size(x, weights, options),), _NUMPY[x.dtype]))
+        saved = torch.from_numpy(of_thread.arrays.empty((saved_size(x, weights, options),), NUMPY[x.dtype]))
         h, h_n, c_n, _ = forward(
             x, h0, c0, arrays(weights), options, of_thread.sequence,
             saved=saved.numpy(), weights_once=True, keep_layer_axis=keep_layer_axis,

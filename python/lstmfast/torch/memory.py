@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmfast import _core
+from lstmfast import _core, _memory
 from lstmfast._checks import Array
 
 _ALIGNMENT = 64  # bytes: a cache line, and a vector of AVX-512
@@ -81,6 +81,7 @@ _caches: weakref.WeakSet[ArrayCache] = weakref.WeakSet()
 of_thread = _OfThread()
 
 
+@_memory.register_pool
 def release() -> None:
     """Give back the arrays of all threads that nobody holds."""
     for cache in list(_caches):

@@ -75,7 +75,7 @@ def lstm(
         if h_dtype is not h.dtype or c_dtype is not c_n.dtype:
             h, h_n, c_n = h.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype)
             cells = None if cells is None else cells.to(c_dtype)
-        elif _may_be_written(module, h, is_packed):
+        elif path.name in ("kernels", "cuda") and _may_be_written(module, h, is_packed):
             h = h.clone()
         output, state = form.out(h, input), form.state_out((h_n, c_n))
         return (output, state, form.out(cells, input)) if return_cells else (output, state)
@@ -104,7 +104,8 @@ def _fast_lstm(module: nn.Module, x: Any, hx: Any, precision: str | None) -> Any
         if not _are_plain_states(hx, (1, x.shape[1], module.hidden_size), x.dtype):
             return None
         h0, c0 = hx[0][0], hx[1][0]
-    found = _fast_layer(module, x, h0, c0, arguments.precision_of(precision), keep_layer_axis=True)
+    names = _LAYER if module.bias else _LAYER[:2]
+    found = _fast_layer(module, names, x, h0, c0, arguments.precision_of(precision), keep_layer_axis=True)
     if found is None:
         return None
     h, h_n, c_n = found
@@ -188,8 +189,8 @@ def _fast_cell(module: nn.Module, x: Any, hx: Any) -> tuple[Tensor, Tensor] | No
     if hx is not None and not _are_plain_states(hx, (x.shape[0], module.hidden_size), x.dtype):
         return None
     h0, c0 = (None, None) if hx is None else hx
-    precision = torch.get_float32_matmul_precision()
-    found = _fast_layer(module, x.unsqueeze(0), h0, c0, precision, keep_layer_axis=False)
+    names, precision = _CELL if module.bias else _CELL[:2], torch.get_float32_matmul_precision()
+    found = _fast_layer(module, names, x.unsqueeze(0), h0, c0, precision, keep_layer_axis=False)
     return None if found is None else found[1:]
 
 
@@ -227,33 +228,51 @@ def _are_plain_states(hx: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bo
 
 
 def _fast_layer(
-    module: nn.Module, x: Tensor, h0: Tensor | None, c0: Tensor | None, precision: str, *, keep_layer_axis: bool
+    module: nn.Module,
+    names: tuple[str, ...],
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    precision: str,
+    *,
+    keep_layer_axis: bool,
 ) -> Any:
-    """h, h_n, c_n of a module of one layer; None where a weight is of an unusual type, dtype or place."""
+    """h, h_n, c_n of a module of one layer, whose parameters have these names; None where a weight is of an unusual type, dtype or place."""
+    kernels.follow_torchs_threads()
+    options = CallOptions(matmul_precision=precision)
+    if not torch.is_grad_enabled():
+        (workspace,) = weights.workspaces(module, 1)
+        arrays = workspace.view.of_module(module, names)
+        if arrays is not None and arrays.kernel[0].dtype == kernels.NUMPY[x.dtype] and weights.frozen(module) is None:
+            return kernels.forward(
+                x, h0, c0, arrays, options, workspace.sequence, keep_layer_axis=keep_layer_axis
+            )[:3]  # fmt: skip
     own = weights.flat(module)
-    if len(own) != 4 and (len(own) != 2 or module.bias):
+    if len(own) != len(names):
         return None
     wanted = x.requires_grad or (h0 is not None and h0.requires_grad) or (c0 is not None and c0.requires_grad)
     for weight in own:
-        if weight is None:
-            continue
         if (type(weight) is not nn.Parameter and type(weight) is not Tensor) or weight.dtype is not x.dtype:
             return None
         if not weight.is_cpu or weight.layout is not torch.strided:
             return None
         wanted = wanted or weight.requires_grad
-    kernels.follow_torchs_threads()
-    options = CallOptions(matmul_precision=precision)
+    given = Weights(*own, *_NOTHING[len(own) :])
     if wanted and torch.is_grad_enabled():
-        given = own if len(own) == 4 else (*own, None, None)
-        return kernels.LayerFunction.apply(x, h0, c0, *given, None, options, keep_layer_axis)
+        # torch saves such a copy too, and its caller may then write into x.
+        return kernels.LayerFunction.apply(x.contiguous(), h0, c0, *given, options, keep_layer_axis)
     (workspace,) = weights.workspaces(module, 1)
     frozen = weights.frozen(module)
     found = kernels.forward(
-        x, h0, c0, workspace.view.of(own if frozen is None else frozen[0]), options, workspace.sequence,
+        x, h0, c0, workspace.view.of(given if frozen is None else frozen[0]), options, workspace.sequence,
         same_weights=frozen is not None, keep_layer_axis=keep_layer_axis,
     )  # fmt: skip
     return found[:3]
+
+
+_NOTHING = (None,) * 5
+_CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_LAYER = tuple(f"{name}_l0" for name in _CELL)
 
 
 def _kept(
@@ -302,7 +321,7 @@ def _run_layer(
         found = on_cuda.forward(x, h0, c0, own, options, keep_cells=wants_cells)
         return Result(found.h, found.h_n, found.c_n, None if found.cells is None else found.cells.to(x.dtype))
     if kept is None:
-        h, h_n, c_n = kernels.LayerFunction.apply(x, h0, c0, *own, options, False)
+        h, h_n, c_n = kernels.LayerFunction.apply(x.contiguous(), h0, c0, *own, options, False)
         return Result(h, h_n, c_n, None)
     return kernels.forward(
         x, h0, c0, kept.view.of(own), options, kept.sequence,
