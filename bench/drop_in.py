@@ -54,8 +54,6 @@ def layer_calls(shape: Shape, training: bool) -> list[Callable[[], Any]]:
     np.testing.assert_allclose(mine(tensor)[0].detach().numpy(), layer(x)[0], rtol=1e-4, atol=1e-5)
 
     def library() -> None:
-        if training:
-            layer.weights_changed()  # as after an optimizer's step
         layer(x, training=training)
         if training:
             layer.backward(d_h)
