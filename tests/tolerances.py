@@ -62,6 +62,17 @@ def gradients(dtype: npt.DTypeLike, terms: int) -> dict[str, float]:
     return {name: 10 * bound for name, bound in sums(dtype, terms).items()}
 
 
+def rounded(unit: float, terms: int) -> float:
+    """Absolute tolerance for outputs and gradients of size one in programs of a fuzzer, `unit` the machine epsilon.
+
+    That of `gradients` in float32 and float64. Lower precisions are compared with float64 that was rounded where the
+    dtype rounds: once a call, a hook and a sum of gradients, eight times in all, and not in every term.
+    """
+    if unit > 2.0**-16:
+        return _SUM_UNITS * unit
+    return 10 * _SUM_UNITS * unit * math.sqrt(max(terms, 1))
+
+
 # Beside another framework, which rounds too: how far results may lie apart, as a share of the largest in their array,
 # forward and backward, over this many steps. That is what the project promises.
 PARITY = {("float32", 10): 1e-6, ("float32", 820): 1e-5, ("float64", 10): 1e-10, ("float64", 820): 1e-10}

@@ -1,0 +1,1 @@
+"""What several test files share and is too large for one of them: fuzzers and the plain modules they compare with."""
