@@ -1,4 +1,4 @@
-"""A layer keeps its weights packed from call to call, and no write to them escapes it, whoever made it and by what means."""
+"""A layer keeps its weights packed from call to call, and no write to them escapes it, whoever makes it and how."""
 
 from __future__ import annotations
 
