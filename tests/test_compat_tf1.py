@@ -340,6 +340,8 @@ def test_cells_see_every_write_to_their_variables(rng):
         lambda v: v.__isub__(0.25),
         lambda v: np.multiply(v, 2.0, out=v),
         lambda v: v[..., 3:].fill(0.5),
+        lambda v: np.random.default_rng(1).standard_normal(out=np.asarray(v)),
+        lambda v: memoryview(v).cast("B").__setitem__(6, 0),
     ):
         write(cell.kernel)
         write(cell.bias)

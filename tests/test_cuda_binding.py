@@ -606,10 +606,11 @@ def test_a_stack_on_a_device_gives_the_cpus_results_and_gradients(
     assert_allclose(on_device.gradient_buffer, on_cpu.gradient_buffer, **gradients("float32", 30))
 
 
-def test_weights_that_were_written_are_sent_again(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_weights_that_were_written_are_sent_again(rng: np.random.Generator, training: bool) -> None:
     layer, x = lf.LSTM(3, 4, rng=rng), rng.standard_normal((2, 1, 3), dtype=np.float32)
-    before, _ = layer(torch.from_numpy(x))  # type: ignore[arg-type]
-    layer.parameters["layer0.bias"][...] += 1
+    before, _ = layer(torch.from_numpy(x), training=training)  # type: ignore[arg-type]
+    np.random.default_rng(1).standard_normal(out=layer.parameter_buffer, dtype=np.float32)
     after, _ = layer(torch.from_numpy(x))  # type: ignore[arg-type]
     assert not torch.equal(before, after)  # type: ignore[arg-type]
     assert_allclose(after.numpy(), layer(x)[0], **states("float32", 7))  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lstmfast import _core
 
 Arrays = dict[str, Any]
-fingerprint = _core.testing.fingerprint
+fingerprint = _core.fingerprint
 PRIME, PIECE, SHIFT = 2**61 - 1, 4096, 16
 # Below, at and above a vector of every ISA, one unrolled loop of them, and a piece.
 COUNTS = [0, 1, 2, 3, 5, 8, 15, 16, 17, 63, 64, 65, 127, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 5000]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,24 @@ def test_release_frees_what_backward_no_longer_needs():
     sequence.release()
     lf.release_memory()
     assert kept > 500 * 16 * 5 * HIDDEN * 4 > sequence.workspace_bytes
+
+
+def test_memory_may_be_released_while_other_threads_compute():
+    rng = np.random.default_rng(0)
+    layers = [lf.LSTM(8, 16, num_layers=2, rng=rng) for _ in range(3)]
+    x = rng.standard_normal((20, 8, 8), dtype=np.float32)
+    expected = [layer(x)[0] for layer in layers]
+
+    def compute(layer: lf.LSTM) -> list[Any]:
+        return [layer(x)[0] for _ in range(200)]
+
+    with ThreadPoolExecutor(len(layers)) as pool:
+        running = [pool.submit(compute, layer) for layer in layers]
+        while not all(each.done() for each in running):
+            lf.release_memory()
+    for each, h in zip(running, expected, strict=True):
+        for again in each.result():
+            assert_array_equal(again, h)
 
 
 def test_pools_of_python_are_emptied_too():

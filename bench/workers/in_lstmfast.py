@@ -67,7 +67,6 @@ class Sequence:
         return {"h": self._layer(self._x, lengths=self._lengths)[0]}
 
     def _train(self) -> dict[str, Any]:
-        self._layer.weights_changed()  # as an optimizer would have: what was packed for the last call serves no more
         h, _ = self._layer(self._x, lengths=self._lengths, training=True)
         d_x, _ = self._layer.backward(self._d_h)
         gradients = self._layer.gradients

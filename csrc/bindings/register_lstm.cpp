@@ -19,6 +19,8 @@
 #include "bindings/register.h"
 #include "core/aligned_buffer.h"
 #include "core/gates.h"
+#include "cpu/dispatch.h"
+#include "lstm/fingerprint.h"
 #include "lstm/sequence.h"
 #include "lstm/stream.h"
 #include "nn/linear.h"
@@ -92,6 +94,20 @@ struct Pair {
   }
   static bool is(const py::object& object) { return py::isinstance<py::tuple>(object); }
 };
+
+// For those who keep something else made of weights: whether they are still the same.
+py::tuple fingerprint(const py::object& values) {
+  Fingerprint found;
+  with_float_type(values, "values", [&](auto type) {
+    using T = decltype(type);
+    const ArrayArg<const T> arg(values, "values");
+    const bool is_matrix = arg.ndim() == 2;
+    const MatrixView<const T> matrix =
+        is_matrix ? arg.matrix() : MatrixView<const T>{arg.must_have_ndim(1, "or two").contiguous(), arg.size(0)};
+    found = fingerprint_of<T>(kernels<T>(), {{matrix, is_matrix ? arg.size(0) : 1, arg.size(is_matrix)}});
+  });
+  return py::make_tuple(found.first, found.second);
+}
 
 class PySequence;
 
@@ -486,7 +502,9 @@ void register_lstm(py::module_& module) {
   module.def("saved_size", [](Index updates, Index hidden_size, bool has_projection, bool is_float64) {
     return is_float64 ? Sequence<double>::saved_size(updates, hidden_size, has_projection)
                       : Sequence<float>::saved_size(updates, hidden_size, has_projection);
-  }, "Number of values that a forward pass of so many row updates leaves for backward in `saved`.");
+  }, "Number of values that a forward pass of so many row updates leaves for backward in `saved`.",
+      py::arg("updates"), py::arg("hidden_size"), py::arg("has_projection"), py::arg("is_float64"));
+  module.def("fingerprint", fingerprint, py::arg("values"));
   module.def("release_memory", [] {
     PySequence::release_all_memory();
     release_linear_workspaces();

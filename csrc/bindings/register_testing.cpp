@@ -22,17 +22,6 @@ void activations(const std::string& kind, const py::object& x, const py::object&
   });
 }
 
-py::tuple fingerprint(const py::object& matrix) {
-  Fingerprint found;
-  with_float_type(matrix, "matrix", [&](auto type) {
-    using T = decltype(type);
-    const ArrayArg<const T> arg(matrix, "matrix");
-    arg.must_have_ndim(2, "[rows, columns]");
-    found = fingerprint_of<T>(kernels<T>(), {{arg.matrix(), arg.size(0), arg.size(1)}});
-  });
-  return py::make_tuple(found.first, found.second);
-}
-
 py::tuple keys_of_fingerprints() {
   const FingerprintKeys& keys = fingerprint_keys();
   return py::make_tuple(py::make_tuple(keys.points[0], keys.points[1]),
@@ -45,7 +34,6 @@ void register_testing(py::module_& module) {
   py::module_ testing = module.def_submodule("testing", "Doors for the tests of lstmfast. Not API.");
   testing.def("set_isa", [](const std::string& name) { set_isa(parse_isa(name)); }, py::arg("name"));
   testing.def("activations", activations, py::arg("kind"), py::arg("x"), py::arg("out"));
-  testing.def("fingerprint", fingerprint, py::arg("matrix"));
   testing.def("fingerprint_keys", keys_of_fingerprints);
   register_testing_split(testing);
 }

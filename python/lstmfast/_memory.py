@@ -1,4 +1,4 @@
-"""Pools of arrays that Python keeps from call to call: each says once how it is emptied, and `runtime.release_memory` asks.
+"""Pools of arrays that Python keeps from call to call: each says once how it is emptied, for `runtime.release_memory`.
 
 Refuses to know what is in them. A pool must be ready to be emptied between any two calls, and keep what a backward pass
 still needs.

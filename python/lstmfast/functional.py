@@ -30,6 +30,10 @@ class Output:
     gates: Array | None
     _kept: _Kept | _KeptOnDevice | None = field(default=None, repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What `lstm_backward` needs lies in memory of the extension, and stays with the original.
+        return type(self), (self.h, self.h_n, self.c_n, self.cells, self.gates)
+
 
 @dataclass(frozen=True, eq=False)
 class Gradients:

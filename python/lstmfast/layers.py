@@ -5,25 +5,29 @@
 model can keep all of its layers in one buffer.
 Refuses to update weights (see `optimizers`) and to know of losses (see `losses`). One object serves one thread at a
 time: between a call and its `backward` it remembers the call.
+
+Layers can be copied and pickled. Of a copy the parameters are again views of one buffer; `copy.copy` shares that buffer
+with the original. What a call with training=True has left for `backward` stays with the original.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmfast import _checks as check
-from lstmfast import _core, functional, initializers, runtime
+from lstmfast import _core, _memory, functional, initializers, runtime
 from lstmfast._checks import Array, State
 from lstmfast.gates import Gates
 from lstmfast.initializers import Initializer, Shape
-from lstmfast.variables import Variable, Writes, wrote
 
 if TYPE_CHECKING:
     from lstmfast.cuda._layers import LayerOnDevice
@@ -33,14 +37,17 @@ if TYPE_CHECKING:
 class ParameterBuffer:
     """Parameters and their gradients: two contiguous 1-D arrays, and views of them by name.
 
-    Parameters are `Variable`s: all views of them share one count of writes.
     `values`, `gradient_values` [count]; `parameters`, `gradients`: dicts name -> array of that variable's shape.
+    Layers that share a buffer still share one after they have been copied or pickled together.
     """
 
     values: Array
     gradient_values: Array
     parameters: dict[str, Array]
     gradients: dict[str, Array]
+    # Of a part: the buffer it is a part of, and where in it.
+    _whole: ParameterBuffer | None = field(default=None, repr=False)
+    _start: int = field(default=0, repr=False)
 
     @classmethod
     def allocate(cls, shapes: Mapping[str, Shape | Mapping[str, Shape]], dtype: npt.DTypeLike) -> ParameterBuffer:
@@ -55,7 +62,7 @@ class ParameterBuffer:
                 {f"{name}.{inner}": s for inner, s in shape.items()} if isinstance(shape, Mapping) else {name: shape}
             )
         count = sum(math.prod(shape) for shape in flat.values())
-        return cls._bind(Variable.watch(np.zeros(count, dtype)), np.zeros(count, dtype), flat)
+        return cls._bind(np.zeros(count, dtype), np.zeros(count, dtype), flat)
 
     def part(self, prefix: str) -> ParameterBuffer:
         """Return the variables whose names begin with `prefix`, without it: views of this buffer, contiguous too.
@@ -69,7 +76,19 @@ class ParameterBuffer:
             raise ValueError(f"prefix must name variables that lie side by side, got {prefix!r} for {', '.join(names)}")
         start = sum(self.parameters[name].size for name in names[:first])
         shapes = {name.removeprefix(prefix): self.parameters[name].shape for name in chosen}
-        return self._bind(self.values[start:], self.gradient_values[start:], shapes)
+        return self._part_at(start, shapes)
+
+    def _part_at(self, start: int, shapes: Mapping[str, Shape]) -> ParameterBuffer:
+        whole = self if self._whole is None else self._whole
+        values, gradient_values, start = whole.values, whole.gradient_values, start + self._start
+        return self._bind(values[start:], gradient_values[start:], shapes, whole, start)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copied views know nothing of each other: what is copied is the whole buffer, and parts are taken of that.
+        shapes = {name: view.shape for name, view in self.parameters.items()}
+        if self._whole is None:
+            return type(self)._bind, (np.asarray(self.values), np.asarray(self.gradient_values), shapes)
+        return type(self)._part_at, (self._whole, self._start, shapes)
 
     def fill(self, initializer: Initializer | None, rng: np.random.Generator | None) -> None:
         """Give every variable its first value: `initializer(name, shape, rng)`, `initializers.default` if None.
@@ -83,17 +102,56 @@ class ParameterBuffer:
             view[...] = values
 
     @classmethod
-    def _bind(cls, values: Array, gradient_values: Array, shapes: Mapping[str, Shape]) -> ParameterBuffer:
+    def _bind(
+        cls,
+        values: Array,
+        gradient_values: Array,
+        shapes: Mapping[str, Shape],
+        whole: ParameterBuffer | None = None,
+        offset: int = 0,
+    ) -> ParameterBuffer:
         parameters, gradients, start = {}, {}, 0
         for name, shape in shapes.items():
             end = start + math.prod(shape)
             parameters[name] = values[start:end].reshape(shape)
             gradients[name] = gradient_values[start:end].reshape(shape)
             start = end
-        return cls(values[:start], gradient_values[:start], parameters, gradients)
+        return cls(values[:start], gradient_values[:start], parameters, gradients, whole, offset)
 
 
-class LSTMCell:
+class OfParameters:
+    """What layers and models have in common: parameters and gradients in a `ParameterBuffer`.
+
+    Copies and pickles hold the buffer, and bind the views of it again; `_scratch_names` are left out.
+    """
+
+    parameters: dict[str, Array]
+    gradients: dict[str, Array]
+    parameter_buffer: Array
+    gradient_buffer: Array
+    _view_names: ClassVar[tuple[str, ...]] = ("parameters", "gradients", "parameter_buffer", "gradient_buffer")
+    _scratch_names: ClassVar[tuple[str, ...]] = ()
+
+    def _bind(self, storage: ParameterBuffer) -> None:
+        """Name the views of the buffer."""
+        self._storage = storage
+        self.parameters, self.gradients = storage.parameters, storage.gradients
+        self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
+
+    def _begin(self) -> None:
+        """Make what calls leave for the next ones, empty."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = {*self._view_names, *self._scratch_names}
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bind(self._storage)
+        self._begin()
+
+
+class LSTMCell(OfParameters):
     """The weights of one LSTM, and one step of it.
 
     kernel [input_size + hidden_size, 4*hidden_size], bias [4*hidden_size]; gates["input" | "forget" | "cell" |
@@ -103,6 +161,8 @@ class LSTMCell:
     (`output_size`) and kernel that many recurrent rows; with peepholes, `peepholes` [3, hidden_size], and gates have a
     view peephole; cell_clip and coupled_gates have no variables.
     """
+
+    _view_names = (*OfParameters._view_names, "kernel", "bias", "peepholes", "projection", "gates")
 
     def __init__(
         self,
@@ -125,8 +185,10 @@ class LSTMCell:
         self.cell_clip, self.coupled_gates = check.cell_clip(cell_clip), bool(coupled_gates)
         self.dtype = check.float_dtype(dtype)
         shapes = self.shapes(self.input_size, self.hidden_size, projection_size=projection_size, peepholes=peepholes)
-        storage = _storage(storage, shapes, self.dtype, rng)
-        self.parameters, self.gradients = storage.parameters, storage.gradients
+        self._bind(_storage(storage, shapes, self.dtype, rng))
+
+    def _bind(self, storage: ParameterBuffer) -> None:
+        super()._bind(storage)
         self.kernel, self.bias = self.parameters["kernel"], self.parameters["bias"]
         self.peepholes, self.projection = self.parameters.get("peepholes"), self.parameters.get("projection")
         self.gates = Gates(self.kernel, self.bias, output_size=self.output_size, peepholes=self.peepholes)
@@ -173,15 +235,28 @@ class LSTMCell:
 class Scratch:
     """Arrays kept from call to call: the same name and shape is the same array, whatever it holds by now."""
 
+    _all: ClassVar[weakref.WeakSet[Scratch]] = weakref.WeakSet()
+
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
         self._arrays: dict[str, Array] = {}
+        self._all.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._dtype,)
 
     def __call__(self, name: str, shape: Shape) -> Array:
         array = self._arrays.get(name)
         if array is None or array.shape != shape:
             array = self._arrays[name] = np.empty(shape, self._dtype)
         return array
+
+
+@_memory.register_pool
+def _empty_scratches() -> None:
+    """Forget all arrays; those that a backward will read are held by who reads them."""
+    for scratch in list(Scratch._all):
+        scratch._arrays = {}
 
 
 class Dropout:
@@ -192,6 +267,9 @@ class Dropout:
         self._dtype: Any = dtype.type
         self._scratch = Scratch(dtype)
         self._mask: Array | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._rate, np.dtype(self._dtype))
 
     def __call__(self, x: Array, rng: np.random.Generator | None) -> Array:
         """Return x with some values dropped, in an array that the next call overwrites; with rng None return x."""
@@ -210,7 +288,7 @@ class Dropout:
             gradient *= self._mask
 
 
-class LSTM:
+class LSTM(OfParameters):
     """A stack of LSTM layers over whole sequences, in one direction or both.
 
     dropout: share of the values dropped between layers while training, drawn from rng. forget_bias is added at run
@@ -222,6 +300,8 @@ class LSTM:
     layer 1 forward, ... as in PyTorch.
     storage: a ParameterBuffer of these `shapes`, first values included; None allocates one and draws with rng.
     """
+
+    _scratch_names = ("_sequences", "_dropouts", "_scratch", "_trained", "_device")
 
     def __init__(
         self,
@@ -261,8 +341,7 @@ class LSTM:
             projection_size=projection_size, peepholes=peepholes,
         )  # fmt: skip
         storage = _storage(storage, shapes, self.dtype, self._rng)
-        self.parameters, self.gradients = storage.parameters, storage.gradients
-        self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
+        self._bind(storage)
         self.cells = tuple(
             LSTMCell(
                 self._input_size_of(layer), self.hidden_size,
@@ -271,9 +350,11 @@ class LSTM:
             )
             for layer, name in _directions(self.num_layers, self.bidirectional)
         )  # fmt: skip
+        self._is_frozen = False  # whether calls may take it for granted that nobody writes to the weights
+        self._begin()
+
+    def _begin(self) -> None:
         self._sequences = [_core.Sequence() for _ in self.cells]
-        self._writes = getattr(storage.values, "writes", None) or Writes()
-        self._packed_at: list[int | None] = [None] * len(self.cells)  # writes when each sequence packed its weights
         self._dropouts = [Dropout(self.dropout, self.dtype) for _ in range(self.num_layers - 1)]
         self._scratch = Scratch(self.dtype)
         # The call that `backward` belongs to: its time_steps, batch, ids, or the device it was made on.
@@ -301,11 +382,24 @@ class LSTM:
         return {f"{name}.{variable}": shape for name, cell in cells.items() for variable, shape in cell.items()}
 
     def weights_changed(self) -> None:
-        """Say that weights were written around NumPy: through a memoryview, np.asarray or a library sharing memory.
+        """Do nothing: every call sees the weights as they are, whoever wrote them. Deprecated.
 
-        The layer keeps its weights packed for the kernels from call to call; other writes it notices by itself.
+        Calls that are to be spared the look go through `inference`.
         """
-        wrote(self.parameter_buffer)
+        warnings.warn(
+            "weights_changed does nothing and will be removed: every call sees the weights as they are",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+
+    def inference(self, *, weights: str = "float32") -> FrozenLSTM:
+        """Return a frozen copy of the stack as it is now: called like the layer, without training.
+
+        A call of the layer looks at all of its weights, to see whether what it has packed of them is still right; the
+        copy does not. Later writes to the layer's weights do not reach it, and its own are read-only.
+        weights: "float32". Raises ValueError for others: bfloat16 and int8 exist for single steps, in `stream`.
+        """
+        return FrozenLSTM(self, weights=weights)
 
     def zero_state(self, batch_size: int) -> State:
         """Return (h, c) of zeros, each [num_layers*num_directions, batch_size, hidden_size]."""
@@ -430,7 +524,7 @@ class LSTM:
         """
         time_steps, batch = x.shape[:2]
         token_input = x.ndim == 2
-        precision, writes = runtime.get_matmul_precision(), self._writes.count
+        precision = runtime.get_matmul_precision()
         h0, c0 = state
         h_shape, c_shape = self._state_shapes(batch)
         h_n, c_n = np.empty(h_shape, self.dtype), np.empty(c_shape, self.dtype)
@@ -441,16 +535,14 @@ class LSTM:
             for direction in range(self.num_directions):
                 k = layer * self.num_directions + direction
                 cell = self.cells[k]
-                packed_at, self._packed_at[k] = self._packed_at[k], None
                 # By position: names would take longer than a small layer's step.
                 self._sequences[k].forward(
                     x, cell.kernel, cell.bias,
                     self._half(output, direction), h_n[k], c_n[k],
                     None if h0 is None else h0[k], None if c0 is None else c0[k],
                     lengths, resets, direction == 1, self.forget_bias,
-                    None, None, keep_for_backward, precision, packed_at == writes, *cell._variant,
+                    None, None, keep_for_backward, precision, self._is_frozen, *cell._variant,
                 )  # fmt: skip
-                self._packed_at[k] = writes
             if not top:
                 x = self._dropouts[layer](output, rng)
         if keep_for_backward:
@@ -498,7 +590,7 @@ class LSTM:
             self._device = LayerOnDevice(self, x)
         h, final = self._device(
             x, state, lengths=lengths, resets=resets, training=training,
-            rng=self._rng if training else None, writes=self._writes.count,
+            rng=self._rng if training else None,
         )  # fmt: skip
         self._trained = self._device if training else None
         return h, final
@@ -524,11 +616,59 @@ class LSTM:
         return (cells, batch, self.output_size), (cells, batch, self.hidden_size)
 
 
-class Linear:
+class FrozenLSTM:
+    """What `LSTM.inference` returns: the stack as it was then. Weights are packed once and not looked at again."""
+
+    def __init__(self, layer: LSTM, *, weights: str = "float32") -> None:
+        if weights != "float32":
+            raise ValueError(
+                f"weights must be 'float32', got {weights!r}: whole sequences are multiplied in float32 alone; "
+                f"LSTM.stream keeps weights as 'bfloat16' or 'int8', for one step at a time"
+            )
+        values = layer.parameter_buffer.copy()
+        values.flags.writeable = False  # and so are its views
+        shapes = {name: view.shape for name, view in layer.parameters.items()}
+        self._layer = LSTM(
+            layer.input_size, layer.hidden_size,
+            num_layers=layer.num_layers, bidirectional=layer.bidirectional, batch_first=layer.batch_first,
+            forget_bias=layer.forget_bias, projection_size=layer.projection_size, peepholes=layer.peepholes,
+            cell_clip=layer.cell_clip, coupled_gates=layer.coupled_gates, dtype=layer.dtype,
+            storage=ParameterBuffer._bind(values, np.zeros_like(values), shapes),
+        )  # fmt: skip
+        self._layer._is_frozen = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._layer,)
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """The weights, read-only, by the names that they have in the layer."""
+        return self._layer.parameters
+
+    def zero_state(self, batch_size: int) -> State:
+        """Return (h, c) of zeros, as `LSTM.zero_state`."""
+        return self._layer.zero_state(batch_size)
+
+    def __call__(
+        self,
+        x: npt.NDArray[Any],
+        state: State | None = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        resets: npt.ArrayLike | None = None,
+    ) -> tuple[Array, State]:
+        """Run the stack: arguments, results and errors as of `LSTM.__call__` with training=False."""
+        return self._layer(x, state, lengths=lengths, resets=resets)
+
+
+class Linear(OfParameters):
     """A dense layer: x @ kernel + bias, for what stands after an LSTM.
 
     kernel [input_size, output_size], bias [output_size]. storage: as of `LSTMCell`.
     """
+
+    _view_names = (*OfParameters._view_names, "kernel", "bias")
+    _scratch_names = ("_trained_on",)
 
     def __init__(
         self,
@@ -542,10 +682,14 @@ class Linear:
         self.input_size = check.whole_number("input_size", input_size)
         self.output_size = check.whole_number("output_size", output_size)
         self.dtype = check.float_dtype(dtype)
-        storage = _storage(storage, self.shapes(self.input_size, self.output_size), self.dtype, rng)
-        self.parameters, self.gradients = storage.parameters, storage.gradients
-        self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
+        self._bind(_storage(storage, self.shapes(self.input_size, self.output_size), self.dtype, rng))
+        self._begin()
+
+    def _bind(self, storage: ParameterBuffer) -> None:
+        super()._bind(storage)
         self.kernel, self.bias = self.parameters["kernel"], self.parameters["bias"]
+
+    def _begin(self) -> None:
         self._trained_on: Array | None = None
 
     @staticmethod
@@ -584,11 +728,14 @@ class Linear:
         return d_x
 
 
-class Embedding:
+class Embedding(OfParameters):
     """A learnt vector for each token: row ids[...] of a table [vocab_size, embedding_size].
 
     storage: as of `LSTMCell`.
     """
+
+    _view_names = (*OfParameters._view_names, "table")
+    _scratch_names = ("_trained_on",)
 
     def __init__(
         self,
@@ -602,10 +749,14 @@ class Embedding:
         self.vocab_size = check.whole_number("vocab_size", vocab_size)
         self.embedding_size = check.whole_number("embedding_size", embedding_size)
         self.dtype = check.float_dtype(dtype)
-        storage = _storage(storage, self.shapes(self.vocab_size, self.embedding_size), self.dtype, rng)
-        self.parameters, self.gradients = storage.parameters, storage.gradients
-        self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
+        self._bind(_storage(storage, self.shapes(self.vocab_size, self.embedding_size), self.dtype, rng))
+        self._begin()
+
+    def _bind(self, storage: ParameterBuffer) -> None:
+        super()._bind(storage)
         self.table = self.parameters["table"]
+
+    def _begin(self) -> None:
         self._trained_on: Array | None = None
 
     @staticmethod

@@ -3,6 +3,7 @@
 All parameters of a model lie in one contiguous buffer and all gradients in another, so that clipping, the optimizer and
 a checkpoint each touch one array. Refuses to loop over data (see `trainer`) and to choose tokens (see `sampler`).
 Arrays between the layers are kept from call to call; what a method returns is new, unless its docstring says otherwise.
+Models can be copied and pickled, streams cannot.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from lstmfast import _checks as check
 from lstmfast import _core, losses
 from lstmfast._checks import Array, State
 from lstmfast.initializers import Initializer, Shape
-from lstmfast.layers import LSTM, Dropout, ParameterBuffer, Scratch
+from lstmfast.layers import LSTM, Dropout, OfParameters, ParameterBuffer, Scratch
 
 BatchLoss: TypeAlias = Callable[[Array, Any], tuple[float, Array]]
 """A batch loss: (logits [B, num_classes], labels as they were given) -> (loss, its derivative by the logits)."""
 
 
-class _Model:
+class _Model(OfParameters):
     """What both models are: parameters in one buffer, an LSTM, and a linear projection of its outputs."""
 
     def __init__(
@@ -56,8 +57,7 @@ class _Model:
         }
         storage = ParameterBuffer.allocate(shapes, self.dtype)
         storage.fill(initializer, rng)
-        self.parameters, self.gradients = storage.parameters, storage.gradients
-        self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
+        self._bind(storage)
         self.lstm = LSTM(
             input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=bidirectional,
             dropout=self.dropout, forget_bias=self.forget_bias, dtype=self.dtype, storage=storage.part("lstm."),

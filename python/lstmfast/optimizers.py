@@ -17,7 +17,6 @@ import numpy.typing as npt
 from lstmfast import _checks as check
 from lstmfast import _core
 from lstmfast._checks import Array
-from lstmfast.variables import wrote
 
 
 @dataclass
@@ -57,7 +56,6 @@ class Optimizer(ABC):
             if name not in self.slots:
                 raise ValueError(f"optimizer must be given its parameters first: call init(parameters) to make {name}")
             check.buffer(f"slot {name}", self.slots[name], count, dtype, "parameters")
-        wrote(parameters)
         self._apply(parameters, gradients, learning_rate, gradient_scale)
         self.step_count += 1
 

@@ -43,10 +43,9 @@ class LayerOnDevice:
         resets: Any,
         training: bool,
         rng: np.random.Generator | None,
-        writes: int,
     ) -> tuple[DeviceArray, State]:
         """As `LSTM.__call__`."""
-        self._mirror.send(self._layer.parameter_buffer, writes)
+        self._mirror.send(self._layer.parameter_buffer, training=training)
         h, final = self._stack.forward(
             self._time_major(x), self._mirror.parameters, _pair("state", state),
             lengths=lengths, resets=self._time_major(resets), training=training, rng=rng,

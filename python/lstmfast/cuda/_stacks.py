@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmfast import functional
+from lstmfast import _core, functional
 from lstmfast.cuda import _sequences
 from lstmfast.cuda._arrays import DeviceArray, Framework
 
@@ -27,18 +27,19 @@ class Mirror:
     def __init__(self, framework: Framework, like: DeviceArray, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.framework, self.like = framework, like
         self._shapes = shapes
-        self._sent_at: object = None
+        self._sent: tuple[int, int] | None = None
         self.parameters: dict[str, DeviceArray] = {}
 
-    def send(self, values: npt.NDArray[Any], writes: int) -> None:
-        """Bring the copy up to date; `writes` counts the writes to `values`, and the same count needs no copy."""
-        if self._sent_at == writes:
+    def send(self, values: npt.NDArray[Any], *, training: bool) -> None:
+        """Bring the copy up to date. Values that are those sent last are not sent; while training they never are."""
+        fingerprint = None if training else _core.fingerprint(values)
+        if fingerprint is not None and self._sent == fingerprint:
             return
         buffer, start = self.framework.from_host(values, self.like), 0
         for name, shape in self._shapes.items():
             self.parameters[name] = buffer[start : start + math.prod(shape)].reshape(shape)
             start += math.prod(shape)
-        self._sent_at = writes
+        self._sent = fingerprint
 
     def fetch(self, gradients: Mapping[str, DeviceArray], into: npt.NDArray[Any]) -> None:
         """Fill the host's gradient buffer from gradients by name. Waits for the device."""

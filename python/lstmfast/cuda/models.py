@@ -27,11 +27,16 @@ class CudaCharLM(CharLM):
     float64. Numbers agree with the CPU's to float32 rounding, not to the bit.
     """
 
+    _scratch_names = ("_framework", "_mirror", "_stack", "_input_drop", "_output_drop")
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         if self.dtype != np.float32:
             raise TypeError(f"dtype must be float32 on a CUDA device, got {self.dtype}")
         _stacks.refuse_variants(self.lstm)
+        self._begin()
+
+    def _begin(self) -> None:
         self._framework, like = default_device()
         self._mirror = _stacks.Mirror(self._framework, like, _stacks.shapes_of(self.parameters))
         self._stack = _stacks.Stack(
@@ -83,7 +88,7 @@ class CudaCharLM(CharLM):
         """The ids there, the top layer's outputs [T*B, H] there, and the final state, here."""
         framework, like = self._framework, self._mirror.like
         initial = self.lstm.check_state("state", state, inputs.shape[1])
-        self._mirror.send(self.parameter_buffer, self.parameter_buffer.writes.count)  # type: ignore[attr-defined]
+        self._mirror.send(self.parameter_buffer, training=training)
         ids = framework.from_host(inputs, like)
         x = ids
         if self.embedding_size is not None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmfast import _checks as check
-from lstmfast import functional
+from lstmfast import _core, functional
 from lstmfast._checks import Array
 from lstmfast.compat.tf1 import tape
 from lstmfast.compat.tf1.base import How, LSTMStateTuple, Nested, Pair, RNNCell, Run, check_cell
@@ -59,7 +59,7 @@ class _LSTM(RNNCell):
         self._initializer = initializer
         self._made: dict[str, Variable] = {}
         self._ours: dict[str, Array] = {}  # the arguments of `lstmfast.lstm` that they become
-        self._ours_at: list[int] = []  # and how often the variables had been written then
+        self._ours_of: list[tuple[int, int]] = []  # and the fingerprints of the variables that they were made of
 
     @property
     def state_size(self) -> Any:
@@ -201,15 +201,15 @@ class _LSTM(RNNCell):
 
     def _our_arguments(self) -> dict[str, Any]:
         """The arguments of `lstmfast.lstm`: after a write new arrays, because tapes may go on holding the old ones."""
-        writes = [variable.writes.count for variable in self._made.values() if variable.writes is not None]
-        if writes != self._ours_at:
-            plain = {name: variable.view(np.ndarray) for name, variable in self._made.items()}
+        plain = {name: variable.view(np.ndarray) for name, variable in self._made.items()}
+        fingerprints = [_core.fingerprint(values) for values in plain.values()]
+        if fingerprints != self._ours_of:
             self._ours = {name: reorder(plain[name], source="tf1", target="lstmfast") for name in ("kernel", "bias")}
             if self.use_peepholes:
                 self._ours["peepholes"] = np.stack([plain[name] for name in _PEEPHOLES])
             if self.num_proj:
                 self._ours["projection"] = plain["projection/kernel"].copy()
-            self._ours_at = writes
+            self._ours_of = fingerprints
         return self._ours if self.cell_clip is None else {**self._ours, "cell_clip": self.cell_clip}
 
 

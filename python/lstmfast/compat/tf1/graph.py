@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmfast import _checks as check
-from lstmfast import variables
 from lstmfast.compat.tf1 import initializers
 from lstmfast.compat.tf1.initializers import Initializer
 from lstmfast.initializers import Shape
@@ -41,11 +40,19 @@ class Operation:
     name: str
 
 
-class Variable(variables.Variable):
-    """An array with a name, `rnn/basic_lstm_cell/kernel:0`, that counts its writes.
+def _plain(value: Any) -> Any:
+    return value.view(np.ndarray) if isinstance(value, Variable) else value
+
+
+def _plain_all(value: Any) -> Any:
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else _plain(value)
+
+
+class Variable(np.ndarray[Any, np.dtype[Any]]):
+    """An array with a name, `rnn/basic_lstm_cell/kernel:0`.
 
     Change it as any array: `variable -= learning_rate * gradient`, `variable[...] = values`, `variable.assign(values)`.
-    Cells notice. Its views have no name.
+    Cells notice. Its views have no name; results of arithmetic are ordinary arrays.
     """
 
     name: str = ""
@@ -54,9 +61,18 @@ class Variable(variables.Variable):
     def named(cls, name: str, values: npt.NDArray[Any]) -> Variable:
         """Return `values` as a variable; the name is given without ":0"."""
         variable = values.view(cls)
-        variable.writes = variables.Writes()
         variable.name = f"{name}:0"
         return variable
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        given = options.get("out", ())
+        options = {name: _plain_all(value) for name, value in options.items()}
+        result = getattr(ufunc, method)(*map(_plain, inputs), **options)
+        if not given:
+            return result
+        results = result if isinstance(result, tuple) else (result,)
+        kept = tuple(r if o is None else o for o, r in zip(given, results, strict=True))
+        return kept if isinstance(result, tuple) else kept[0]
 
     @property
     def op(self) -> Operation:
