@@ -256,8 +256,8 @@ def read_bundle(path: Path) -> File:
 
 _OF_OBJECT = "/.ATTRIBUTES/VARIABLE_VALUE"
 _UNSAID_BY_TENSORFLOW = (
-    "The file does not say which activations {} has: tanh and sigmoid were taken, the defaults of TensorFlow 2; those "
-    "of tf.keras in TensorFlow 1 were tanh and hard_sigmoid."
+    "The file does not say the activations of {}: tanh and sigmoid were taken, the defaults of TensorFlow 2; those of "
+    "tf.keras in TensorFlow 1 were tanh and hard_sigmoid."
 )
 
 
@@ -316,8 +316,8 @@ def _unsaid_by_hdf5(file: Any) -> str:
     if number and (int(number[1]), int(number[2])) >= (2, 3):
         return ""
     return (
-        f"The file is of {f'Keras {version}' if version else 'an unknown version of Keras'} and does not say which "
-        "recurrent_activation {} has: sigmoid was taken; the default of Keras before 2.3, and of tf.keras in "
+        f"The file is of {f'Keras {version}' if version else 'an unknown version of Keras'} and does not say the "
+        "recurrent_activation of {}: sigmoid was taken; the default of Keras before 2.3, and of tf.keras in "
         "TensorFlow 1, was hard_sigmoid."
     )
 

@@ -138,10 +138,11 @@ def _mind_strangers(candidate: _Candidate, arrays: Mapping[str, Array], taken: s
     if harmless:
         candidate.notes.append(f"Left out, being no weights: {_listed(harmless)}.")
     if others:
-        candidate.differs.append(
+        candidate.differs.insert(
+            0,
             f"{candidate.name or 'the LSTM'} has variables that no cell of {candidate.layout} has: {_listed(others)}; "
             "with them it computes something else than an LSTM here (if they are no part of it, give the others to "
-            "layouts.from_arrays)"
+            "layouts.from_arrays)",
         )
 
 
@@ -216,7 +217,8 @@ def _move_raw_weights(scopes: dict[str, dict[str, Names]]) -> None:
         inner = [each for each in scopes if re.fullmatch(rf"{re.escape(scope)}[^.]+\.", each)]
         for name, parts in variables.items():
             for each in inner:
-                scopes[each].setdefault(name, {}).update(parts)
+                above = parts if len(inner) == 1 else {f"{part} above several": given for part, given in parts.items()}
+                scopes[each].setdefault(name, {}).update(above)
         if inner:
             del scopes[scope]
 
@@ -239,7 +241,8 @@ def _put_together(candidate: _Candidate, name: str, parts: Names, arrays: Mappin
             left = f" {parts['']} beside it, a copy, was left out." if "" in parts else ""
             candidate.notes.append(f"{name} was taken {words}.{left}")
             return
-    candidate.names[name] = parts.get("", parts[min(kinds)])
+    shown = [part for part in ("", ".original", ".original1", "_orig", "_v", "_raw") if part in parts]
+    candidate.names[name] = parts[shown[0] if shown else min(kinds)]
     candidate.differs.append(
         f"{candidate.name or 'the LSTM'} makes {name} out of {_listed(sorted(parts.values()))}, and the file does not "
         "say how: remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations) and save again"
@@ -252,6 +255,8 @@ def _weight_norm(size: Array, direction: Array) -> Array | None:
     if len(shape) != direction.ndim or any(a not in (1, b) for a, b in zip(shape, direction.shape, strict=True)):
         return None
     axes = tuple(axis for axis, count in enumerate(shape) if count == 1)
+    if not axes:
+        return None
     return np.asarray(size * direction / np.sqrt(np.square(direction).sum(axis=axes, keepdims=True)))
 
 
@@ -373,7 +378,18 @@ def _tensorflow(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
         _say_what_cell(candidate, "/".join([*parts, match["cell"]]), match["cell"])
     for candidate in candidates.values():
         if any(name.rpartition("/")[2] in ("kernel", "weights") for name in candidate.names):
+            _mind_norms_without_variables(candidate)
             yield candidate
+
+
+def _mind_norms_without_variables(candidate: _Candidate) -> None:
+    """LayerNormBasicLSTMCell has a bias only where it has no norms."""
+    for name in candidate.names.values():
+        scope, _, variable = name.removesuffix(":0").rpartition("/")
+        normed = re.search(r"layer_?norm_?basic", scope.rpartition("/")[2], re.IGNORECASE)
+        biased = {f"{scope}/bias", f"{scope}/bias:0"} & set(candidate.names.values())
+        if variable == "kernel" and normed and not biased:
+            candidate.differs.append(f"{scope} is by its name a cell with other equations than an LSTM here")
 
 
 def _is_cell(cell: str, parts: list[str], arrays: Mapping[str, Array]) -> bool:
@@ -533,7 +549,8 @@ def _reads(layer: _KerasLayer, below: _KerasLayer, arrays: Mapping[str, Array]) 
 def _is_fed_by(layer: _KerasLayer, below: _KerasLayer, settings: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether a graph, if the file has one, leads from one layer to the other with nothing but dropout between."""
     sources = {name: each["source"] for name, each in settings.items() if each.get("source")}
-    names = {each["path"]: name for name, each in settings.items() if "path" in each} or {name: name for name in settings}
+    names = {each["path"]: name for name, each in settings.items() if "path" in each}
+    names = names or {name: name for name in settings}
     source = sources.get(names.get(layer.name, ""))
     while source is not None and "Dropout" in settings.get(source, {}).get("class_name", ""):
         source = sources.get(source)
@@ -575,7 +592,7 @@ _CLASSES = {"LSTM", "CuDNNLSTM", "LSTMCell", "RNN", "StackedRNNCells", "Bidirect
 
 
 _UNSAID_BY_KERAS_1 = (
-    "The file does not say which inner_activation {} has: sigmoid was taken; the default of Keras 1 was hard_sigmoid."
+    "The file does not say the inner_activation of {}: sigmoid was taken; the default of Keras 1 was hard_sigmoid."
 )
 
 
