@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import lstmfast as lf
 import tolerances
 from lstmfast import reference
-from lstmfast.layouts import LSTMWeights, load, read, to_arrays
+from lstmfast.layouts import LSTMWeights, load, read, tensor_bundle, to_arrays
 
 Array = npt.NDArray[Any]
 
@@ -153,6 +153,34 @@ def test_layers_of_a_sequential_with_another_between_are_two_lstms(h5py: Any, tm
             h5py, tmp_path / f"{count}.h5", arrays, "2.1.6", sequential(("LSTM", PLAIN), between, ("LSTM", second))
         )
         assert len(read(path).lstms) == count
+
+
+def test_a_file_of_weights_that_names_its_layers_in_order_tells_what_stands_between(
+    h5py: Any, tmp_path: Path, rng: Any
+) -> None:
+    arrays = {**lstm_arrays(rng), **lstm_arrays(rng, "lstm_2", H)}
+    for between, count in (("dense_1", 2), ("activation_1", 2), ("dropout_1", 1), ("spatial_dropout1d", 1)):
+        path = write_h5(h5py, tmp_path / f"{between}.h5", arrays)
+        with h5py.File(path, "a") as file:
+            file.attrs["layer_names"] = [b"lstm_1", between.encode(), b"lstm_2"]
+        assert len(read(path).lstms) == count
+        assert "hard_sigmoid" in read(path).lstms[0].notes[0]
+
+
+@pytest.mark.parametrize("wrapper", ["weight_normalization", "spectral_normalization_1"])
+def test_a_layer_within_a_wrapper_that_normalizes_is_refused(wrapper: str, tmp_path: Path, rng: Any) -> None:
+    np.savez(tmp_path / "w.npz", **{f"{wrapper}/{name}": values for name, values in lstm_arrays(rng).items()})
+    with pytest.raises(ValueError, match=f"stands in {wrapper}, by its name a wrapper that changes its kernels"):
+        load(tmp_path / "w.npz")
+
+
+def test_a_checkpoint_of_tensorflow_1_with_a_layer_of_keras_is_said_to_hold_no_activations(
+    tmp_path: Path, rng: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = {name.removesuffix(":0"): values for name, values in lstm_arrays(rng, "lstm").items()}
+    monkeypatch.setattr(tensor_bundle, "read", lambda index: (arrays, []))
+    files = Path(__file__).parent / "files"
+    assert "TensorFlow 1 were tanh and hard_sigmoid" in load(files / "tf1-2").assumptions[0]
 
 
 # --- CuDNNLSTM --------------------------------------------------------------------------------------------------------

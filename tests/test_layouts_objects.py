@@ -159,6 +159,22 @@ def test_settings_within_the_model_of_tensorflow_before_2_5_count(tmp_path: Path
         load(tmp_path / "model", name="lstm_3")
 
 
+@pytest.mark.parametrize(("between", "count"), [("Dense", 2), ("Dropout", 1)])
+def test_layers_of_a_saved_model_are_a_stack_where_its_settings_say_so(
+    between: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("lstm", "between", "lstm_1")
+    layers = [{"class_name": k, "config": {"name": n}} for k, n in zip(("LSTM", between, "LSTM"), names, strict=True)]
+    model = {"class_name": "Sequential", "config": {"name": "model", "layers": layers}}
+    kernels = ("kernel", "recurrent_kernel")
+    variables = {f"{n}/lstm_cell/{v}": np.ones((4, 16), np.float32) for n in ("lstm", "lstm_1") for v in kernels}
+    shutil.copytree(SAVED, tmp_path / "model")
+    words = b"".join(field(1, field(5, json.dumps(each).encode())) for each in (model, *layers))
+    (tmp_path / "model" / "keras_metadata.pb").write_bytes(words)
+    monkeypatch.setattr(tensor_bundle, "read", lambda index: (variables, []))
+    assert len(read(tmp_path / "model").lstms) == count
+
+
 @pytest.mark.parametrize("contents", [b"", b"\xff\xff", b"\x0a\xff\x01"])
 def test_a_saved_model_whose_settings_cannot_be_read_is_said_to_hold_no_activations(
     contents: bytes, tmp_path: Path

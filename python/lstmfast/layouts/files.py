@@ -35,7 +35,8 @@ class File:
 
     forget_bias: what its program adds at run time, where it tells. settings: of Keras layers, by layer name, with
     `name`, `class_name`, `source` (the layer it reads first) and `path` (what its variables' names begin with).
-    unsaid: what is assumed of a Keras layer that no settings are about, a sentence. lstms: where the file itself says
+    order_alone in them: nothing else is known of this one. unsaid: what is assumed of a Keras layer that no settings
+    are about, a sentence. lstms: where the file itself says
     which they are.
     """
 
@@ -239,7 +240,7 @@ def read_bundle(path: Path) -> File:
     arrays, notes = tensor_bundle.read(path)
     full_names = tensor_bundle.full_names(path)
     if full_names is None:
-        return File(path, "TensorFlow checkpoint", arrays, notes=tuple(notes))
+        return File(path, "TensorFlow checkpoint", arrays, notes=tuple(notes), unsaid=_UNSAID_BY_TENSORFLOW)
     named: dict[str, Array] = {}
     for key, values in arrays.items():
         name = _object_name(key, full_names.get(key, ""))
@@ -278,13 +279,13 @@ def _same(a: Array, b: Array) -> bool:
 
 def _settings_beside(folder: Path) -> dict[str, dict[str, Any]]:
     """The settings of Keras layers that a SavedModel keeps as JSON."""
-    settings: dict[str, dict[str, Any]] = {}
+    found = []
     for words in tensor_bundle.keras_metadata(folder):
         try:
-            settings |= _layer_settings(json.loads(words))
+            found.append(json.loads(words))
         except ValueError:
             continue  # of an object that is no layer
-    return settings
+    return _layer_settings(found[::-1])  # the model, which comes first, is looked at first
 
 
 # --- Keras ------------------------------------------------------------------------------------------------------------
@@ -298,11 +299,23 @@ def read_hdf5(path: Path) -> File:
     try:
         with h5py.File(path, "r") as file:
             config = file.attrs.get("model_config")
-            settings = _layer_settings(json.loads(config)) if config is not None else {}
+            settings = _layer_settings(json.loads(config)) if config is not None else _order_of_layers(file)
             arrays = _arrays_of_hdf5(file, h5py)
             return File(path, "Keras HDF5 weights", arrays, settings=settings, unsaid=_unsaid_by_hdf5(file))
     except _DAMAGED as error:
         raise ValueError(f"{path} is no HDF5 file of Keras that can be used: {_reason(error)}") from error
+
+
+def _order_of_layers(file: Any) -> dict[str, dict[str, Any]]:
+    """Of a file of weights that names its layers in their order: which one each reads, as far as that tells."""
+    found: dict[str, dict[str, Any]] = {}
+    below = None
+    for given in file.attrs.get("layer_names", ()):
+        name = given.decode() if isinstance(given, bytes) else str(given)
+        kind = "Dropout" if re.match(r"(?:\w+_)?dropout", name) else None
+        found[name] = {"name": name, "class_name": kind, "source": below, "order_alone": True}
+        below = name
+    return found
 
 
 def _unsaid_by_hdf5(file: Any) -> str:
@@ -438,8 +451,8 @@ def _add_paths(settings: dict[str, dict[str, Any]], model: Mapping[str, Any], gr
 
 
 def _snake_case(name: str) -> str:
-    """The name of a class as Keras writes it in paths: LSTM as lstm, InputLayer as input_layer."""
-    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    """The name of a class as Keras writes it in paths: InputLayer as input_layer, Custom>Mine as mine."""
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name.rpartition(">")[2]))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
 

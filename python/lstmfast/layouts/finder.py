@@ -450,6 +450,7 @@ class _KerasLayer:
 
 
 _OWN_CELL = re.compile(r"(?:lstm_)?cell(?:_(?P<number>\d+))?")
+_NORMALIZING = re.compile(r"(?:weight|spectral)_?norm", re.IGNORECASE)
 _LAYER_OF_CELL = re.compile("lstm|rnn|forward|backward", re.IGNORECASE)
 _END = r"(?::0|/\.ATTRIBUTES/VARIABLE_VALUE)?"
 
@@ -513,7 +514,7 @@ def _keras1_layers(arrays: Mapping[str, Array]) -> Iterator[_KerasLayer]:
     for place, names in _by_scope(arrays, pattern).items():
         group, _, own = place.rpartition("/")
         recurrent = arrays[names.get("U_i", names.get("U", next(iter(names.values()))))]
-        if len(names) == 12:
+        if set(names) == _TWELVE:
             kind, square = "keras-1", recurrent.ndim == 2 and recurrent.shape[0] == recurrent.shape[1]
         else:
             kind, square = "keras", set(names) == {"W", "U", "b"} and _has_four_gates(recurrent)
@@ -528,6 +529,7 @@ def _keras1_layers(arrays: Mapping[str, Array]) -> Iterator[_KerasLayer]:
     yield from layers.values()
 
 
+_TWELVE = {variable.name for variable in layout("keras-1").variables}
 _KERAS_NAMES = {"W": "kernel", "U": "recurrent_kernel", "b": "bias"}
 
 
@@ -552,7 +554,7 @@ def _is_fed_by(layer: _KerasLayer, below: _KerasLayer, settings: Mapping[str, Ma
     names = {each["path"]: name for name, each in settings.items() if "path" in each}
     names = names or {name: name for name in settings}
     source = sources.get(names.get(layer.name, ""))
-    while source is not None and "Dropout" in settings.get(source, {}).get("class_name", ""):
+    while source is not None and "Dropout" in (settings.get(source, {}).get("class_name") or ""):
         source = sources.get(source)
     return source is None or source == names.get(below.name)
 
@@ -567,6 +569,11 @@ def _keras_candidate(stack: list[_KerasLayer], settings: Mapping[str, Mapping[st
         for reverse, names in layer.cells.items():
             candidate.names |= {write(name, Place(k, reverse), shape): given for name, given in names.items()}
         candidate.scopes |= layer.scopes
+        for part in layer.name.split("/"):
+            if _NORMALIZING.search(part):
+                candidate.differs.append(
+                    f"{layer.name} stands in {part}, by its name a wrapper that changes its kernels"
+                )
         candidate.beside |= layer.beside
         if not _mind_settings(candidate, layer.name, settings):
             silent.append(layer.name)
@@ -574,7 +581,7 @@ def _keras_candidate(stack: list[_KerasLayer], settings: Mapping[str, Mapping[st
         words = unsaid
         if candidate.layout == "keras-1":
             words = _UNSAID_BY_KERAS_1
-        elif settings:
+        elif any("order_alone" not in each for each in settings.values()):
             words = unsaid or "The file's settings say nothing of {}: tanh and sigmoid were taken."
         candidate.notes += [words.format(", ".join(silent))] if words else []
     if candidate.name == "" and candidate.layout == "keras":
@@ -602,7 +609,7 @@ def _mind_settings(candidate: _Candidate, name: str, settings: Mapping[str, Mapp
         own = [each for each in settings.values() if f"{name}/".startswith(f"{each.get('path', '?')}/")]
     else:
         own = [each for each in settings.values() if each["name"] in (name, *name.split("/"))]
-    own = [each for each in own if "layers" not in each]  # no models, which hold the layer
+    own = [each for each in own if "layers" not in each and "order_alone" not in each]  # no models, which hold it
     pending = list(own)
     while pending:
         found = pending.pop()
