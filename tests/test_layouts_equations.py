@@ -77,6 +77,21 @@ def test_a_cell_with_variables_of_other_equations_is_refused_by_their_names(
         load(tmp_path / "w.npz")
 
 
+@pytest.mark.parametrize("scope", ["", "model__"])
+@pytest.mark.parametrize(
+    ("layout", "others"),
+    [("udacity", {"ic": (1, H)}), ("udacity", {"gamma": (4 * H,)}), ("onnx", {"gamma": (1, 4 * H)})],
+)
+def test_beside_arrays_that_have_no_scope_of_their_own_those_with_its_units_are_refused(
+    scope: str, layout: str, others: dict[str, Any], tmp_path: Path, rng: Any
+) -> None:
+    arrays = to_arrays(LSTMWeights.from_layer(lf.LSTM(IN, H, forget_bias=0.0, rng=rng)), layout)
+    shapes = {name: values.shape for name, values in arrays.items()}
+    path = save(tmp_path / "w.npz", rng, **{scope: {**shapes, **others, "w": (H, 27), "b": (27,), "table": (27, 5)}})
+    with pytest.raises(ValueError, match=rf"has: {scope.replace('__', '/')}{next(iter(others))};"):
+        load(path)
+
+
 def test_a_norm_between_the_layers_of_a_stack_is_refused(tmp_path: Path, rng: Any) -> None:
     scopes = {f"rnn__multi_rnn_cell__cell_{k}__lstm_cell__": {**TF1_CELL, "kernel": (8, 16)} for k in range(2)}
     save(tmp_path / "w.npz", rng, **scopes, rnn__multi_rnn_cell__cell_0__highway_wrapper__={"carry_w": (4, 4)})
@@ -285,6 +300,25 @@ def test_a_weight_that_pytorch_makes_of_others_is_made_of_them(
     weights = load(tmp_path / "w.pth")
     assert_allclose(weights.to_layer()(x)[0], expected, **tolerances.states(np.float32, 2 * H))
     assert any("weight_hh_l0 was taken as" in words for words in weights.assumptions)
+
+
+@pytest.mark.parametrize("layer", ["GRU", "RNN"])
+def test_a_gru_or_rnn_with_weights_in_parts_is_no_lstm(layer: str, torch: Any, tmp_path: Path) -> None:
+    module = getattr(torch.nn, layer)(IN, H)
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    torch.save(module.state_dict(), tmp_path / "w.pth")
+    assert read(tmp_path / "w.pth").lstms == ()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_a_weight_of_parts_has_the_precision_of_the_file(dtype: str, tmp_path: Path, rng: Any) -> None:
+    """Half precision is widened before it is computed with."""
+    g, v = rng.standard_normal((16, 1)).astype(dtype), rng.standard_normal((16, 4)).astype(dtype)
+    others = {name: np.zeros(shape, dtype) for name, shape in TORCH_LAYER.items() if name != "weight_hh_l0"}
+    np.savez(tmp_path / "w.npz", **others, weight_hh_l0_g=g, weight_hh_l0_v=v)
+    wide = "float32" if dtype == "float16" else dtype
+    expected = g.astype("d") * v / np.sqrt(np.square(v.astype("d")).sum(1, keepdims=True))
+    assert_array_equal(load(tmp_path / "w.npz").cells[0].kernel[IN:].T, expected.astype(wide))
 
 
 @pytest.mark.parametrize("kind", ["orthogonal", "own", "own of two", "norm of a norm"])

@@ -154,6 +154,20 @@ def test_a_class_of_a_program_is_still_refused_by_name(module: Any, tmp_path: Pa
         read(tmp_path / "w.pt")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_an_archive_of_torchscript_is_told_what_it_is(module: Any, tmp_path: Path) -> None:
+    torch.jit.script(module).save(tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt is a TorchScript archive, whose code is not executed: save the state"):
+        read(tmp_path / "w.pt")
+
+
+def test_a_dict_that_holds_itself_is_read(module: Any, tmp_path: Path) -> None:
+    contents = {"model": module.state_dict()}
+    contents["itself"] = contents
+    torch.save(contents, tmp_path / "w.pt")
+    assert [each.name for each in read(tmp_path / "w.pt").lstms] == ["model"]
+
+
 def test_a_program_that_allows_its_own_classes_has_them_allowed(module: Any, tmp_path: Path) -> None:
     with torch.serialization.safe_globals([argparse.Namespace]):
         torch.save({"args": argparse.Namespace(a=1), "model": module.state_dict()}, tmp_path / "w.pt")

@@ -168,19 +168,23 @@ def _torch_refusal(path: Path, said: str) -> str:
     """One sentence of what PyTorch says in a page."""
     if name := pickles.refused_name(said):
         return f"{path} holds code ({name}), which is not executed: save model.state_dict() instead of the model"
+    if "TorchScript" in said:
+        return f"{path} is a TorchScript archive, whose code is not executed: save the state_dict() of what it loads as"
     if "weights only" in said.lower() or "weights_only" in said:
         return f"{path} holds more than weights, which is refused: save model.state_dict() instead of the model"
     return f"{path} is no file of torch.save that can be used: {' '.join(said.split())[:160]}"
 
 
-def _collect(found: dict[str, Any], scope: str, value: Any, kinds: tuple[type, ...]) -> None:
+def _collect(
+    found: dict[str, Any], scope: str, value: Any, kinds: tuple[type, ...], around: tuple[int, ...] = ()
+) -> None:
     """Every tensor that stands in dicts under names, by their path; lists and numbered entries name no weights."""
     if isinstance(value, kinds):
         found[scope.removesuffix(".")] = value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping) and id(value) not in around:  # a dict may hold itself
         for name, inner in value.items():
             if isinstance(name, str):
-                _collect(found, f"{scope}{name}.", inner, kinds)
+                _collect(found, f"{scope}{name}.", inner, kinds, (*around, id(value)))
 
 
 def read_safetensors(path: Path) -> File:

@@ -56,7 +56,8 @@ class _Candidate:
 
     computed: values that the file has only in parts, by their names in the layout; parts: what these are called.
     scopes: how the names of all arrays begin that belong to one of its cells. beside: scopes whose arrays belong to it,
-    but not those of scopes within.
+    but not those of scopes within. shared: a scope in which other arrays may stand, and the units by which one of a
+    cell is known.
     """
 
     layout: str
@@ -69,6 +70,7 @@ class _Candidate:
     parts: set[str] = field(default_factory=set)
     scopes: set[str] = field(default_factory=set)
     beside: set[str] = field(default_factory=set)
+    shared: tuple[str, int] | None = None
 
 
 def find(
@@ -130,9 +132,7 @@ def _mind_strangers(candidate: _Candidate, arrays: Mapping[str, Array], taken: s
     harmless: list[str] = []
     others: list[str] = []
     for name in arrays:
-        if name in taken or not (
-            name.startswith(tuple(candidate.scopes)) or name.rpartition("/")[0] + "/" in candidate.beside
-        ):
+        if name in taken or not _belongs(name, candidate, np.shape(arrays[name])):
             continue
         (harmless if _is_no_weight(name, arrays, candidate.names.values()) else others).append(name)
     if harmless:
@@ -144,6 +144,22 @@ def _mind_strangers(candidate: _Candidate, arrays: Mapping[str, Array], taken: s
             "with them it computes something else than an LSTM here (if they are no part of it, give the others to "
             "layouts.from_arrays)",
         )
+
+
+def _belongs(name: str, candidate: _Candidate, shape: tuple[int, ...]) -> bool:
+    """Whether an array is one of a candidate's cells, by its name, or by its shape where other arrays stand there."""
+    if name.startswith(tuple(candidate.scopes)) or name.rpartition("/")[0] + "/" in candidate.beside:
+        return True
+    if candidate.shared is None:
+        return False
+    scope, units = candidate.shared
+    rest = name.removeprefix(scope)
+    return name.startswith(scope) and re.fullmatch(r"\w\w+", rest) is not None and _has_units(shape, units)
+
+
+def _has_units(shape: tuple[int, ...], units: int) -> bool:
+    """Whether a shape is made of the units of a cell alone, as (units,), (1, 4*units) or (3, units)."""
+    return bool(shape) and shape[-1] in (units, 3 * units, 4 * units) and set(shape[:-1]) <= {1, 2, 3, 4, units}
 
 
 def _is_no_weight(name: str, arrays: Mapping[str, Array], own: Iterable[str]) -> bool:
@@ -236,7 +252,8 @@ def _put_together(candidate: _Candidate, name: str, parts: Names, arrays: Mappin
         values = compute(*(np.asarray(arrays[parts[part]]).astype(np.float64) for part in known))
         if values is not None:
             candidate.names[name] = parts[main]
-            candidate.computed[name] = values.astype(np.asarray(arrays[parts[main]]).dtype)
+            dtype = np.asarray(arrays[parts[main]]).dtype
+            candidate.computed[name] = values.astype(np.float32 if dtype == np.float16 else dtype)
             words = words.format(*(parts[part] for part in known))
             left = f" {parts['']} beside it, a copy, was left out." if "" in parts else ""
             candidate.notes.append(f"{name} was taken {words}.{left}")
@@ -301,14 +318,15 @@ def _ours(arrays: Mapping[str, Array], forget_bias: float | None) -> Iterator[_C
 def _udacity(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
     for scope, names in _by_scope(arrays, r"(?P<scope>(?:.*[./])?)(?P<name>[ifco][xmb])").items():
         if len(names) == 12:
-            yield _Candidate("udacity", scope.rstrip("./"), names)
+            units = arrays[names["ib"]].size
+            yield _Candidate("udacity", scope.rstrip("./"), names, shared=(scope, units))
 
 
 def _onnx(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
     for scope, names in _by_scope(arrays, r"(?P<scope>(?:.*?[./])??)(?P<name>(?:layer\d+\.)?[WRBP])").items():
         recurrent = [given for name, given in names.items() if name.endswith("R")]
         if recurrent and arrays[recurrent[0]].ndim == 3:
-            yield _Candidate("onnx", scope.rstrip("./"), names)
+            yield _Candidate("onnx", scope.rstrip("./"), names, shared=(scope, arrays[recurrent[0]].shape[2]))
 
 
 def _char_rnn(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
