@@ -174,7 +174,7 @@ DENSE = {"kernel": (40, 32), "bias": (32,)}  # which as a cell's would be 32 inp
 
 @pytest.mark.parametrize(
     "scope", ["lstm_dense", "lstm_output", "dense_lstm", "lstm_fc_1", "proj_lstm", "lstm_logits", "after_lstm",
-              "lstm/dense", "my_lstm/my_lstm"],
+              "lstm/dense", "my_lstm/my_lstm", "lstm_1/lstm_1", "my_lstm/sequential/my_lstm", "lstm_head"],
 )  # fmt: skip
 @pytest.mark.parametrize("names", [("kernel", "bias"), ("weights", "biases"), ("kernel:0", "bias:0")])
 def test_a_dense_layer_that_is_called_lstm_is_none(
@@ -201,9 +201,22 @@ def test_what_has_no_recurrent_kernel_of_four_gates_is_no_lstm_of_keras(
     assert read(save(tmp_path / "w.npz", rng, my_lstm_layer__={**shapes})).lstms == ()
 
 
-def test_a_cell_that_its_program_named_is_taken_and_that_is_said(tmp_path: Path, rng: Any) -> None:
-    weights = load(save(tmp_path / "w.npz", rng, decoder__my_lstm__=TF1_CELL))
-    assert "decoder/my_lstm is taken for a cell of TensorFlow 1 by its name and shapes." in weights.assumptions
+@pytest.mark.parametrize(
+    "scope", ["decoder/my_lstm", "encoder_lstm", "lstm", "lstm_1", "bidirectional_rnn/fw/lstm_fw", "rnn/lstm_layer",
+              "lstm/rnn/lstm", "route_lstm", "a/fancy_lstm_cell_2"],
+)  # fmt: skip
+def test_a_cell_that_its_program_named_is_taken_and_that_is_said(scope: str, tmp_path: Path, rng: Any) -> None:
+    weights = load(save(tmp_path / "w.npz", rng, **{f"{scope.replace('/', '__')}__": TF1_CELL}))
+    assert f"{scope} is taken for a cell of TensorFlow 1 by its name and shapes." in weights.assumptions
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"kernel": (7, 15)}, {"kernel": (4, 16)}, {"kernel": (7, 16, 1)}, {"kernel": (16,)}]
+)
+def test_a_scope_that_a_program_named_is_no_cell_where_shapes_are_not_those_of_one(
+    shapes: dict[str, Any], tmp_path: Path, rng: Any
+) -> None:
+    assert read(save(tmp_path / "w.npz", rng, my_lstm__=shapes)).lstms == ()
 
 
 def test_names_that_keras_and_haste_share_are_said_to_be_taken_as_those_of_keras(tmp_path: Path, rng: Any) -> None:
@@ -300,6 +313,18 @@ def test_a_weight_that_pytorch_makes_of_others_is_made_of_them(
     weights = load(tmp_path / "w.pth")
     assert_allclose(weights.to_layer()(x)[0], expected, **tolerances.states(np.float32, 2 * H))
     assert any("weight_hh_l0 was taken as" in words for words in weights.assumptions)
+
+
+def test_a_layout_that_is_named_does_not_read_a_dropped_copy(tmp_path: Path, rng: Any) -> None:
+    path = save(tmp_path / "w.npz", rng, **{"": {**TORCH_LAYER, "weight_hh_l0_raw": (16, 4), "fc.weight": (2, 4)}})
+    weights = load(path, layout="pytorch")
+    assert_array_equal(weights.cells[0].kernel[IN:].T, read(path).arrays["weight_hh_l0_raw"])
+
+
+def test_a_layout_that_is_named_does_not_read_an_unknown_parametrization(tmp_path: Path, rng: Any) -> None:
+    cell = {**TORCH_LAYER, "parametrizations.weight_hh_l0.original": (16, 4)}
+    with pytest.raises(ValueError, match="makes weight_hh_l0 out of"):
+        load(save(tmp_path / "w.npz", rng, **{"": cell}), layout="pytorch")
 
 
 @pytest.mark.parametrize("layer", ["GRU", "RNN"])

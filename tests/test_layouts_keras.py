@@ -119,6 +119,15 @@ def test_a_whole_model_with_other_settings_is_refused(
         load(path)
 
 
+def test_a_layout_that_is_named_does_not_make_other_settings_good(h5py: Any, tmp_path: Path, rng: Any) -> None:
+    config = sequential(("LSTM", {**PLAIN, "recurrent_activation": "hard_sigmoid"}))
+    path = write_h5(h5py, tmp_path / "w.h5", lstm_arrays(rng), "2.1.6", config)
+    with pytest.raises(ValueError, match="recurrent_activation='hard_sigmoid'"):
+        load(path, layout="keras")
+    path = write_h5(h5py, tmp_path / "v.h5", lstm_arrays(rng), "2.1.6")
+    assert "hard_sigmoid" in load(path, layout="keras").assumptions[0]
+
+
 def test_of_two_models_with_a_layer_of_the_same_name_the_settings_of_both_count(
     h5py: Any, tmp_path: Path, rng: Any
 ) -> None:
@@ -315,6 +324,11 @@ def test_the_three_arrays_of_keras_1_with_consume_less_gpu_lie_like_those_of_ker
     arrays = {f"lstm_1/lstm_1_{n}": rng.standard_normal(s).astype(np.float32) for n, s in arrays.items()}  # type: ignore[misc]
     np.savez(tmp_path / "w.npz", **arrays)
     assert_array_equal(load(tmp_path / "w.npz").cells[0].kernel[:IN], arrays["lstm_1/lstm_1_W"])
+
+
+def test_layers_of_keras_1_with_one_name_in_two_groups_are_two(tmp_path: Path, rng: Any) -> None:
+    np.savez(tmp_path / "w.npz", **{f"{g}/{n}": v for g in "ab" for n, v in keras1_arrays(rng, "lstm_1").items()})
+    assert [each.name for each in read(tmp_path / "w.npz").lstms] == ["b/lstm_1", "lstm_1"]
 
 
 @pytest.mark.parametrize("gates", ["zrh", "ifc"])

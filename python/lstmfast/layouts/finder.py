@@ -82,28 +82,41 @@ def find(
     unsaid: str = "",
 ) -> list[FoundLSTM]:
     """Every LSTM among named arrays. layout_name: take those names, and no others. The rest as in `files.File`."""
+    candidates = [
+        *_pytorch(arrays), *_ours(arrays, forget_bias), *_keras(arrays, settings or {}, unsaid),
+        *_tensorflow(arrays), *_udacity(arrays), *_onnx(arrays), *_char_rnn(arrays),
+    ]  # fmt: skip
     if layout_name is not None:
-        candidates = [_named(arrays, layout_name, forget_bias)]
-    else:
-        candidates = [
-            *_pytorch(arrays), *_ours(arrays, forget_bias), *_keras(arrays, settings or {}, unsaid),
-            *_tensorflow(arrays), *_udacity(arrays), *_onnx(arrays), *_char_rnn(arrays),
-        ]  # fmt: skip
+        candidates = [_named(arrays, layout_name, forget_bias, candidates)]
     taken = {name for each in candidates for name in (*each.names.values(), *each.parts)}
     for candidate in candidates:
         _mind_strangers(candidate, arrays, taken)
     return [_found(candidate, arrays) for candidate in candidates]
 
 
-def _named(arrays: Mapping[str, Array], layout_name: str, forget_bias: float | None) -> _Candidate:
-    """The variables of one layout, whatever else there is; what that is is said."""
+def _named(
+    arrays: Mapping[str, Array], layout_name: str, forget_bias: float | None, known: list[_Candidate]
+) -> _Candidate:
+    """The variables of one layout, whatever else there is; what that is is said.
+
+    known: what was found without a layout's name. What is known there of the same arrays holds here too.
+    """
     chosen = layout(layout_name)
     names = {name: name for name in arrays if chosen.read(name)}
     if not names:
         raise ValueError(f"there is no variable of {layout_name} among {', '.join(arrays) or 'no arrays'}")
     candidate = _Candidate(layout_name, "", names, forget_bias)
-    candidate.scopes = {name[: re.search(r"[^/.]*$", name).start()] for name in names} - {""}  # type: ignore[union-attr]
-    if left := [name for name in arrays if name not in names]:
+    for each in known:
+        if each.layout == layout_name and {*each.names.values(), *each.parts} & set(names):
+            candidate.notes += each.notes
+            candidate.differs += each.differs
+            if not each.name and each.computed:  # of PyTorch, whose weights may be in parts
+                candidate.names |= each.names
+                candidate.computed, candidate.parts = each.computed, each.parts
+    scopes = {name.rpartition("/")[0] + "/" if "/" in name else name.rpartition(".")[0] + "." for name in names}
+    candidate.scopes = scopes - {"."}
+    left = [name for name in arrays if name not in candidate.names.values() and name not in candidate.parts]
+    if left:
         candidate.notes.append(f"Left out, being no variables of {layout_name}, which was asked for: {_listed(left)}.")
     return candidate
 
@@ -274,7 +287,8 @@ def _weight_norm(size: Array, direction: Array) -> Array | None:
     axes = tuple(axis for axis, count in enumerate(shape) if count == 1)
     if not axes:
         return None
-    return np.asarray(size * direction / np.sqrt(np.square(direction).sum(axis=axes, keepdims=True)))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a direction of zeros has none in PyTorch either
+        return np.asarray(size * direction / np.sqrt(np.square(direction).sum(axis=axes, keepdims=True)))
 
 
 def _spectral_norm(weight: Array, left: Array, right: Array) -> Array | None:
@@ -346,18 +360,22 @@ _TF1_VARIABLE = re.compile(
 _OLD_VARIABLES = {"linear/matrix": "weights", "linear/bias": "biases"}
 _STRUCTURE = re.compile(r"(?:stack_)?bidirectional_rnn|multi_?rnn_?cell|birnn|cell_?\d+|fw|bw", re.IGNORECASE)
 _LAYERS = re.compile(r"multi_?rnn_?cell|stack_bidirectional_rnn", re.IGNORECASE)
+_RUN = re.compile(rf"{_STRUCTURE.pattern}|rnn", re.IGNORECASE)  # where a program's cells run
 # What classes of TensorFlow with the equations here are called; the name of any other is the program's own choice.
 _PLAIN_CELL = re.compile(
-    r"(?:(?:basic_?|layer_?norm_?basic_?)?lstm_?cell|lstm_?block_?cell|(?:lstm_?block_?|lstm_?)fused_?cell"
-    r"|cudnn_?compatible_?lstm_?cell|lstm)(?:_?\d+)?",
+    r"(?:(?:basic_?|layer_?norm_?basic_?)?lstm_?cell|lstm_?block_?(?:cell|wrapper)|(?:lstm_?block_?|lstm_?)fused_?cell"
+    r"|cudnn_?compatible_?lstm_?cell)(?:_?\d+)?",
     re.IGNORECASE,
 )
 _OTHER_CELL = re.compile(
-    r"(?:coupled_?input_?forget_?gate|phased|(?:bidirectional_?)?grid|time_?freq|conv(?:_?\dd?)?|g|weight_?norm"
-    r"|layer_?norm)_?lstm_?cell(?:_?\d+)?",
+    r"(?:(?:coupled_?input_?forget_?gate|phased|(?:bidirectional_?)?grid|time_?freq|conv(?:_?\dd?)?|weight_?norm"
+    r"|layer_?norm)_?lstm_?cell|glstm_?cell)(?:_?\d+)?",
     re.IGNORECASE,
 )
-_DENSE_WORDS = re.compile(r"dense|fc|linear|logits|softmax|out(?:put)?|proj(?:ection)?|after|post|attention|embedding")
+_OF_DENSE = {
+    "dense", "fc", "mlp", "linear", "logits", "softmax", "out", "output", "outputs", "proj", "projection", "after",
+    "post", "attention", "embedding", "head", "hidden",
+}  # fmt: skip
 
 
 def _tensorflow(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
@@ -415,7 +433,8 @@ def _is_cell(cell: str, parts: list[str], arrays: Mapping[str, Array]) -> bool:
     if _PLAIN_CELL.fullmatch(cell) or _OTHER_CELL.fullmatch(cell):
         return True
     words = re.sub(r"_?\d+$", "", cell.lower())
-    if not words.endswith(("lstm", "cell")) or _DENSE_WORDS.search(words) or parts[-1:] == [cell]:
+    runs = bool(parts) and _RUN.fullmatch(parts[-1]) is not None
+    if _OF_DENSE & set(words.split("_")) or not (runs or (words.endswith(("lstm", "cell")) and cell not in parts)):
         return False
     scope = "/".join([*parts, cell])
     for each in (f"{scope}/kernel", f"{scope}/kernel:0", f"{scope}/weights", f"{scope}/weights:0"):
@@ -447,7 +466,7 @@ def _say_what_cell(candidate: _Candidate, scope: str, cell: str) -> None:
 
 @dataclass
 class _KerasLayer:
-    """Cells of one layer by whether they run in reverse. of_file: how the file calls each variable of a layout."""
+    """Cells of one layer by whether they run in reverse; scopes and beside as in `_Candidate`."""
 
     name: str
     layout: str
@@ -491,7 +510,7 @@ def _keras(arrays: Mapping[str, Array], settings: Mapping[str, Mapping[str, Any]
         if _OWN_CELL.fullmatch(last) and _LAYER_OF_CELL.search(outer.rpartition("/")[2]):
             layer.beside.add(f"{outer}/")
     for layer in _keras1_layers(arrays):
-        layers.setdefault(layer.name, layer)
+        layers[layer.name if layer.name not in layers else min(layer.scopes).rstrip("_")] = layer
     for layer in layers.values():
         if False not in layer.cells:  # a layer that someone named backward_...
             layer.cells[False] = layer.cells.pop(True)
@@ -541,8 +560,11 @@ def _keras1_layers(arrays: Mapping[str, Array]) -> Iterator[_KerasLayer]:
             continue
         direction = re.match("(forward|backward)_", own)
         name = group.rpartition("/")[2] or own.removeprefix(direction[0]) if direction else own
+        reverse = bool(direction and direction[1] == "backward")
+        if name in layers and (reverse in layers[name].cells or layers[name].layout != kind):
+            name = place
         layer = layers.setdefault(name, _KerasLayer(name, kind))
-        layer.cells[bool(direction and direction[1] == "backward")] = names
+        layer.cells[reverse] = names
         layer.scopes.add(f"{place}_")
     yield from layers.values()
 
@@ -614,8 +636,6 @@ _WANTED = {
     "merge_mode": "concat",
 }  # fmt: skip
 _CLASSES = {"LSTM", "CuDNNLSTM", "LSTMCell", "RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed"}
-
-
 _UNSAID_BY_KERAS_1 = (
     "The file does not say the inner_activation of {}: sigmoid was taken; the default of Keras 1 was hard_sigmoid."
 )

@@ -66,7 +66,10 @@ def load(
     found = [each for each in contents.lstms if name is None or each.name == name]
     if len(found) != 1:
         if not contents.lstms:
-            raise ValueError(f"{path} holds no LSTM: its arrays are {', '.join(contents.arrays) or 'none'}")
+            raise ValueError(
+                f"{path} holds no LSTM: its arrays are {', '.join(contents.arrays) or 'none'} (layout tells whose they "
+                "are where their names do not)"
+            )
         names = ", ".join(repr(each.name) for each in contents.lstms)
         if name is None:
             raise ValueError(f"name must choose one of the LSTMs in {path}: {names}")
