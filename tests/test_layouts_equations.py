@@ -126,6 +126,7 @@ def test_variables_outside_of_a_cell_are_no_matter(scopes: dict[str, Any], tmp_p
         ("rnn__lstm_cell__", TF1_CELL, {"kernel/ExponentialMovingAverage": (7, 16)}),
         ("rnn__lstm_cell__", TF1_CELL, {"kernel/adam_m": (7, 16), "kernel/vr": (7,), "kernel/vc": (16,)}),
         ("lstm__cell__", KERAS_CELL, {"seed_generator/0": (2,)}),
+        ("lstm__cell__", KERAS_CELL, {"kernel/.OPTIMIZER_SLOT/optimizer/m/.ATTRIBUTES/VARIABLE_VALUE": (3, 16)}),
     ],
 )
 def test_slots_of_optimizers_and_states_of_generators_are_left_out_and_that_is_said(
@@ -133,19 +134,19 @@ def test_slots_of_optimizers_and_states_of_generators_are_left_out_and_that_is_s
 ) -> None:
     weights = load(save(tmp_path / "w.npz", rng, **{scope: {**cell, **others}}))
     names = ", ".join(scope.replace("__", "/") + name for name in others)
-    assert f"Left out, being no weights: {names}." in weights.assumptions
+    assert f"Not read, since these are no weights: {names}." in weights.assumptions
 
 
 def test_a_counter_beside_the_weights_is_left_out_and_that_is_said(tmp_path: Path, rng: Any) -> None:
     arrays = to_arrays(LSTMWeights.from_layer(lf.LSTM(IN, H, forget_bias=0.0, rng=rng)), "pytorch")
     np.savez(tmp_path / "w.npz", **arrays, num_batches_tracked=np.array(7))
-    assert load(tmp_path / "w.npz").assumptions == ("Left out, being no weights: num_batches_tracked.",)
+    assert load(tmp_path / "w.npz").assumptions == ("Not read, since these are no weights: num_batches_tracked.",)
 
 
 def test_a_layout_that_is_named_takes_its_names_alone_and_says_what_it_left(tmp_path: Path, rng: Any) -> None:
     path = save(tmp_path / "w.npz", rng, **{"": {**TORCH_LAYER, "fc.weight": (2, H)}})
     weights = load(path, layout="pytorch")
-    assert weights.assumptions == ("Left out, being no variables of pytorch, which was asked for: fc.weight.",)
+    assert weights.assumptions == ("Not read, since only the names of pytorch were asked for: fc.weight.",)
 
 
 def test_a_layout_that_is_named_does_not_take_a_norm_in_a_cell_for_nothing(tmp_path: Path, rng: Any) -> None:

@@ -6,6 +6,7 @@ Files of old versions are made here as those versions wrote them; what Keras 3 i
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,20 @@ def test_a_gru_of_keras_1_is_no_lstm(gates: str, tmp_path: Path, rng: Any) -> No
     }
     np.savez(tmp_path / "w.npz", **arrays)
     assert read(tmp_path / "w.npz").lstms == ()
+
+
+def test_settings_count_where_the_group_of_layers_has_its_old_name(h5py: Any, tmp_path: Path, rng: Any) -> None:
+    """Which is what TensorFlow 2.12 wrote, without the layers' own names."""
+    layers = [("LSTM", {**PLAIN, "name": "a"}), ("LSTM", {**PLAIN, "name": "b", "activation": "relu"})]
+    with h5py.File(tmp_path / "model.weights.h5", "w") as file:
+        for path in ("lstm", "lstm_1"):
+            for number, values in enumerate(lstm_arrays(rng, path).values()):
+                file[f"_layer_checkpoint_dependencies/{path}/cell/vars/{number}"] = values
+    with zipfile.ZipFile(tmp_path / "w.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(sequential(*layers)))
+        archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
+    differs = {each.name: each.differs for each in read(tmp_path / "w.keras").lstms}
+    assert differs == {"lstm": (), "lstm_1": ("lstm_1 has activation='relu'; an LSTM here has 'tanh'",)}
 
 
 # --- Keras 3 writes itself --------------------------------------------------------------------------------------------

@@ -93,6 +93,23 @@ def test_a_folder_with_a_checkpoint_of_objects_leads_to_it(tmp_path: Path) -> No
     assert sizes_in(tmp_path) == SIZES
 
 
+@pytest.mark.parametrize("scope", ["optimizer", "opt", "training/opt"])
+@pytest.mark.parametrize("path", ["net/lstm/cell/{}", "{scope}/_trainable_variables/{number}"])
+def test_what_an_optimizer_keeps_of_an_lstm_is_no_lstm(
+    path: str, scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tf-keras calls it Adam/m/lstm/lstm_cell/kernel; Keras 3 keeps the model's variables by their optimizer."""
+    arrays, names = {f"{scope}/_iterations{OF_OBJECT}": np.array(3)}, {}
+    for number, (name, shape) in enumerate({"kernel": (3, 16), "recurrent_kernel": (4, 16)}.items()):
+        key = path.format(name, scope=scope, number=number) + OF_OBJECT
+        arrays[key], names[key] = numbered(0, *shape), f"lstm/lstm_cell/{name}"
+        slot = f"{scope}/_variables/{number + 1}{OF_OBJECT}"
+        arrays[slot], names[slot] = numbered(9, *shape), f"Adam/m/lstm/lstm_cell/{name}"
+    monkeypatch.setattr(tensor_bundle, "read", lambda index: (arrays, []))
+    monkeypatch.setattr(tensor_bundle, "full_names", lambda index: names)
+    assert_array_equal(load(FILES / "tf2").cells[0].kernel[:3], numbered(0, 3, 16))
+
+
 @pytest.mark.parametrize("scope", ["layer_with_weights-0/cell/", "model/encoder/cell/", "cell/", "", "m/cells/0/"])
 def test_names_of_objects_are_known_in_any_file(scope: str, tmp_path: Path) -> None:
     shapes = {"kernel": (3, 16), "recurrent_kernel": (4, 16), "bias": (16,)}

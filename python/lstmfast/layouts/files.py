@@ -36,8 +36,7 @@ class File:
     forget_bias: what its program adds at run time, where it tells. settings: of Keras layers, by layer name, with
     `name`, `class_name`, `source` (the layer it reads first) and `path` (what its variables' names begin with).
     order_alone in them: nothing else is known of this one. unsaid: what is assumed of a Keras layer that no settings
-    are about, a sentence. lstms: where the file itself says
-    which they are.
+    are about, a sentence. lstms: where the file itself says which they are.
     """
 
     path: Path
@@ -246,8 +245,9 @@ def read_bundle(path: Path) -> File:
     if full_names is None:
         return File(path, "TensorFlow checkpoint", arrays, notes=tuple(notes), unsaid=_UNSAID_BY_TENSORFLOW)
     named: dict[str, Array] = {}
+    optimizers = {key.rpartition("/_iterations/")[0] + "/" for key in arrays if "/_iterations/" in key}
     for key, values in arrays.items():
-        name = _object_name(key, full_names.get(key, ""))
+        name = _object_name(key, full_names.get(key, ""), optimizers | {"optimizer/"})
         if name and name in named and not _same(named[name], values):
             name = key.removesuffix(_OF_OBJECT)
         if name:
@@ -266,11 +266,13 @@ _UNSAID_BY_TENSORFLOW = (
 )
 
 
-def _object_name(key: str, full_name: str) -> str:
-    """What to call a variable: its path through the objects, or its name where that is a place in a list; "" if it is
-    an optimizer's."""
+def _object_name(key: str, full_name: str, optimizers: set[str]) -> str:
+    """What to call a variable: its path through the objects, or its full name where that is a place in a list.
+
+    "" if it is an optimizer's; Keras 3 keeps those that it trains in a list of its optimizer.
+    """
     path = key.removesuffix(_OF_OBJECT)
-    own = not re.search(r"(?:^|/)(?:optimizer/|\.OPTIMIZER_SLOT/)", path)
+    own = not path.startswith(tuple(optimizers)) and "/.OPTIMIZER_SLOT/" not in path
     in_list = re.search(r"(?:^|/)_?(?P<of>(?:all_|trainable_|non_trainable_)?)(?:variables|weights)/\d+$", path)
     if in_list and (own or in_list["of"] == "trainable_"):
         return full_name.removesuffix(":0") or path
@@ -294,6 +296,7 @@ def _settings_beside(folder: Path) -> dict[str, dict[str, Any]]:
 
 # --- Keras ------------------------------------------------------------------------------------------------------------
 
+_LAYERS_ONCE = "_layer_checkpoint_dependencies"  # what TensorFlow 2.12 called the group "layers"
 _CELL_VARIABLES = ("kernel", "recurrent_kernel", "bias")
 
 
@@ -324,7 +327,7 @@ def _order_of_layers(file: Any) -> dict[str, dict[str, Any]]:
 
 def _unsaid_by_hdf5(file: Any) -> str:
     """What is assumed of a layer whose activations are not said: their defaults changed with Keras 2.3."""
-    if "layers" in file or "_layer_checkpoint_dependencies" in file:
+    if "layers" in file or _LAYERS_ONCE in file:
         return ""  # the form of Keras 3
     weights = file.get("model_weights", file)
     said = file.attrs.get("keras_version", weights.attrs.get("keras_version", ""))
@@ -347,7 +350,7 @@ def read_keras(path: Path) -> File:
             config = json.loads(archive.read("config.json"))
             settings = _layer_settings(config)
             with archive.open("model.weights.h5") as inner, h5py.File(inner, "r") as file:
-                _add_paths(settings, config, file.get("layers", {}))
+                _add_paths(settings, config, file.get("layers", file.get(_LAYERS_ONCE, {})))
                 return File(path, "Keras model", _arrays_of_hdf5(file, h5py), settings=settings)
     except (*_DAMAGED, *_DAMAGED_ZIP) as error:
         raise ValueError(f"{path} is no Keras archive that can be used: {_reason(error)}") from error
@@ -364,6 +367,7 @@ def _arrays_of_hdf5(file: Any, h5py: ModuleType) -> dict[str, Array]:
     def visit(name: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset):
             return
+        name = name.removeprefix(f"{_LAYERS_ONCE}/")
         match = re.fullmatch(r"(?:layers/)?((?:[^/]+/)*)vars/([0-9]+)", name)
         if match is not None:
             number = int(match[2])

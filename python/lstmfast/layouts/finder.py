@@ -117,7 +117,7 @@ def _named(
     candidate.scopes = scopes - {"."}
     left = [name for name in arrays if name not in candidate.names.values() and name not in candidate.parts]
     if left:
-        candidate.notes.append(f"Left out, being no variables of {layout_name}, which was asked for: {_listed(left)}.")
+        candidate.notes.append(f"Not read, since only the names of {layout_name} were asked for: {_listed(left)}.")
     return candidate
 
 
@@ -149,7 +149,7 @@ def _mind_strangers(candidate: _Candidate, arrays: Mapping[str, Array], taken: s
             continue
         (harmless if _is_no_weight(name, arrays, candidate.names.values()) else others).append(name)
     if harmless:
-        candidate.notes.append(f"Left out, being no weights: {_listed(harmless)}.")
+        candidate.notes.append(f"Not read, since these are no weights: {_listed(harmless)}.")
     if others:
         candidate.differs.insert(
             0,
@@ -178,7 +178,7 @@ def _has_units(shape: tuple[int, ...], units: int) -> bool:
 def _is_no_weight(name: str, arrays: Mapping[str, Array], own: Iterable[str]) -> bool:
     """Whether an array beside a cell's variables is a counter, the state of a generator, or an optimizer's slot."""
     values = np.asarray(arrays[name])
-    if "seed_generator" in name or (values.ndim == 0 and values.dtype.kind in "iu"):
+    if "seed_generator" in name or "/.OPTIMIZER_SLOT/" in name or (values.ndim == 0 and values.dtype.kind in "iu"):
         return True
     for variable in own:
         rest = name.removeprefix(variable.removesuffix(":0"))
