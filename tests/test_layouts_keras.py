@@ -143,7 +143,8 @@ def test_a_layer_of_a_class_of_its_program_is_named(h5py: Any, tmp_path: Path, r
     config = sequential(("Custom>ZoneoutLSTM", PLAIN))
     weights = load(write_h5(h5py, tmp_path / "w.h5", lstm_arrays(rng), "2.9.0", config))
     assert weights.assumptions == (
-        "lstm_1 is a Custom>ZoneoutLSTM of its program: it was taken to compute what Keras' LSTM does.",
+        "lstm_1 is a Custom>ZoneoutLSTM of its program, or stands in one: it was taken to compute what Keras' LSTM "
+        "does.",
     )
 
 
@@ -404,6 +405,22 @@ def test_a_cell_of_keras_with_a_norm_is_refused_by_its_variables(file: str, kera
     model = keras.Sequential([keras.Input((None, IN)), keras.layers.RNN(norm_cell(keras)(H))])
     with pytest.raises(ValueError, match=r"has variables that no cell of keras has: \S*norm"):
         load(saved(model, tmp_path / file))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("inner", [True, False])
+def test_a_class_of_a_program_with_the_variables_of_an_lstm_is_named(
+    inner: bool, file: str, keras: Any, tmp_path: Path
+) -> None:
+    class Zoneout(keras.layers.LSTM):  # type: ignore[misc, name-defined]
+        pass
+
+    model = keras.Sequential([keras.Input((None, IN)), Zoneout(H)])
+    if inner:
+        model = keras.Sequential([keras.Input((None, IN)), model])
+    words = load(saved(model, tmp_path / file)).assumptions[0]
+    assert words.lower().partition(" is a ")[2].startswith("zoneout of its program")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -110,6 +110,35 @@ def test_what_an_optimizer_keeps_of_an_lstm_is_no_lstm(
     assert_array_equal(load(FILES / "tf2").cells[0].kernel[:3], numbered(0, 3, 16))
 
 
+@pytest.mark.parametrize("path", ["variables/{number}", "_all_variables/{number}"])
+def test_variables_with_one_name_in_two_models_stay_apart(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their biases have the same values and more than ten of them stand in the list."""
+    arrays, names = {}, {}
+    variables = {"kernel": (3, 16), "recurrent_kernel": (4, 16), "bias": (16,)}
+    for number in range(12):
+        name, shape = list(variables.items())[number % 3]
+        key = path.format(number=number) + OF_OBJECT
+        arrays[key] = numbered(0, *shape) if name == "bias" else numbered(number, *shape)
+        names[key] = f"lstm/lstm_cell/{name}"
+    monkeypatch.setattr(tensor_bundle, "read", lambda index: (dict(sorted(arrays.items())), []))
+    monkeypatch.setattr(tensor_bundle, "full_names", lambda index: names)
+    found = [each.weights().cells[0] for each in read(FILES / "tf2").lstms]
+    assert [int(cell.kernel[0, 0]) for cell in found] == [0, 3, 6, 9]
+    assert [int(cell.kernel[3, 0]) for cell in found] == [1, 4, 7, 10]
+    assert all(cell.bias[5] == np.float32(0.05) for cell in found)
+
+
+def test_of_the_two_lists_that_keras_3_exports_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays, names = {}, {}
+    for scope in ("_all_variables", "variables"):
+        for number, (name, shape) in enumerate({"kernel": (3, 16), "recurrent_kernel": (4, 16)}.items()):
+            key = f"{scope}/{number}{OF_OBJECT}"
+            arrays[key], names[key] = numbered(number, *shape), f"sequential/lstm/lstm_cell/{name}"
+    monkeypatch.setattr(tensor_bundle, "read", lambda index: (arrays, []))
+    monkeypatch.setattr(tensor_bundle, "full_names", lambda index: names)
+    assert [each.name for each in read(FILES / "tf2").lstms] == ["sequential/lstm"]
+
+
 @pytest.mark.parametrize("scope", ["layer_with_weights-0/cell/", "model/encoder/cell/", "cell/", "", "m/cells/0/"])
 def test_names_of_objects_are_known_in_any_file(scope: str, tmp_path: Path) -> None:
     shapes = {"kernel": (3, 16), "recurrent_kernel": (4, 16), "bias": (16,)}

@@ -244,19 +244,44 @@ def read_bundle(path: Path) -> File:
     full_names = tensor_bundle.full_names(path)
     if full_names is None:
         return File(path, "TensorFlow checkpoint", arrays, notes=tuple(notes), unsaid=_UNSAID_BY_TENSORFLOW)
-    named: dict[str, Array] = {}
-    optimizers = {key.rpartition("/_iterations/")[0] + "/" for key in arrays if "/_iterations/" in key}
-    for key, values in arrays.items():
-        name = _object_name(key, full_names.get(key, ""), optimizers | {"optimizer/"})
-        if name and name in named and not _same(named[name], values):
-            name = key.removesuffix(_OF_OBJECT)
-        if name:
-            named[name] = values
     folder = path.parent.parent if path.parent.name == "variables" else None
-    kind, settings = "TensorFlow checkpoint of objects", {}
-    if folder is not None and (folder / "saved_model.pb").exists():
+    saved_model = folder is not None and (folder / "saved_model.pb").exists()
+    named = _by_object_names(arrays, full_names, prefer_full=saved_model)
+    if folder is None or not saved_model:
+        kind, settings = "TensorFlow checkpoint of objects", {}
+    else:
         kind, settings = "TensorFlow SavedModel", _settings_beside(folder)
     return File(path, kind, named, notes=tuple(notes), settings=settings, unsaid=_UNSAID_BY_TENSORFLOW)
+
+
+def _by_object_names(arrays: Mapping[str, Array], full_names: Mapping[str, str], prefer_full: bool) -> dict[str, Array]:
+    """The variables of a model by their paths through the objects, or by their full names.
+
+    Those of optimizers are left out, and the second list that Keras 3 exports of a model's variables. Where several
+    variables have one full name, later ones have a number in its first part.
+    """
+    named: dict[str, Array] = {}
+    optimizers = {"optimizer/"} | {key.rpartition("/_iterations/")[0] + "/" for key in arrays if "/_iterations/" in key}
+    twice = any(re.match(r"variables/\d+/", key) for key in arrays)
+    for key in sorted(
+        arrays, key=lambda key: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
+    ):
+        path = key.removesuffix(_OF_OBJECT)
+        in_list = re.search(r"(?:^|/)_?(?P<of>(?:all_|trainable_|non_trainable_)?)(?:variables|weights)/\d+$", path)
+        own = not path.startswith(tuple(optimizers)) and "/.OPTIMIZER_SLOT/" not in path
+        if twice and path.startswith("_all_variables/"):
+            continue
+        if not own and not (in_list and in_list["of"] == "trainable_"):  # which Keras 3 keeps by their optimizer
+            continue
+        full = full_names.get(key, "").removesuffix(":0")
+        name = full if full and (in_list or (prefer_full and "/" in full)) else path
+        first, _, rest = name.partition("/")
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{first} ({number})/{rest}" if rest else f"{first} ({number})"
+        named[name] = arrays[key]
+    return named
 
 
 _OF_OBJECT = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -264,23 +289,6 @@ _UNSAID_BY_TENSORFLOW = (
     "The file does not say the activations of {}: tanh and sigmoid were taken, the defaults of TensorFlow 2; those of "
     "tf.keras in TensorFlow 1 were tanh and hard_sigmoid."
 )
-
-
-def _object_name(key: str, full_name: str, optimizers: set[str]) -> str:
-    """What to call a variable: its path through the objects, or its full name where that is a place in a list.
-
-    "" if it is an optimizer's; Keras 3 keeps those that it trains in a list of its optimizer.
-    """
-    path = key.removesuffix(_OF_OBJECT)
-    own = not path.startswith(tuple(optimizers)) and "/.OPTIMIZER_SLOT/" not in path
-    in_list = re.search(r"(?:^|/)_?(?P<of>(?:all_|trainable_|non_trainable_)?)(?:variables|weights)/\d+$", path)
-    if in_list and (own or in_list["of"] == "trainable_"):
-        return full_name.removesuffix(":0") or path
-    return path if own else ""
-
-
-def _same(a: Array, b: Array) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _settings_beside(folder: Path) -> dict[str, dict[str, Any]]:
@@ -306,7 +314,10 @@ def read_hdf5(path: Path) -> File:
     try:
         with h5py.File(path, "r") as file:
             config = file.attrs.get("model_config")
-            settings = _layer_settings(json.loads(config)) if config is not None else _order_of_layers(file)
+            if config is not None:
+                settings = _layer_settings(json.loads(config))
+            else:
+                settings = _order_of_layers(file) or _classes_by_path(file.get("layers", file.get(_LAYERS_ONCE, {})))
             arrays = _arrays_of_hdf5(file, h5py)
             return File(path, "Keras HDF5 weights", arrays, settings=settings, unsaid=_unsaid_by_hdf5(file))
     except _DAMAGED as error:
@@ -323,6 +334,21 @@ def _order_of_layers(file: Any) -> dict[str, dict[str, Any]]:
         found[name] = {"name": name, "class_name": kind, "source": below, "order_alone": True}
         below = name
     return found
+
+
+def _classes_by_path(groups: Any, scope: str = "") -> dict[str, dict[str, Any]]:
+    """Of a file of weights of Keras 3, which calls its layers by their classes: what that tells of them."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, group in groups.items():
+        path, kind = f"{scope}{name}", re.sub(r"_\d+$", "", name)
+        found[path] = {"name": path, "path": path, "class_name": _KNOWN_CLASSES.get(kind, kind), "source": None}
+        if "layers" in group:
+            found[path]["layers"] = ()
+            found |= _classes_by_path(group["layers"], f"{path}/layers/")
+    return found
+
+
+_KNOWN_CLASSES = {"lstm": "LSTM", "rnn": "RNN", "bidirectional": "Bidirectional", "time_distributed": "TimeDistributed"}
 
 
 def _unsaid_by_hdf5(file: Any) -> str:

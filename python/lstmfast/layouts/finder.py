@@ -653,7 +653,9 @@ def _mind_settings(candidate: _Candidate, name: str, settings: Mapping[str, Mapp
         found = pending.pop()
         kind = found.get("class_name")
         if isinstance(kind, str) and kind not in _CLASSES and kind != "None":
-            candidate.notes.append(f"{name} is a {kind} of its program: it was taken to compute what Keras' LSTM does.")
+            candidate.notes.append(
+                f"{name} is a {kind} of its program, or stands in one: it was taken to compute what Keras' LSTM does."
+            )
         for setting, value in {**_WANTED, **found.get("wanted", {})}.items():
             if setting in found and found[setting] != value:
                 candidate.differs.append(f"{name} has {setting}={found[setting]!r}; an LSTM here has {value!r}")
