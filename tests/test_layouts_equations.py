@@ -58,6 +58,8 @@ GATES = ("input", "transform", "forget", "output", "state")
         ("rnn__cell__", KERAS_CELL, {"norm/0": (16,)}),
         ("lstm__lstm_cell__", KERAS_CELL, {"input_gate_peephole_weights": (H,)}),
         ("lstm__", KERAS_CELL, {"attention": (H, H)}),
+        ("my_lstm_1__", {f"lstm_cell/{name}": shape for name, shape in KERAS_CELL.items()}, {"norm/gamma": (H,)}),
+        ("b__forward_layer__", {f"cell/{name}": shape for name, shape in KERAS_CELL.items()}, {"gamma": (H,)}),
         ("", KERAS_CELL, {"gamma": (2, 4 * H)}),
         ("", TORCH_CELL, {"ln_ih.weight": (4 * H,), "ln_ih.bias": (4 * H,)}),
         ("encoder.cell.", TORCH_CELL, {"layernorm_c.weight": (H,)}),
@@ -166,6 +168,26 @@ def test_cells_of_tensorflow_that_are_known_to_be_others_are_refused_by_name(
     path = save(tmp_path / "w.npz", rng, **{f"rnn__{cell}__": {"kernel": (IN + H, 4 * H)}})
     with pytest.raises(ValueError, match=f"rnn/{cell} is by its name a cell with other equations"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("scope", "cell", "change", "words"),
+    [
+        ("a__cu_1__", KERAS_CELL, {"bias": (31,)}, r"a/cu_1/bias must have shape \(16,\)"),
+        ("a__b__cell__", KERAS_CELL, {"kernel": (3, 15)}, "a/b/cell/kernel must have 4"),
+        ("a__b__cell__", KERAS_CELL, {"kernel": None}, "lack variables of keras: a/b/cell/kernel$"),
+        ("a.b.", TORCH_LAYER, {"weight_ih_l0": None}, r"lack variables of pytorch: a\.b\.weight_ih_l0$"),
+        ("a.b.", TORCH_LAYER, {"bias_ih_l0": (3,)}, r"a\.b\.bias_ih_l0 must have shape"),
+        ("a__rnn__lstm_cell__", TF1_CELL, {"bias": (3,)}, r"a/rnn/lstm_cell/bias must have shape"),
+        ("m__", {"kernel:0": (3, 16), "recurrent_kernel:0": (4, 16)}, {"kernel:0": (2, 2, 2)}, "m/kernel:0 must have"),
+    ],
+)
+def test_what_is_wrong_with_an_array_is_said_by_its_name_in_the_file(
+    scope: str, cell: dict[str, Any], change: dict[str, Any], words: str, tmp_path: Path, rng: Any
+) -> None:
+    shapes = {name: shape for name, shape in {**cell, **change}.items() if shape is not None}
+    with pytest.raises(ValueError, match=words):
+        load(save(tmp_path / "w.npz", rng, **{scope: shapes}))
 
 
 # --- what is called lstm and is none ----------------------------------------------------------------------------------

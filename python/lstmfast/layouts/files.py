@@ -244,13 +244,11 @@ def read_bundle(path: Path) -> File:
     full_names = tensor_bundle.full_names(path)
     if full_names is None:
         return File(path, "TensorFlow checkpoint", arrays, notes=tuple(notes), unsaid=_UNSAID_BY_TENSORFLOW)
-    folder = path.parent.parent if path.parent.name == "variables" else None
-    saved_model = folder is not None and (folder / "saved_model.pb").exists()
-    named = _by_object_names(arrays, full_names, prefer_full=saved_model)
-    if folder is None or not saved_model:
-        kind, settings = "TensorFlow checkpoint of objects", {}
+    if path.parent.name == "variables" and (path.parent.parent / "saved_model.pb").exists():
+        kind, settings = "TensorFlow SavedModel", _settings_beside(path.parent.parent)
     else:
-        kind, settings = "TensorFlow SavedModel", _settings_beside(folder)
+        kind, settings = "TensorFlow checkpoint of objects", {}
+    named = _by_object_names(arrays, full_names, prefer_full=kind == "TensorFlow SavedModel")
     return File(path, kind, named, notes=tuple(notes), settings=settings, unsaid=_UNSAID_BY_TENSORFLOW)
 
 

@@ -45,9 +45,33 @@ class FoundLSTM:
         """
         if self.differs:
             raise ValueError(self.differs[0])
-        weights = from_arrays(self.arrays, self.arrays.layout, forget_bias=forget_bias)
+        try:
+            weights = from_arrays(self.arrays, self.arrays.layout, forget_bias=forget_bias)
+        except (TypeError, ValueError) as error:
+            raise type(error)(self._in_names_of_file(str(error))) from error
         assumptions = tuple(dict.fromkeys((*self.notes, *weights.assumptions)))
         return replace(weights, assumptions=assumptions, coupled_gates=self.coupled_gates)
+
+    def _in_names_of_file(self, words: str) -> str:
+        """A sentence about variables by the names of their layout, by those of the file, missing ones included."""
+        scopes = {_scope(name): _scope(given) for name, given in self.names.items()}
+        read = layout(self.arrays.layout).read
+
+        def renamed(match: re.Match[str]) -> str:
+            name = match[0]
+            if name in self.names:
+                return self.names[name]
+            known = "_" in name and read(name) is not None  # no word of the sentence
+            return (
+                f"{scopes[_scope(name)]}{name.removeprefix(_scope(name))}" if known and _scope(name) in scopes else name
+            )
+
+        return re.sub(r"[\w/.]*\w", renamed, words)
+
+
+def _scope(name: str) -> str:
+    """What stands before a variable's own name, its separator included."""
+    return name[: max(name.rfind("/"), name.rfind(".")) + 1]
 
 
 @dataclass
@@ -55,9 +79,8 @@ class _Candidate:
     """Arrays that may be an LSTM, while they are collected.
 
     computed: values that the file has only in parts, by their names in the layout; parts: what these are called.
-    scopes: how the names of all arrays begin that belong to one of its cells. beside: scopes whose arrays belong to it,
-    but not those of scopes within. shared: a scope in which other arrays may stand, and the units by which one of a
-    cell is known.
+    scopes: how the names of all arrays begin that belong to one of its cells. shared: a scope in which other arrays may
+    stand, and the units by which one of a cell is known.
     """
 
     layout: str
@@ -69,7 +92,6 @@ class _Candidate:
     computed: dict[str, Array] = field(default_factory=dict)
     parts: set[str] = field(default_factory=set)
     scopes: set[str] = field(default_factory=set)
-    beside: set[str] = field(default_factory=set)
     shared: tuple[str, int] | None = None
 
 
@@ -113,8 +135,7 @@ def _named(
             if not each.name and each.computed:  # of PyTorch, whose weights may be in parts
                 candidate.names |= each.names
                 candidate.computed, candidate.parts = each.computed, each.parts
-    scopes = {name.rpartition("/")[0] + "/" if "/" in name else name.rpartition(".")[0] + "." for name in names}
-    candidate.scopes = scopes - {"."}
+    candidate.scopes = {_scope(name) for name in names} - {""}
     left = [name for name in arrays if name not in candidate.names.values() and name not in candidate.parts]
     if left:
         candidate.notes.append(f"Not read, since only the names of {layout_name} were asked for: {_listed(left)}.")
@@ -161,7 +182,7 @@ def _mind_strangers(candidate: _Candidate, arrays: Mapping[str, Array], taken: s
 
 def _belongs(name: str, candidate: _Candidate, shape: tuple[int, ...]) -> bool:
     """Whether an array is one of a candidate's cells, by its name, or by its shape where other arrays stand there."""
-    if name.startswith(tuple(candidate.scopes)) or name.rpartition("/")[0] + "/" in candidate.beside:
+    if name.startswith(tuple(candidate.scopes)):
         return True
     if candidate.shared is None:
         return False
@@ -466,13 +487,12 @@ def _say_what_cell(candidate: _Candidate, scope: str, cell: str) -> None:
 
 @dataclass
 class _KerasLayer:
-    """Cells of one layer by whether they run in reverse; scopes and beside as in `_Candidate`."""
+    """Cells of one layer by whether they run in reverse; scopes as in `_Candidate`."""
 
     name: str
     layout: str
     cells: dict[bool, Names] = field(default_factory=dict)
     scopes: set[str] = field(default_factory=set)
-    beside: set[str] = field(default_factory=set)
 
     @property
     def number(self) -> int:
@@ -488,7 +508,7 @@ class _KerasLayer:
 
 _OWN_CELL = re.compile(r"(?:lstm_)?cell(?:_(?P<number>\d+))?")
 _NORMALIZING = re.compile(r"(?:weight|spectral)_?norm", re.IGNORECASE)
-_LAYER_OF_CELL = re.compile("lstm|rnn|forward|backward", re.IGNORECASE)
+_LAYER_OF_CELL = re.compile(r"(?:\w+_)?(?:lstm|rnn)(?:_\d+)?|(?:forward|backward)_\w+", re.IGNORECASE)
 _END = r"(?::0|/\.ATTRIBUTES/VARIABLE_VALUE)?"
 
 
@@ -507,8 +527,8 @@ def _keras(arrays: Mapping[str, Array], settings: Mapping[str, Mapping[str, Any]
         layer.cells[reverse] = names
         layer.scopes.add(place)
         outer, _, last = place.rstrip("/").rpartition("/")
-        if _OWN_CELL.fullmatch(last) and _LAYER_OF_CELL.search(outer.rpartition("/")[2]):
-            layer.beside.add(f"{outer}/")
+        if _OWN_CELL.fullmatch(last) and _LAYER_OF_CELL.fullmatch(outer.rpartition("/")[2]):
+            layer.scopes.add(f"{outer}/")
     for layer in _keras1_layers(arrays):
         layers[layer.name if layer.name not in layers else min(layer.scopes).rstrip("_")] = layer
     for layer in layers.values():
@@ -614,7 +634,6 @@ def _keras_candidate(stack: list[_KerasLayer], settings: Mapping[str, Mapping[st
                 candidate.differs.append(
                     f"{layer.name} stands in {part}, by its name a wrapper that changes its kernels"
                 )
-        candidate.beside |= layer.beside
         if not _mind_settings(candidate, layer.name, settings):
             silent.append(layer.name)
     if silent and candidate.layout != "keras-cudnn":  # whose activations are fixed
