@@ -342,6 +342,14 @@ def test_a_gru_of_keras_1_is_no_lstm(gates: str, tmp_path: Path, rng: Any) -> No
     assert read(tmp_path / "w.npz").lstms == ()
 
 
+def test_arrays_of_a_file_that_only_looks_like_that_of_keras_are_read(h5py: Any, tmp_path: Path, rng: Any) -> None:
+    for number, name in enumerate(("layers", "layers/0", "layers/0/layers")):
+        with h5py.File(tmp_path / f"{number}.h5", "w") as file:
+            file[name] = np.ones(3)
+            file["lstm/kernel"], file["lstm/recurrent_kernel"] = np.ones((3, 16)), np.ones((4, 16))
+        assert load(tmp_path / f"{number}.h5").hidden_size == 4
+
+
 def test_settings_count_where_the_group_of_layers_has_its_old_name(h5py: Any, tmp_path: Path, rng: Any) -> None:
     """Which is what TensorFlow 2.12 wrote, without the layers' own names."""
     layers = [("LSTM", {**PLAIN, "name": "a"}), ("LSTM", {**PLAIN, "name": "b", "activation": "relu"})]

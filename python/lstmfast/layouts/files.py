@@ -262,7 +262,7 @@ def _by_object_names(arrays: Mapping[str, Array], full_names: Mapping[str, str],
     optimizers = {"optimizer/"} | {key.rpartition("/_iterations/")[0] + "/" for key in arrays if "/_iterations/" in key}
     twice = any(re.match(r"variables/\d+/", key) for key in arrays)
     for key in sorted(
-        arrays, key=lambda key: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
+        arrays, key=lambda key: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", key)]
     ):
         path = key.removesuffix(_OF_OBJECT)
         in_list = re.search(r"(?:^|/)_?(?P<of>(?:all_|trainable_|non_trainable_)?)(?:variables|weights)/\d+$", path)
@@ -337,10 +337,10 @@ def _order_of_layers(file: Any) -> dict[str, dict[str, Any]]:
 def _classes_by_path(groups: Any, scope: str = "") -> dict[str, dict[str, Any]]:
     """Of a file of weights of Keras 3, which calls its layers by their classes: what that tells of them."""
     found: dict[str, dict[str, Any]] = {}
-    for name, group in groups.items():
+    for name, group in groups.items() if hasattr(groups, "items") else ():
         path, kind = f"{scope}{name}", re.sub(r"_\d+$", "", name)
         found[path] = {"name": path, "path": path, "class_name": _KNOWN_CLASSES.get(kind, kind), "source": None}
-        if "layers" in group:
+        if hasattr(group, "items") and "layers" in group:
             found[path]["layers"] = ()
             found |= _classes_by_path(group["layers"], f"{path}/layers/")
     return found
