@@ -393,7 +393,7 @@ def test_version_is_that_of_the_package(lstmfast: Run) -> None:
         ("eval RUN missing.txt", "missing.txt does not exist"),
         ("eval RUN capital.txt", "character 'T' (U+0054) at position 0 is not one of the 11 characters"),
         ("eval RUN one.txt", "a text to validate on must have at least 2 characters, got 1"),
-        ("inspect text.txt", "text.txt is no file of weights that can be read"),
+        ("inspect text.txt", "text.txt is not a supported weight file (supported: "),
         ("info please", "please"),
     ],
 )

@@ -22,11 +22,12 @@ INPUT, H = 3, 2
 
 ORDERS = {
     "lstmfast": "ifgo", "tf1": "igfo", "tf1-legacy": "igfo", "udacity": "ifgo", "keras": "ifgo", "pytorch": "ifgo",
-    "onnx": "iofg", "cudnn": "ifgo", "haste": "igfo", "char-rnn": "ifog", "torch-rnn": "ifog", "block-lstm-v2": "ifgo",
+    "keras-cudnn": "ifgo", "keras-1": "igfo", "onnx": "iofg", "cudnn": "ifgo", "haste": "igfo", "char-rnn": "ifog",
+    "torch-rnn": "ifog", "block-lstm-v2": "ifgo",
 }  # fmt: skip
 PEEPHOLES = {"lstmfast", "tf1", "tf1-legacy", "onnx", "block-lstm-v2"}
 PROJECTION = {"lstmfast", "tf1", "tf1-legacy", "pytorch", "cudnn"}
-TWO_BIASES = {"pytorch", "onnx", "cudnn", "char-rnn"}
+TWO_BIASES = {"pytorch", "onnx", "cudnn", "char-rnn", "keras-cudnn"}
 AT_RUN_TIME = {"lstmfast", "tf1", "tf1-legacy"}
 
 
@@ -168,6 +169,8 @@ NAMES = {
     "tf1-legacy": ["rnn/basic_lstm_cell/weights", "rnn/basic_lstm_cell/biases"],
     "udacity": ["ix", "im", "ib", "fx", "fm", "fb", "cx", "cm", "cb", "ox", "om", "ob"],
     "keras": ["lstm/lstm_cell/kernel", "lstm/lstm_cell/recurrent_kernel", "lstm/lstm_cell/bias"],
+    "keras-cudnn": ["cu_dnnlstm/kernel", "cu_dnnlstm/recurrent_kernel", "cu_dnnlstm/bias"],
+    "keras-1": [f"lstm_1/lstm_1_{part}_{gate}" for gate in "icfo" for part in "WUb"],
     "pytorch": ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"],
     "onnx": ["W", "R", "B"],
     "cudnn": [f"layer0.{part}_{gate}" for part in ("W", "R", "bW", "bR") for gate in "ifgo"],
@@ -188,6 +191,8 @@ def test_variables_of_one_cell_have_the_names_of_their_library(name: str, variab
     [
         ("tf1", "stack_bidirectional_rnn/cell_1/bidirectional_rnn/bw/basic_lstm_cell/kernel"),
         ("keras", "bidirectional_1/backward_lstm_1/lstm_cell/kernel"),
+        ("keras-cudnn", "bidirectional_1/backward_cu_dnnlstm_1/kernel"),
+        ("keras-1", "bidirectional_2/backward_lstm_2_W_i"),
         ("pytorch", "weight_ih_l1_reverse"),
         ("onnx", "layer1.W"),
         ("char-rnn", "i2h_2_reverse.weight"),

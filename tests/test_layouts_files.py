@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Callable
@@ -65,7 +66,17 @@ def save_npz(arrays: dict[str, Any], path: Path) -> None:
 WRITERS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "w.safetensors": save_safetensors, "w.npz": save_npz, "w.pt": save_torch, "w.pth": save_torch, "w.bin": save_torch,
 }  # fmt: skip
-NAMED = ["lstmfast", "tf1", "tf1-legacy", "keras", "pytorch", "onnx", "char-rnn"]  # whose names tell what they are
+NAMED = [
+    "lstmfast",
+    "tf1",
+    "tf1-legacy",
+    "keras",
+    "keras-cudnn",
+    "keras-1",
+    "pytorch",
+    "onnx",
+    "char-rnn",
+]  # whose names tell what they are
 
 
 # --- arrays by name ---------------------------------------------------------------------------------------------------
@@ -526,6 +537,17 @@ def test_a_file_that_is_not_what_it_claims_is_refused_in_one_sentence(
         read(path)
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 320 + len(str(path))
+
+
+def test_what_is_no_weight_file_is_told_what_is(tmp_path: Path) -> None:
+    (tmp_path / "w.txt").write_text("hello")
+    formats = (
+        "PyTorch (.pt, .pth), safetensors, NumPy (.npz), Keras (.h5, .weights.h5, .keras), TensorFlow checkpoints and "
+        "SavedModel folders, ONNX, lstmfast run folders"
+    )
+    words = rf"w\.txt is not a supported weight file \(supported: {re.escape(formats)}\)$"
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path / "w.txt")
 
 
 def test_one_kind_under_the_name_of_another_says_both(layer: lf.LSTM, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 import lstmfast as lf
 import parity
 import tolerances
-from lstmfast.layouts import load, read
+from lstmfast.layouts import load, read, to_arrays
 
 Array = npt.NDArray[Any]
 
@@ -144,8 +144,25 @@ model = tf_keras.Sequential([tf_keras.Input((None, 3)), layers.LSTM(4, **given),
 model.add(layers.Bidirectional(layers.LSTM(5, **given)))
 model.save(folder + "/old.h5")
 model.save_weights(folder + "/old_weights.h5")
+model.save_weights(folder + "/objects/model")
+model.save(folder + "/saved")
+tf.train.Checkpoint(net=model).save(folder + "/inner/model")
 low = model.layers[1](model.layers[0](xs))
 both = model.layers[2](low)
+
+# The loader's own conversions, of CuDNNLSTM and of Keras 1, which no computer here runs.
+from tf_keras.src.saving.legacy.hdf5_format import preprocess_weights_for_loading as as_lstm
+
+random = np.random.default_rng(1)
+def arrays_of(*shapes):
+    return [random.standard_normal(shape).astype("f") for shape in shapes]
+lone = layers.LSTM(4)
+cudnn = arrays_of((3, 16), (4, 16), (32,))
+first = arrays_of(*[(3, 4), (4, 4), (4,)] * 4)
+np.savez(folder + "/cudnn.npz", **dict(zip(["cu_dnnlstm/" + n for n in ("kernel", "recurrent_kernel", "bias")], cudnn)))
+np.savez(folder + "/first.npz", **dict(zip([f"lstm_1_{p}_{g}" for g in "icfo" for p in "WUb"], first)))
+np.savez(folder + "/as_lstm.npz", cudnn=np.concatenate([w.ravel() for w in as_lstm(lone, cudnn, "2")]),
+         first=np.concatenate([w.ravel() for w in as_lstm(lone, first, "1")]))
 
 outputs = {"model/rnn": y, "both": z, "wide/rnn": w, "lstm, lstm_1": low, "bidirectional": both, "low": low}
 np.savez(folder + "/outputs.npz", **outputs)
@@ -191,3 +208,23 @@ def test_layers_of_an_old_keras_file_give_its_numbers(tf1_run: Path, file: str) 
     for name, x in {"lstm, lstm_1": np.load(tf1_run / "x.npy"), "bidirectional": expected["low"]}.items():
         layer = load(tf1_run / file, name=name).to_layer()
         assert parity.distance(outputs(layer, x), expected[name]) <= BOUND
+
+
+@pytest.mark.parametrize(("path", "names"), [
+    ("objects", ["layer_with_weights-0", "layer_with_weights-1", "layer_with_weights-2"]),
+    ("inner", [f"net/layer_with_weights-{k}" for k in range(3)]),
+    ("saved", ["lstm, lstm_1", "bidirectional"]),
+])  # fmt: skip
+def test_layers_of_what_tensorflow_2_saves_give_its_numbers(tf1_run: Path, path: str, names: list[str]) -> None:
+    expected, y = np.load(tf1_run / "outputs.npz"), np.load(tf1_run / "x.npy")
+    for name in names:
+        y = outputs(load(tf1_run / path, name=name).to_layer(), y)
+    assert parity.distance(y, expected["bidirectional"]) <= BOUND
+
+
+@pytest.mark.parametrize("kind", ["cudnn", "first"])
+def test_weights_of_older_layers_are_those_that_keras_converts_them_to(tf1_run: Path, kind: str) -> None:
+    arrays = to_arrays(load(tf1_run / f"{kind}.npz"), "keras")
+    assert np.array_equal(
+        np.concatenate([each.ravel() for each in arrays.values()]), np.load(tf1_run / "as_lstm.npz")[kind]
+    )

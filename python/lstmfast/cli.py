@@ -133,7 +133,7 @@ class InspectOptions(_Common):
     """List the variables of a model or a file of weights, their gates, and why they have these shapes."""
 
     path: Annotated[Positional[str], tyro.conf.arg(metavar="PATH")]
-    """Run folder or checkpoint, or a file of PyTorch, safetensors, NumPy, Keras, TensorFlow 1 (the prefix) or ONNX."""
+    """Run folder or checkpoint, or a file of PyTorch, safetensors, NumPy, Keras, TensorFlow (or its folder) or ONNX."""
     layout: str = ""
     """Which library's names these are, where they do not tell: one of lstmfast.layouts.LAYOUTS."""
     json: FlagCreatePairsOff[bool] = False

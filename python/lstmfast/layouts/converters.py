@@ -317,7 +317,10 @@ def _gates_out_of(values: Array, variable: Variable) -> Array:
         return values
     order = PEEPHOLES if variable.role == "peepholes" else OURS
     blocks = np.split(values, len(order), axis=-1)
-    return np.concatenate([blocks[order.index(letter)] for letter in variable.gates], axis=-1)
+    chosen = [blocks[order.index(letter)] for letter in variable.gates]
+    if variable.blocks_transposed:
+        chosen = [block.T.reshape(block.shape) for block in chosen]
+    return np.concatenate(chosen, axis=-1)
 
 
 def _turned(values: Array, variable: Variable) -> Array:
@@ -372,6 +375,8 @@ def _gates_into(ours: dict[str, Array], values: Array, variable: Variable, sizes
             ours[role] = np.empty((*part.shape[:-1], len(order) * sizes.hidden_size), part.dtype)
         places = np.split(ours[role], len(order), axis=-1)
         for letter, block in zip(variable.gates, np.split(part, len(variable.gates), axis=-1), strict=True):
+            if variable.blocks_transposed:
+                block = block.reshape(block.shape[::-1]).T
             places[order.index(letter)][...] = block
 
 

@@ -1,8 +1,9 @@
-"""Files of weights as dicts of named arrays: PyTorch, safetensors, NumPy, Keras, TensorFlow 1 checkpoints, our runs.
+"""Files of weights as dicts of named arrays: every format of `FORMATS`, and our runs.
 
 A file is known by how it begins and held against its name. What a file says is never executed: pickles are read by
-PyTorch's weights-only loader or not at all. Libraries are imported where they are needed, and an error names the extra
-that brings them. Refuses to say which arrays belong to an LSTM (see `finder`), but for ONNX, whose nodes say it.
+PyTorch's weights-only loader or not at all (see `pickles`). Libraries are imported where they are needed, and an error
+names the extra that brings them. Refuses to say which arrays belong to an LSTM (see `finder`), but for ONNX, whose
+nodes say it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ import numpy as np
 
 from lstmfast import checkpoint
 from lstmfast._checks import Array
-from lstmfast.layouts import onnx_nodes, tensor_bundle
+from lstmfast.layouts import onnx_nodes, pickles, tensor_bundle
 from lstmfast.layouts.converters import LayoutArrays
 from lstmfast.layouts.finder import FoundLSTM
 from lstmfast.layouts.tensor_bundle import widened_bfloat16
@@ -34,8 +34,9 @@ class File:
     """What a file holds: `kind` in words, arrays by name, and what else it says.
 
     forget_bias: what its program adds at run time, where it tells. settings: of Keras layers, by layer name, with
-    `class_name`, `source` (the layer it reads first) and `path` (what its variables' names begin with). lstms: where
-    the file itself says which they are.
+    `name`, `class_name`, `source` (the layer it reads first) and `path` (what its variables' names begin with).
+    order_alone in them: nothing else is known of this one. unsaid: what is assumed of a Keras layer that no settings
+    are about, a sentence. lstms: where the file itself says which they are.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class File:
     forget_bias: float | None = None
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    unsaid: str = ""
     lstms: tuple[FoundLSTM, ...] | None = None
 
 
@@ -68,34 +70,39 @@ def _reason(error: BaseException) -> str:
 
 # --- which kind -------------------------------------------------------------------------------------------------------
 
-_SUFFIXES = {
-    ".pt": "torch", ".pth": "torch", ".safetensors": "safetensors", ".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5",
-    ".keras": "keras", ".onnx": "onnx", ".index": "bundle",
-}  # fmt: skip
-_WORDS = {
-    "torch": "a file of torch.save", "safetensors": "a safetensors file", "npz": "a NumPy .npz archive",
-    "hdf5": "an HDF5 file", "keras": "a Keras archive", "onnx": "an ONNX model", "bundle": "the index of a checkpoint",
-    "zip": "a zip archive of another kind", "pickle": "a pickle",
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file. title: in a list of formats; words: what a file of it is called; suffixes: of its names."""
+
+    title: str
+    words: str
+    read: Callable[[Path], File]
+    suffixes: tuple[str, ...] = ()
+
+
+def supported() -> str:
+    """The formats that are read, in words."""
+    return ", ".join([*(each.title for each in FORMATS.values() if each.title), "lstmfast run folders"])
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a file: a key of `_WORDS`. Raises ValueError in one sentence if it is none, or not as named."""
-    claimed = _SUFFIXES.get(path.suffix.lower())
+    """The kind of a file: a key of `FORMATS`. Raises ValueError in one sentence if it is none, or not as named."""
+    claimed = next((kind for kind, each in FORMATS.items() if path.suffix.lower() in each.suffixes), None)
     found = _kind_by_contents(path)
     if found == "pickle" and claimed in ("torch", None):
         return "torch"  # what torch.save wrote before 1.6; the loader refuses any other pickle
     if found is None and claimed == "onnx":
         return "onnx"  # its messages have no beginning to know them by
     if claimed and found != claimed:
-        what = f"it is {_WORDS[found]}" if found else "it does not begin like one"
-        raise ValueError(f"{path} is not {_WORDS[claimed]}, as its name says: {what}")
-    if found is None or found == "zip":
-        raise ValueError(
-            f"{path} is no file of weights that can be read: it is none of PyTorch, safetensors, .npz, Keras, "
-            "TensorFlow checkpoint, ONNX and lstmfast run"
-        )
+        what = f"it is {_OTHERS.get(found) or FORMATS[found].words}" if found else "it does not begin like one"
+        raise ValueError(f"{path} is not {FORMATS[claimed].words}, as its name says: {what}")
+    if found is None or found in _OTHERS:
+        raise ValueError(f"{path} is not a supported weight file (supported: {supported()})")
     return found
+
+
+_OTHERS = {"zip": "a zip archive of another kind", "pickle": "a pickle"}
 
 
 def _kind_by_contents(path: Path) -> str | None:
@@ -132,17 +139,18 @@ def read_torch(path: Path) -> File:
     """What torch.save wrote: a state_dict, or dicts that hold some. No code in it is executed: it is refused."""
     torch = need("torch", "torch", f"reading {path}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it cannot read it says more in its error
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = pickles.load(path, torch)
     except Exception as error:
         raise ValueError(_torch_refusal(path, str(error))) from error
-    tensors: dict[str, Any] = {}
-    _collect(tensors, "", contents, torch.Tensor)
-    if not tensors:
-        raise ValueError(f"{path} holds no tensors by name: it holds a {type(contents).__name__}")
+    found: dict[str, Any] = {}
+    _collect(found, "", contents, (torch.Tensor, pickles.PickledArray))
     arrays, notes = {}, []
-    for name, tensor in tensors.items():
+    for name, value in found.items():
+        if isinstance(value, pickles.PickledArray):
+            if value.values is not None:
+                arrays[name] = value.values
+            continue
+        tensor = value
         if tensor.dtype == torch.bfloat16:
             tensor = tensor.float()
             notes.append(_WIDENED.format(name))
@@ -150,30 +158,32 @@ def read_torch(path: Path) -> File:
             arrays[name] = tensor.detach().resolve_conj().numpy()
         except (TypeError, RuntimeError):  # sparse, quantized, or of a type that NumPy has not
             notes.append(f"{name} is a {tensor.dtype} tensor of a kind that NumPy has not, and was left out.")
+    if not arrays and not notes:
+        raise ValueError(f"{path} holds no tensors by name: it holds a {type(contents).__name__}")
     return File(path, "PyTorch state_dict", arrays, notes=tuple(notes))
 
 
 def _torch_refusal(path: Path, said: str) -> str:
     """One sentence of what PyTorch says in a page."""
-    found = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global):? ?(?:GLOBAL )?(\S+)", said)
-    if found:
-        return (
-            f"{path} holds code ({(found[1] or found[2]).rstrip('.,')}), which is not executed: "
-            "save model.state_dict() instead of the model"
-        )
+    if name := pickles.refused_name(said):
+        return f"{path} holds code ({name}), which is not executed: save model.state_dict() instead of the model"
+    if "TorchScript" in said:
+        return f"{path} is a TorchScript archive, whose code is not executed: save the state_dict() of what it loads as"
     if "weights only" in said.lower() or "weights_only" in said:
         return f"{path} holds more than weights, which is refused: save model.state_dict() instead of the model"
     return f"{path} is no file of torch.save that can be used: {' '.join(said.split())[:160]}"
 
 
-def _collect(tensors: dict[str, Any], scope: str, value: Any, kind: type) -> None:
+def _collect(
+    found: dict[str, Any], scope: str, value: Any, kinds: tuple[type, ...], around: tuple[int, ...] = ()
+) -> None:
     """Every tensor that stands in dicts under names, by their path; lists and numbered entries name no weights."""
-    if isinstance(value, kind):
-        tensors[scope.removesuffix(".")] = value
-    elif isinstance(value, Mapping):
+    if isinstance(value, kinds):
+        found[scope.removesuffix(".")] = value
+    elif isinstance(value, Mapping) and id(value) not in around:  # a dict may hold itself
         for name, inner in value.items():
             if isinstance(name, str):
-                _collect(tensors, f"{scope}{name}.", inner, kind)
+                _collect(found, f"{scope}{name}.", inner, kinds, (*around, id(value)))
 
 
 def read_safetensors(path: Path) -> File:
@@ -229,13 +239,70 @@ def read_npz(path: Path) -> File:
 
 
 def read_bundle(path: Path) -> File:
-    """A TensorFlow checkpoint by its index."""
+    """A TensorFlow checkpoint by its index, of version 1's variables or of version 2's objects; a SavedModel's too."""
     arrays, notes = tensor_bundle.read(path)
-    return File(path, "TensorFlow checkpoint", arrays, notes=tuple(notes))
+    full_names = tensor_bundle.full_names(path)
+    if full_names is None:
+        return File(path, "TensorFlow checkpoint", arrays, notes=tuple(notes), unsaid=_UNSAID_BY_TENSORFLOW)
+    if path.parent.name == "variables" and (path.parent.parent / "saved_model.pb").exists():
+        kind, settings = "TensorFlow SavedModel", _settings_beside(path.parent.parent)
+    else:
+        kind, settings = "TensorFlow checkpoint of objects", {}
+    named = _by_object_names(arrays, full_names, prefer_full=kind == "TensorFlow SavedModel")
+    return File(path, kind, named, notes=tuple(notes), settings=settings, unsaid=_UNSAID_BY_TENSORFLOW)
+
+
+def _by_object_names(arrays: Mapping[str, Array], full_names: Mapping[str, str], prefer_full: bool) -> dict[str, Array]:
+    """The variables of a model by their paths through the objects, or by their full names.
+
+    Those of optimizers are left out, and the second list that Keras 3 exports of a model's variables. Where several
+    variables have one full name, later ones have a number in its first part.
+    """
+    named: dict[str, Array] = {}
+    optimizers = {"optimizer/"} | {key.rpartition("/_iterations/")[0] + "/" for key in arrays if "/_iterations/" in key}
+    twice = any(re.match(r"variables/\d+/", key) for key in arrays)
+    for key in sorted(
+        arrays, key=lambda key: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", key)]
+    ):
+        path = key.removesuffix(_OF_OBJECT)
+        in_list = re.search(r"(?:^|/)_?(?P<of>(?:all_|trainable_|non_trainable_)?)(?:variables|weights)/\d+$", path)
+        own = not path.startswith(tuple(optimizers)) and "/.OPTIMIZER_SLOT/" not in path
+        if twice and path.startswith("_all_variables/"):
+            continue
+        if not own and not (in_list and in_list["of"] == "trainable_"):  # which Keras 3 keeps by their optimizer
+            continue
+        full = full_names.get(key, "").removesuffix(":0")
+        name = full if full and (in_list or (prefer_full and "/" in full)) else path
+        first, _, rest = name.partition("/")
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{first} ({number})/{rest}" if rest else f"{first} ({number})"
+        named[name] = arrays[key]
+    return named
+
+
+_OF_OBJECT = "/.ATTRIBUTES/VARIABLE_VALUE"
+_UNSAID_BY_TENSORFLOW = (
+    "The file does not say the activations of {}: tanh and sigmoid were taken, the defaults of TensorFlow 2; those of "
+    "tf.keras in TensorFlow 1 were tanh and hard_sigmoid."
+)
+
+
+def _settings_beside(folder: Path) -> dict[str, dict[str, Any]]:
+    """The settings of Keras layers that a SavedModel keeps as JSON."""
+    found = []
+    for words in tensor_bundle.keras_metadata(folder):
+        try:
+            found.append(json.loads(words))
+        except ValueError:
+            continue  # of an object that is no layer
+    return _layer_settings(found[::-1])  # the model, which comes first, is looked at first
 
 
 # --- Keras ------------------------------------------------------------------------------------------------------------
 
+_LAYERS_ONCE = "_layer_checkpoint_dependencies"  # what TensorFlow 2.12 called the group "layers"
 _CELL_VARIABLES = ("kernel", "recurrent_kernel", "bias")
 
 
@@ -245,10 +312,58 @@ def read_hdf5(path: Path) -> File:
     try:
         with h5py.File(path, "r") as file:
             config = file.attrs.get("model_config")
-            settings = _layer_settings(json.loads(config)) if config is not None else {}
-            return File(path, "Keras HDF5 weights", _arrays_of_hdf5(file, h5py), settings=settings)
+            if config is not None:
+                settings = _layer_settings(json.loads(config))
+            else:
+                settings = _order_of_layers(file) or _classes_by_path(file.get("layers", file.get(_LAYERS_ONCE, {})))
+            arrays = _arrays_of_hdf5(file, h5py)
+            return File(path, "Keras HDF5 weights", arrays, settings=settings, unsaid=_unsaid_by_hdf5(file))
     except _DAMAGED as error:
         raise ValueError(f"{path} is no HDF5 file of Keras that can be used: {_reason(error)}") from error
+
+
+def _order_of_layers(file: Any) -> dict[str, dict[str, Any]]:
+    """Of a file of weights that names its layers in their order: which one each reads, as far as that tells."""
+    found: dict[str, dict[str, Any]] = {}
+    below = None
+    for given in file.attrs.get("layer_names", ()):
+        name = given.decode() if isinstance(given, bytes) else str(given)
+        kind = "Dropout" if re.match(r"(?:\w+_)?dropout", name) else None
+        found[name] = {"name": name, "class_name": kind, "source": below, "order_alone": True}
+        below = name
+    return found
+
+
+def _classes_by_path(groups: Any, scope: str = "") -> dict[str, dict[str, Any]]:
+    """Of a file of weights of Keras 3, which calls its layers by their classes: what that tells of them."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, group in groups.items() if hasattr(groups, "items") else ():
+        path, kind = f"{scope}{name}", re.sub(r"_\d+$", "", name)
+        found[path] = {"name": path, "path": path, "class_name": _KNOWN_CLASSES.get(kind, kind), "source": None}
+        if hasattr(group, "items") and "layers" in group:
+            found[path]["layers"] = ()
+            found |= _classes_by_path(group["layers"], f"{path}/layers/")
+    return found
+
+
+_KNOWN_CLASSES = {"lstm": "LSTM", "rnn": "RNN", "bidirectional": "Bidirectional", "time_distributed": "TimeDistributed"}
+
+
+def _unsaid_by_hdf5(file: Any) -> str:
+    """What is assumed of a layer whose activations are not said: their defaults changed with Keras 2.3."""
+    if "layers" in file or _LAYERS_ONCE in file:
+        return ""  # the form of Keras 3
+    weights = file.get("model_weights", file)
+    said = file.attrs.get("keras_version", weights.attrs.get("keras_version", ""))
+    version = said.decode() if isinstance(said, bytes) else str(said)
+    number = re.match(r"(\d+)\.(\d+)", version)
+    if number and (int(number[1]), int(number[2])) >= (2, 3):
+        return ""
+    return (
+        f"The file is of {f'Keras {version}' if version else 'an unknown version of Keras'} and does not say the "
+        "recurrent_activation of {}: sigmoid was taken; the default of Keras before 2.3, and of tf.keras in "
+        "TensorFlow 1, was hard_sigmoid."
+    )
 
 
 def read_keras(path: Path) -> File:
@@ -256,9 +371,10 @@ def read_keras(path: Path) -> File:
     h5py = need("h5py", "keras", f"reading {path}")
     try:
         with zipfile.ZipFile(path) as archive:
-            settings = _layer_settings(json.loads(archive.read("config.json")))
+            config = json.loads(archive.read("config.json"))
+            settings = _layer_settings(config)
             with archive.open("model.weights.h5") as inner, h5py.File(inner, "r") as file:
-                _add_paths(settings, file)
+                _add_paths(settings, config, file.get("layers", file.get(_LAYERS_ONCE, {})))
                 return File(path, "Keras model", _arrays_of_hdf5(file, h5py), settings=settings)
     except (*_DAMAGED, *_DAMAGED_ZIP) as error:
         raise ValueError(f"{path} is no Keras archive that can be used: {_reason(error)}") from error
@@ -275,6 +391,7 @@ def _arrays_of_hdf5(file: Any, h5py: ModuleType) -> dict[str, Array]:
     def visit(name: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset):
             return
+        name = name.removeprefix(f"{_LAYERS_ONCE}/")
         match = re.fullmatch(r"(?:layers/)?((?:[^/]+/)*)vars/([0-9]+)", name)
         if match is not None:
             number = int(match[2])
@@ -293,8 +410,12 @@ def _is_lstm_cell(variables: Any) -> bool:
 
 
 def _layer_settings(config: Any) -> dict[str, dict[str, Any]]:
-    """The settings of every layer by its name, wherever in the configuration it stands."""
+    """The settings of every layer by its name, wherever in the configuration it stands.
+
+    Where a name comes more than once with other settings, later ones have keys of their own.
+    """
     found: dict[str, dict[str, Any]] = {}
+    sequences: list[list[Any]] = []
     pending = [config]
     while pending:
         value = pending.pop()
@@ -302,26 +423,69 @@ def _layer_settings(config: Any) -> dict[str, dict[str, Any]]:
             inner = value.get("config")
             if isinstance(inner, dict) and isinstance(inner.get("name"), str):
                 source = _FIRST_SOURCE.search(json.dumps(value.get("inbound_nodes")))
-                found[inner["name"]] = {
+                settings = {
                     **inner,
                     "class_name": str(value.get("class_name")),
                     "source": (source[1] or source[2]) if source else None,
                 }
+                name = inner["name"]
+                if name in found and found[name] != settings:
+                    name = f"{name} ({len(found)})"
+                found[name] = settings
+            if value.get("class_name") == "Sequential":
+                sequences.append(_layers_of(value))
             pending += value.values()
         elif isinstance(value, list):
             pending += value
+    for layers in sequences:  # which name no sources: each layer reads the one before
+        names = [layer["config"].get("name") for layer in layers]
+        for below, name in zip(names, names[1:], strict=False):
+            if name in found and found[name]["source"] is None:
+                found[name]["source"] = below
     return found
+
+
+def _layers_of(model: Mapping[str, Any]) -> list[Any]:
+    """The configurations of a model's layers; a Sequential of Keras before 2.2.3 is nothing but these."""
+    inner = model.get("config")
+    layers = inner.get("layers") if isinstance(inner, dict) else inner
+    return [each for each in layers or [] if isinstance(each, dict) and isinstance(each.get("config"), dict)]
 
 
 _FIRST_SOURCE = re.compile(r'"keras_history": \["([^"]+)"|\[\[\["([^"]+)"')  # of Keras 3, and before
 
 
-def _add_paths(settings: Mapping[str, dict[str, Any]], file: Any) -> None:
-    """Tell the settings of layers under which name the file of weights has them; it keeps theirs as an attribute."""
-    for path, group in file.get("layers", {}).items():
-        name = str(group["vars"].attrs.get("name")) if "vars" in group else ""
-        if name in settings:
-            settings[name]["path"] = path
+def _add_paths(settings: dict[str, dict[str, Any]], model: Mapping[str, Any], groups: Any, scope: str = "") -> None:
+    """Tell the settings of a model's layers what the names of their variables begin with.
+
+    groups: those of the layers in the file of weights. Keras 3 keeps a layer's own name as an attribute; what wrote
+    none counts the layers of a class, in their order.
+    """
+    own_names = {
+        str(group["vars"].attrs["name"]): path
+        for path, group in groups.items()
+        if "vars" in group and "name" in group["vars"].attrs
+    }
+    counted: dict[str, int] = {}
+    for layer in _layers_of(model):
+        snake = _snake_case(str(layer.get("class_name")))
+        number = counted[snake] = counted.get(snake, -1) + 1
+        given, name = layer["config"], layer["config"].get("name")
+        path = own_names.get(name, f"{snake}_{number}" if number else snake)
+        alike = [each for each in settings.values() if all(each.get(key) == given[key] for key in given)]
+        free = next((each for each in alike if "path" not in each), None)
+        if free is not None:
+            free["path"] = scope + path
+        elif alike:  # the same name and settings in another model
+            settings[f"{name} ({len(settings)})"] = {**alike[0], "path": scope + path}
+        if "layers" in given and path in groups and "layers" in groups[path]:
+            _add_paths(settings, layer, groups[path]["layers"], f"{scope}{path}/layers/")
+
+
+def _snake_case(name: str) -> str:
+    """The name of a class as Keras writes it in paths: InputLayer as input_layer, Custom>Mine as mine."""
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name.rpartition(">")[2]))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
 
 # --- ONNX -------------------------------------------------------------------------------------------------------------
@@ -361,12 +525,14 @@ def _onnx_difference(node: onnx_nodes.LSTMNode) -> str:
     return ""
 
 
-READERS: dict[str, Callable[[Path], File]] = {
-    "torch": read_torch,
-    "safetensors": read_safetensors,
-    "npz": read_npz,
-    "hdf5": read_hdf5,
-    "keras": read_keras,
-    "bundle": read_bundle,
-    "onnx": read_onnx,
+FORMATS = {
+    "torch": Format("PyTorch (.pt, .pth)", "a file of torch.save", read_torch, (".pt", ".pth")),
+    "safetensors": Format("safetensors", "a safetensors file", read_safetensors, (".safetensors",)),
+    "npz": Format("NumPy (.npz)", "a NumPy .npz archive", read_npz, (".npz",)),
+    "hdf5": Format("Keras (.h5, .weights.h5, .keras)", "an HDF5 file", read_hdf5, (".h5", ".hdf5")),
+    "keras": Format("", "a Keras archive", read_keras, (".keras",)),
+    "bundle": Format(
+        "TensorFlow checkpoints and SavedModel folders", "the index of a checkpoint", read_bundle, (".index",)
+    ),
+    "onnx": Format("ONNX", "an ONNX model", read_onnx, (".onnx",)),
 }

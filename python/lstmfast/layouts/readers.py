@@ -33,17 +33,21 @@ def read(path: str | os.PathLike[str], *, layout: str | None = None) -> Contents
     """Every array and every LSTM of a file of weights.
 
     Reads PyTorch's .pt and .pth (dicts of tensors; code is refused), safetensors, .npz, Keras' .h5, .weights.h5 and
-    .keras, TensorFlow 1 checkpoints (the prefix, the .index or the folder), ONNX, and lstmfast's run folders. layout:
-    one of `LAYOUTS`, where names alone do not tell, as of haste's in an .npz. Raises OSError if the file cannot be
-    read, ImportError naming the extra for what is not installed, ValueError in a sentence naming the file otherwise.
+    .keras, TensorFlow checkpoints (the prefix, the .index or the folder) and SavedModel folders, ONNX, and lstmfast's
+    run folders. layout: one of `LAYOUTS`, where names alone do not tell, as of haste's in an .npz. Raises OSError if
+    the file cannot be read, ImportError naming the extra for what is not installed, ValueError in a sentence naming
+    the file otherwise.
     """
     found = _resolved(Path(path))
-    file = files.READERS[files.kind_of(found)](found)
+    file = files.FORMATS[files.kind_of(found)].read(found)
     lstms = file.lstms
     if lstms is None or layout is not None:
         lstms = tuple(
-            finder.find(file.arrays, layout_name=layout, forget_bias=file.forget_bias, settings=file.settings)
-        )
+            finder.find(
+                file.arrays, layout_name=layout, forget_bias=file.forget_bias, settings=file.settings,
+                unsaid=file.unsaid,
+            )
+        )  # fmt: skip
     return Contents(Path(path), file.kind, lstms, file.arrays, file.notes)
 
 
@@ -62,7 +66,10 @@ def load(
     found = [each for each in contents.lstms if name is None or each.name == name]
     if len(found) != 1:
         if not contents.lstms:
-            raise ValueError(f"{path} holds no LSTM: its arrays are {', '.join(contents.arrays) or 'none'}")
+            raise ValueError(
+                f"{path} holds no LSTM: its arrays are {', '.join(contents.arrays) or 'none'} (layout tells whose they "
+                "are where their names do not)"
+            )
         names = ", ".join(repr(each.name) for each in contents.lstms)
         if name is None:
             raise ValueError(f"name must choose one of the LSTMs in {path}: {names}")
@@ -74,13 +81,19 @@ def load(
 
 
 def _resolved(path: Path) -> Path:
-    """The file to read: in a folder the checkpoint of a run or TensorFlow's latest; of a prefix its index."""
+    """The file to read: in a folder the checkpoint of a run, TensorFlow's latest or a SavedModel's variables; of a
+    prefix its index."""
+    if path.name == "saved_model.pb" and path.is_file():
+        path = path.parent
     if path.is_dir():
-        if (path / "checkpoint.safetensors").exists():
-            return path / "checkpoint.safetensors"
+        for inner in ("checkpoint.safetensors", "variables/variables.index", "variables.index"):
+            if (path / inner).exists():
+                return path / inner
         if (path / "checkpoint").exists():
             return _latest(path)
-        raise FileNotFoundError(f"{path} holds no checkpoint, neither of lstmfast nor of TensorFlow")
+        raise FileNotFoundError(
+            f"{path} holds no checkpoint, neither of lstmfast nor of TensorFlow, and no variables of a SavedModel"
+        )
     index = path.with_name(f"{path.name}.index")
     if not path.exists() and index.exists():
         return index

@@ -24,6 +24,7 @@ class Variable:
     name: after the cell's scope. role: which of our arrays it holds (`kernel` is `input` and `recurrent`, one above the
     other; `biases` is `bias` and `recurrent_bias`, one behind the other). gates: the gates in it, in its own order; ""
     for the projection. transposed: gates lie along the rows. rows: a vector written as a matrix, one row for each gate.
+    blocks_transposed: gates lie along the columns, but each gate's block has in memory the transposed matrix.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Variable:
     gates: str
     transposed: bool = False
     rows: bool = False
+    blocks_transposed: bool = False
 
 
 class Place(NamedTuple):
@@ -143,6 +145,26 @@ _read_keras = _reader(
     r"(?:[^/]+/)*?(?:[a-z_]*?(?:lstm|rnn|bidirectional))(?:_(?P<layer>\d+))?"
     r"(?:/(?:forward|(?P<reverse>backward))_[^/]+)?(?:/(?:lstm_cell|lstm_cell_\d+|cell))?"
     r"/(?P<variable>kernel|recurrent_kernel|bias)(?::0)?"
+)
+
+
+def _keras_cudnn_name(name: str, place: Place, stack: Stack) -> str:
+    number = f"_{place.layer}" if place.layer else ""
+    if not stack.bidirectional:
+        return f"cu_dnnlstm{number}/{name}"
+    return f"bidirectional{number}/{'backward' if place.reverse else 'forward'}_cu_dnnlstm{number}/{name}"
+
+
+def _keras1_name(name: str, place: Place, stack: Stack) -> str:
+    """A group for the layer, whose name the variables repeat; layers count from 1."""
+    number = place.layer + 1
+    if not stack.bidirectional:
+        return f"lstm_{number}/lstm_{number}_{name}"
+    return f"bidirectional_{number}/{'backward' if place.reverse else 'forward'}_lstm_{number}_{name}"
+
+
+_read_keras1 = _reader(
+    r"(?:[^/]+/)*(?:forward_|(?P<reverse>backward_))?[^/]*?(?:_(?P<layer>\d+))?_(?P<variable>[WUb]_[ifco])(?::0)?"
 )
 
 
@@ -281,6 +303,24 @@ LAYOUTS = {
         Layout(
             "keras", "Keras: LSTM, Bidirectional", "ifgo", _split("ifgo"), _keras_name, _read_keras,
             counts_from_zero=False,
+        ),
+        Layout(
+            "keras-cudnn", "Keras 2: CuDNNLSTM", "ifgo",
+            (
+                Variable("kernel", "input", "ifgo", blocks_transposed=True),
+                Variable("recurrent_kernel", "recurrent", "ifgo", blocks_transposed=True),
+                Variable("bias", "biases", "ifgo"),
+            ),
+            _keras_cudnn_name, _read_keras, counts_from_zero=False,
+        ),
+        Layout(
+            "keras-1", "Keras 1: twelve separate arrays", "igfo",
+            tuple(
+                Variable(f"{part}_{letter}", role, gate)
+                for letter, gate in zip("icfo", "igfo", strict=True)
+                for part, role in (("W", "input"), ("U", "recurrent"), ("b", "bias"))
+            ),
+            _keras1_name, _read_keras1, counts_from_zero=False,
         ),
         _torch,
         _onnx,

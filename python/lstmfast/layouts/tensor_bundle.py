@@ -3,8 +3,10 @@
 The index is a sorted table of blocks, as LevelDB has them, from a tensor's name to a small protocol buffer that says
 where its bytes lie. TensorFlow writes the blocks uncompressed; others are refused. The checksums of the index are
 checked, those of the data are not, which plain Python would take minutes for; sizes are held against the files.
+TensorFlow 2 saves objects: a graph of them, stored as a string, says what each variable was called in its program.
 Refuses partitioned variables and strings, which are left out, and the one-file checkpoints of version 1.
-Source: the comments of tensorflow/core/util/tensor_bundle and of LevelDB's table_format.md.
+Source: the comments of tensorflow/core/util/tensor_bundle and of LevelDB's table_format.md;
+tensorflow/core/protobuf/trackable_object_graph.proto.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ _DTYPES = {
     23: "<u8",
 }  # fmt: skip
 _BFLOAT16, _STRING = 14, 7
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 @dataclass
@@ -56,15 +59,7 @@ def read(index: Path) -> tuple[dict[str, Array], list[str]]:
 
     Raises ValueError saying what is wrong with which of its files; OSError where one is missing.
     """
-    prefix = index.with_name(index.name.removesuffix(".index"))
-    try:
-        entries = dict(_entries(index.read_bytes()))
-        shards = _shards(entries.pop(b"", b""))
-        # The parts of partitioned variables have names that begin with a zero byte.
-        described = {_text(name): _entry(value) for name, value in entries.items() if name[0]}
-    except (IndexError, ValueError) as error:
-        raise ValueError(f"{index} is no index of a TensorFlow checkpoint that can be used: {error}") from error
-    files = [prefix.with_name(f"{prefix.name}.data-{number:05}-of-{shards:05}") for number in range(shards)]
+    described, files = _described(index)
     tensors, left_out = {}, []
     for name, entry in described.items():
         if entry.slices:
@@ -76,9 +71,57 @@ def read(index: Path) -> tuple[dict[str, Array], list[str]]:
     return tensors, left_out
 
 
+def full_names(index: Path) -> dict[str, str] | None:
+    """What its program called each variable of a checkpoint of objects, by its key; None for one of variables.
+
+    Raises as `read`.
+    """
+    described, files = _described(index)
+    if _OBJECT_GRAPH not in described:
+        return None
+    try:
+        graph = _string(described[_OBJECT_GRAPH], files)
+        names = {}
+        for node in _messages(graph, 1):  # TrackableObjectGraph.nodes
+            for attribute in _messages(node, 2):  # TrackableObject.attributes
+                fields = dict(_fields(attribute))
+                names[_text(fields.get(3, b""))] = _text(fields.get(2, b""))  # checkpoint_key, full_name
+        return names
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} has a graph of objects that cannot be used: {error}") from error
+
+
+def keras_metadata(folder: Path) -> list[str]:
+    """The JSON of a SavedModel's Keras layers: in keras_metadata.pb since TensorFlow 2.5, before in saved_model.pb."""
+    try:
+        if (folder / "keras_metadata.pb").exists():
+            objects = _messages((folder / "keras_metadata.pb").read_bytes(), 1)  # SavedMetadata.nodes
+            return [_text(words) for each in objects for words in _messages(each, 5)]  # .metadata
+        found = []
+        for graph in _messages((folder / "saved_model.pb").read_bytes(), 2):  # SavedModel.meta_graphs
+            for each in (node for objects in _messages(graph, 7) for node in _messages(objects, 1)):
+                found += [_text(words) for user in _messages(each, 4) for words in _messages(user, 3)]
+        return [words for words in found if words]
+    except (IndexError, ValueError, OSError):
+        return []
+
+
 def widened_bfloat16(bits: Array) -> Array:
     """float32 of the 16 bits of bfloat16, which are the upper half of it."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _described(index: Path) -> tuple[dict[str, _Entry], list[Path]]:
+    """Where every tensor lies, by its name, and the data files."""
+    prefix = index.with_name(index.name.removesuffix(".index"))
+    try:
+        entries = dict(_entries(index.read_bytes()))
+        shards = _shards(entries.pop(b"", b""))
+        # The parts of partitioned variables have names that begin with a zero byte.
+        described = {_text(name): _entry(value) for name, value in entries.items() if name[0]}
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"{index} is no index of a TensorFlow checkpoint that can be used: {error}") from error
+    return described, [prefix.with_name(f"{prefix.name}.data-{number:05}-of-{shards:05}") for number in range(shards)]
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -177,6 +220,11 @@ def _fields(message: bytes) -> list[tuple[int, Any]]:
     return fields
 
 
+def _messages(message: bytes, number: int) -> list[bytes]:
+    """The messages or strings in a field of a message."""
+    return [value for found, value in _fields(message) if found == number and isinstance(value, bytes)]
+
+
 def _shards(header: bytes) -> int:
     """How many data files there are. Of a BundleHeaderProto: 1 num_shards, 2 endianness (1: big)."""
     fields = dict(_fields(header))
@@ -215,19 +263,33 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", errors="backslashreplace")
 
 
-def _tensor(name: str, entry: _Entry, files: list[Path]) -> Array:
-    dtype = np.dtype("<u2" if entry.dtype == _BFLOAT16 else _DTYPES[entry.dtype])
+def _data(name: str, entry: _Entry, files: list[Path]) -> bytes:
+    """The bytes of a tensor."""
     if entry.shard >= len(files):
         raise ValueError(f"{name} lies in data file {entry.shard} of {len(files)}")
     path = files[entry.shard]
-    if math.prod(entry.shape) * dtype.itemsize != entry.size:
-        raise ValueError(f"{name} of shape {entry.shape} cannot take the {entry.size} bytes that its index says")
     with path.open("rb") as file:
         file.seek(entry.offset)
         data = file.read(entry.size)
     if len(data) != entry.size:
         raise ValueError(f"{path} ends before {name} does: it is cut short, or belongs to another index")
-    values = np.frombuffer(data, dtype).reshape(entry.shape)
+    return data
+
+
+def _string(entry: _Entry, files: list[Path]) -> bytes:
+    """A scalar string: its length, a checksum of that, its bytes."""
+    data = _data(_OBJECT_GRAPH, entry, files)
+    length, at = _varint(data, 0)
+    if entry.dtype != _STRING or len(data) != at + 4 + length:
+        raise ValueError("it is no single string")
+    return data[at + 4 :]
+
+
+def _tensor(name: str, entry: _Entry, files: list[Path]) -> Array:
+    dtype = np.dtype("<u2" if entry.dtype == _BFLOAT16 else _DTYPES[entry.dtype])
+    if math.prod(entry.shape) * dtype.itemsize != entry.size:
+        raise ValueError(f"{name} of shape {entry.shape} cannot take the {entry.size} bytes that its index says")
+    values = np.frombuffer(_data(name, entry, files), dtype).reshape(entry.shape)
     if entry.dtype == _BFLOAT16:
         return widened_bfloat16(values)
     return values.astype(dtype.newbyteorder("="))
