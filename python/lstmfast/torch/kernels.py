@@ -181,32 +181,62 @@ class LayerFunction(torch.autograd.Function):
         keep_layer_axis: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+        # As torch's operations do, backward reads aliases, which stay where they are when a parameter's `data` is
+        # exchanged, and leaves alone what no gradient depends on: writes there are no error.
+        w_ih, w_hh, w_hr = weight_ih.detach(), weight_hh.detach(), None if weight_hr is None else weight_hr.detach()
         saved = torch.from_numpy(of_thread.arrays.empty((saved_size(x, weights, options),), NUMPY[x.dtype]))
         h, h_n, c_n, _ = forward(
-            x, h0, c0, arrays(weights), options, of_thread.sequence,
+            x, h0, c0, arrays(Weights(w_ih, w_hh, bias_ih, bias_hh, w_hr)), options, of_thread.sequence,
             saved=saved.numpy(), weights_once=True, keep_layer_axis=keep_layer_axis,
         )  # fmt: skip
         of_thread.sequence.release()
+        need = ctx.needs_input_grad
+        recurs = x.shape[0] > 1
         ctx.options, ctx.keep_layer_axis = options, keep_layer_axis
-        ctx.save_for_backward(x, h0, c0, *weights, h, saved)
+        ctx.weights, ctx.versions = weights, _versions(weights)
+        ctx.save_for_backward(
+            x, h0, c0, w_ih if need[0] else None, w_hh if recurs or need[1] else None, w_hr,
+            h if recurs and any(need[3:8]) else None, saved,
+        )  # fmt: skip
         ctx.set_materialize_grads(False)
         return h, h_n, c_n
 
     @staticmethod
     def backward(ctx: Any, d_h: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None) -> Any:
-        x, h0, c0, *saved_weights, h, saved = ctx.saved_tensors
-        weights = Weights(*saved_weights)
-        need = ctx.needs_input_grad
+        x, h0, c0, w_ih, w_hh, w_hr, h, saved = ctx.saved_tensors
+        weights, need = ctx.weights, ctx.needs_input_grad
         if ctx.keep_layer_axis:
             d_h_n, d_c_n = None if d_h_n is None else d_h_n[0], None if d_c_n is None else d_c_n[0]
         upstream = d_h, d_h_n, d_c_n
         differentiable = torch.is_grad_enabled()  # create_graph: somebody will differentiate these gradients
         if differentiable or any(d is not None and _is_batched(d) for d in upstream):
+            _check_versions(weights, ctx.versions)
             found = composite.gradients(x, h0, c0, weights, ctx.options, *upstream, need, create_graph=differentiable)
             return (*found, None, None)
         wanted = Wanted(need[0], need[1], need[2], any(need[3:8]))
-        d = backward(x, h0, c0, weights, ctx.options, h, saved, upstream, wanted, of_thread.sequence)
+        read = weights._replace(
+            weight_ih=weights.weight_ih if w_ih is None else w_ih,
+            weight_hh=weights.weight_hh if w_hh is None else w_hh,
+            weight_hr=w_hr,
+        )
+        if h is None:  # only its shape is looked at
+            h = x.new_empty((*x.shape[:2], read.weight_hh.shape[1]))
+        d = backward(x, h0, c0, read, ctx.options, h, saved, upstream, wanted, of_thread.sequence)
         return (d.x, d.h0, d.c0, *(d.weights or _NO_WEIGHTS), None, None)
+
+
+def _versions(weights: Weights) -> list[int | None]:
+    return [None if w is None or w.is_inference() else w._version for w in weights]
+
+
+def _check_versions(weights: Weights, versions: list[int | None]) -> None:
+    """What autograd checks of saved tensors, for those that only second derivatives read."""
+    for name, found, expected in zip(Weights._fields, _versions(weights), versions, strict=True):
+        if found != expected:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"{name} of an LSTM is at version {found}; expected version {expected} instead"
+            )
 
 
 def _is_batched(tensor: Tensor) -> bool:

@@ -28,6 +28,7 @@ class Path(NamedTuple):
 
     name: str
     why: str
+    is_watched: bool = False  # by a mode that expects torch's operations
 
 
 def choose(module: nn.Module, tensors: tuple[Tensor | None, ...], *, is_ours: bool, wants_cells: bool) -> Path:
@@ -52,7 +53,7 @@ def choose(module: nn.Module, tensors: tuple[Tensor | None, ...], *, is_ours: bo
     if torch.jit.is_tracing():
         return Path("torch", "torch.jit traces torch's own operations")
     if watcher := _watcher():
-        return Path("torch", f"{watcher} sees every operation of torch")
+        return Path("torch", f"{watcher} sees every operation of torch", is_watched=True)
     for tensor in present if name == "kernels" else ():
         if tensor.device.type != "cpu":
             return Path("torch", f"there is a tensor on {tensor.device}, and there are no kernels for that device")

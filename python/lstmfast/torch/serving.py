@@ -52,6 +52,8 @@ def lstm(
     arguments.check_pair(hx, "LSTM")
     layers = weights.by_layer(module)
     path = paths.choose(module, _tensors(x, hx, layers), is_ours=is_ours(module), wants_cells=return_cells)
+    if path.is_watched and extras:
+        path = paths.Path("composite", path.why)
     if is_packed and path.name != "torch":
         arguments.check_packed(module, x, hx, int(input.batch_sizes[0]))
     if path.name == "torch" or not arguments.is_call(module, x, hx, layers, is_packed):
@@ -109,8 +111,8 @@ def _fast_lstm(module: nn.Module, x: Any, hx: Any, precision: str | None) -> Any
     if found is None:
         return None
     h, h_n, c_n = found
-    if x.dtype is torch.float64 and h.requires_grad:
-        h = h.clone()  # see _may_be_written
+    if _may_be_written(module, h, False):
+        h = h.clone()
     return h.transpose(0, 1) if batch_first else h, (h_n, c_n)
 
 
