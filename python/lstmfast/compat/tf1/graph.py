@@ -65,6 +65,7 @@ class Variable(variables.Variable):
 
     def assign(self, values: npt.ArrayLike) -> Variable:
         """Write all of the variable. Raises ValueError for another shape."""
+        check.unmasked(f"value of {self.name or 'the variable'}", values)
         values = np.asarray(values)
         check.has_shape(f"value of {self.name or 'the variable'}", values, self.shape)
         self[...] = values
