@@ -37,6 +37,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from lstmfast import _checks as check
 from lstmfast import streams
 
 __all__ = ["Batches", "CacheFolderError", "Corpus", "Vocabulary", "download", "fold_to_udacity", "load_corpus", "split"]
@@ -120,6 +121,7 @@ class Vocabulary:
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Text of ids (any shape, read in C order). Raises ValueError if an id lies outside the vocabulary."""
+        check.unmasked("ids", ids)
         flat = np.asarray(ids).ravel()
         if not flat.size:
             return ""
@@ -644,6 +646,7 @@ def split(ids: Ids, *, valid_first: int = 0, valid_fraction: float = 0.0) -> tup
 
     Raises ValueError if both are asked for or nothing would be left to train on.
     """
+    check.unmasked("ids", ids)
     if valid_first and valid_fraction:
         raise ValueError(f"valid_first ({valid_first}) and valid_fraction ({valid_fraction}) exclude each other")
     if not 0.0 <= valid_fraction < 1.0:
@@ -669,6 +672,7 @@ class Batches:
 
     def __init__(self, ids: Ids, batch_size: int, unroll: int) -> None:
         batch_size, unroll = operator.index(batch_size), operator.index(unroll)
+        check.ndarray("ids", ids, "integers")
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise ValueError(f"ids must be a one-dimensional integer array, got {ids.dtype} of shape {ids.shape}")
         if batch_size < 1 or unroll < 1:
