@@ -22,6 +22,7 @@ Size: TypeAlias = int | str  # a string stands for any size and is its name in t
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _BYTE, _ULONGLONG = np.dtype(np.byte).num, np.dtype(np.ulonglong).num  # between them all integer types, and no others
+_MaskedArray, _Matrix = np.ma.MaskedArray, np.matrix  # looked up once: single steps notice
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 STREAM_WEIGHTS = ("float32", "bfloat16", "int8")
 
@@ -113,7 +114,7 @@ def ndarray(name: str, value: Any, kind: str) -> None:
 
 def unmasked(name: str, value: Any) -> None:
     """Raise TypeError for a masked array, masked values or not."""
-    if isinstance(value, np.ma.MaskedArray):
+    if isinstance(value, _MaskedArray):
         raise TypeError(
             f"{name} must be an array without a mask, got a masked array with {value.size - int(value.count())} of "
             f"{value.size} values masked; fill it, as by .filled(0), and give lengths where sequences end early"
@@ -261,7 +262,7 @@ def buffer(name: str, value: Any, size: int | None = None, dtype: np.dtype[Any] 
 
 def _without_matrix(value: Array) -> Array:
     """The array that a numpy.matrix is: indexing one gives matrices of two axes, whatever was asked for."""
-    return np.asarray(value) if isinstance(value, np.matrix) else value
+    return np.asarray(value) if isinstance(value, _Matrix) else value
 
 
 def _unit_stride(value: Array) -> Array:
