@@ -17,20 +17,18 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from . import machine, on_cuda, report, shapes
 from .harness import BenchError, Contender, Crew
-from .sections import SECTIONS, Bench
+from .sections import ABOUT, SECTIONS, Bench
 
 PEERS = ("torch", "onnxruntime", "jax", "keras")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """Measure lstmfast beside what one would use instead.
-
-    Sections: step, sequence, training, sampling, ragged, threads, precision, memory, scaling; without any, all of them.
-    """
+    """What to measure, beside whom, and what becomes of it."""
 
     sections: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="SECTION")] = ()
-    """What to measure, in this order."""
+    """What to measure, in this order: step, sequence, training, sampling, ragged, threads, precision, memory, scaling;
+    without any, all of them."""
     against: str = "torch,onnxruntime,jax"
     """Contenders, separated by commas: torch, onnxruntime, jax, keras. Empty: lstmfast alone."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -133,14 +131,13 @@ def _method(options: BenchOptions, cores: Sequence[int], version: str) -> dict[s
 def _show(found: report.Report, name: str, bench: Bench | None = None) -> None:
     """Print a section as it is measured (with a bench) or as it was."""
     kind = ""
-    about = (SECTIONS[name].__doc__ or "").strip()
     for comparison in SECTIONS[name](bench) if bench else found.of(name):
         if bench:
             found.comparisons.append(comparison)
         if comparison.kind != kind:
             _print_summary(found, name, kind)
             kind = comparison.kind
-            print(f"\n{report.section_heading(comparison, about)}")
+            print(f"\n{report.section_heading(comparison, ABOUT[name])}")
         print(report.table_rows(found, comparison), flush=True)
     _print_summary(found, name, kind)
 

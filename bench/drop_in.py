@@ -28,7 +28,7 @@ ROUNDS, SECONDS_A_TURN = 9, 0.05
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="The drop-in beside torch and the library.")
     parser.add_argument("--shapes", default=SHAPES, help="names or BxTxIxH, with commas")
     names = chosen(parser.parse_args().shapes.split(","))
     torch.set_num_threads(1)

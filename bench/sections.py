@@ -45,8 +45,24 @@ class Bench:
         return self.crew.compare(task, contenders, threads or self.threads)
 
 
+Section = Callable[[Bench], Iterator[Comparison]]
+SECTIONS: dict[str, Section] = {}
+ABOUT: dict[str, str] = {}
+"""What each section measures: the line under its heading. No docstring, because Python may run without them."""
+
+
+def _section(about: str) -> Callable[[Section], Section]:
+    """Put a function into both tables."""
+
+    def listed(section: Section) -> Section:
+        SECTIONS[section.__name__], ABOUT[section.__name__] = section, about
+        return section
+
+    return listed
+
+
+@_section("One step of one stream (B = 1, T = 1), called from Python: latency.")
 def step(bench: Bench) -> Iterator[Comparison]:
-    """One step of one stream (B = 1, T = 1), called from Python: latency."""
     for name, shape in bench.shapes_or("step64", "step256", "step1024").items():
         single = Shape(1, 1, shape.input_size, shape.hidden_size)
         task = Task(
@@ -55,15 +71,17 @@ def step(bench: Bench) -> Iterator[Comparison]:
         yield bench.compare(task, bench.only("torch", "onnxruntime", "jax", "keras"))
 
 
+@_section("One layer over whole sequences: inference, and training (forward, backward; gradients of x, kernel, bias).")
 def sequence(bench: Bench) -> Iterator[Comparison]:
-    """One layer over whole sequences: inference, and training (forward, backward; gradients of x, kernel, bias)."""
     for kind in _KINDS:
         for name, shape in bench.shapes_or(*_SEQUENCE_SHAPES).items():
             yield bench.compare(_layer_task("sequence", name, kind, shape), bench.contenders)
 
 
+@_section(
+    "The whole training step of the presets: forward, loss, backward, clipping, optimizer. Characters per second."
+)
 def training(bench: Bench) -> Iterator[Comparison]:
-    """The whole training step of the presets: forward, loss, backward, clipping, optimizer. Characters per second."""
     for name, agreement_steps, tolerance in (("udacity", 20, 1e-4), ("stdlib", 3, 1e-3)):
         config = PRESETS[name]
         model, optimizer, portion = config.model, config.optimizer, config.training
@@ -82,8 +100,8 @@ def training(bench: Bench) -> Iterator[Comparison]:
         yield bench.compare(task, bench.only("torch"))
 
 
+@_section("Characters drawn one after the other from one stream of 64 units; both must draw the same ones.")
 def sampling(bench: Bench) -> Iterator[Comparison]:
-    """Characters drawn one after the other from one stream of 64 units; both must draw the same ones."""
     config = PRESETS["udacity"]
     task = Task(
         "sampling", "udacity", "inference", "sampling", problems.sampling(config, 2, _PIECE_LENGTH),
@@ -93,8 +111,8 @@ def sampling(bench: Bench) -> Iterator[Comparison]:
     yield bench.compare(task, bench.only("torch"))
 
 
+@_section("Rows of T/2 to T steps beside the same batch with all its steps. Rates count useful steps alone.")
 def ragged(bench: Bench) -> Iterator[Comparison]:
-    """Rows of T/2 to T steps beside the same batch with all its steps. Rates count useful steps alone."""
     for kind in _KINDS:
         for name, shape in bench.shapes_or("medium").items():
             for case, lengths in ((f"{name} dense", False), (f"{name} ragged", True)):
@@ -104,8 +122,8 @@ def ragged(bench: Bench) -> Iterator[Comparison]:
                 yield bench.compare(task, bench.only("torch", "onnxruntime"))
 
 
+@_section("How the time falls with more threads: large batches, and one stream of 1,024 units.")
 def threads(bench: Bench) -> Iterator[Comparison]:
-    """How the time falls with more threads: large batches, and one stream of 1,024 units."""
     counts = sorted({1, *(2**power for power in range(1, 10) if 2**power < bench.cores), bench.cores})
     for kind, names in (("inference", ("medium", "large", "stream1024")), ("training", ("medium", "large"))):
         for name, shape in bench.shapes_or(*names).items():
@@ -114,8 +132,8 @@ def threads(bench: Bench) -> Iterator[Comparison]:
                 yield bench.compare(task, bench.only("torch", "onnxruntime", "jax"), count)
 
 
+@_section("What less exact products gain, what float64 costs, and the error of each against float64.")
 def precision(bench: Bench) -> Iterator[Comparison]:
-    """What less exact products gain, what float64 costs, and the error of each against float64."""
     variants = {
         "lstmfast": [
             ("lstmfast", {}, 1e-4),
@@ -141,8 +159,8 @@ def precision(bench: Bench) -> Iterator[Comparison]:
             yield bench.compare(dataclasses.replace(task, reference="lstmfast float64"), contenders)
 
 
+@_section("By how much a process grows at most in its first training step, without what it is given and returns.")
 def memory(bench: Bench) -> Iterator[Comparison]:
-    """By how much a process grows at most in its first training step, without what it is given and returns."""
     for name, shape in bench.shapes_or("small", "medium", "large").items():
         task = _layer_task("memory", name, "training", shape)
         rows = shape.batch * shape.time_steps
@@ -151,8 +169,8 @@ def memory(bench: Bench) -> Iterator[Comparison]:
         yield bench.crew.compare_memory(task, bench.only("torch"), problems.layer(SHAPES["tiny"]))
 
 
+@_section("Time against batch, time steps and units, one of them at a time.")
 def scaling(bench: Bench) -> Iterator[Comparison]:
-    """Time against batch, time steps and units, one of them at a time."""
     if bench.shapes:
         grid = {
             axis: [shape._replace(**{axis: factor * getattr(shape, axis)}) for factor in (1, 2)]
@@ -181,9 +199,3 @@ def _layer_task(section: str, case: str, kind: str, shape: Shape, *, ragged: boo
         section, case, kind, "sequence", problems.layer(shape, ragged=ragged), operations / 1e9, "GFLOP/s",
         {"training": training}, shape,
     )  # fmt: skip
-
-
-SECTIONS: dict[str, Callable[[Bench], Iterator[Comparison]]] = {
-    section.__name__: section
-    for section in (step, sequence, training, sampling, ragged, threads, precision, memory, scaling)
-}

@@ -202,6 +202,26 @@ def test_on_a_terminal_a_mistake_is_one_line_as_well(lstmfast: Run) -> None:
     assert (shown.startswith("lstmfast: error: run folder full"), shown.count("\n")) == (True, 1), shown
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r", "\f"])
+def test_line_breaks_of_a_sample_are_shown_as_line_breaks(line_end: str) -> None:
+    assert printable(f"a{line_end}b{line_end}") == "a\nb\n"
+
+
+@pytest.mark.parametrize("vocabulary", ["characters", "bytes"])
+@pytest.mark.parametrize("line_end", ["\r\n", "\r"], ids=["windows", "old mac"])
+def test_samples_of_a_text_with_other_line_ends_show_no_replacement_characters(
+    lstmfast: Run, line_end: str, vocabulary: str
+) -> None:
+    Path("other.txt").write_bytes(TEXT.replace("\n", line_end).encode())
+    flags = [*TINY, "--sample-every", "3", "--vocabulary", vocabulary, "--sample-length", "200"]
+    status, _, err = lstmfast("train", "other.txt", "--out", "run", *flags)
+    assert (status, vocabulary == "characters" and "\ufffd" in err, "\r" in err) == (0, False, False)
+
+
+def test_a_prime_may_have_the_line_ends_that_its_text_had(trained: Path, lstmfast: Run) -> None:
+    assert lstmfast("sample", trained, "--prime", "the\r\ncat") == lstmfast("sample", trained, "--prime", "the\ncat")
+
+
 def test_control_characters_of_a_sample_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[2J\x07é\t\n\x9b") == "a\ufffd[2J\ufffdé\t\n\ufffd"
 
@@ -306,6 +326,125 @@ def test_info_is_readable(lstmfast: Run) -> None:
     assert re.search(r"^cuda +not available: .*LSTMFAST_CUDA=1", lstmfast("info")[1], re.MULTILINE)
 
 
+# --- what surrounds a program -----------------------------------------------------------------------------------------
+
+
+def in_shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash in which LSTMFAST is the command; `say` writes where no redirection reaches."""
+    before = f"exec 9>&1; say() {{ echo \"$@\" >&9; }}; LSTMFAST='{sys.executable} -m lstmfast'; "
+    known = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        ["bash", "-c", before + line], capture_output=True, text=True, cwd=folder, timeout=120,
+        env={**known, **environment}, errors="surrogateescape",
+    )  # fmt: skip
+
+
+LINES = {  # the command, its status where streams are as usual, and whether it writes to standard output
+    "train": ("train text.txt --out run " + " ".join(TINY), 0, False),
+    "sample": ("sample RUN --length 10", 0, True),
+    "eval": ("eval RUN text.txt", 0, True),
+    "inspect": ("inspect RUN", 0, True),
+    "info": ("info --json", 0, True),
+    "usage": ("--help", 0, True),
+    "help": ("train --help", 0, True),
+    "mistake": ("sample nowhere", 2, True),
+}  # fmt: skip
+CLOSED = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
+FULL = [">/dev/full", "2>/dev/full", ">/dev/full 2>/dev/full"]
+
+
+# Every combination for a few commands, the telling ones for all.
+COMBINATIONS = [(name, streams, "") for name in ("train", "sample", "mistake") for streams in (*CLOSED, *FULL)]
+COMBINATIONS += [(name, streams, "") for name in ("eval", "info", "usage", "help") for streams in (">&-", ">/dev/full")]
+COMBINATIONS += [(name, ">/dev/full", "1") for name in ("sample", "info", "help")]
+
+
+@pytest.mark.parametrize(("name", "streams", "unbuffered"), COMBINATIONS)
+def test_streams_that_are_closed_or_full_cost_no_more_than_what_goes_there(
+    trained: Path, tmp_path: Path, name: str, streams: str, unbuffered: str
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    line, status, has_results = LINES[name]
+    done = in_shell(
+        f"{{ $LSTMFAST {line.replace('RUN', str(trained))} ; say rc $?; }} {streams}", tmp_path,
+        PYTHONUNBUFFERED=unbuffered,
+    )  # fmt: skip
+    no_results = (
+        has_results and ">&-" in streams.replace("2>&-", "") or streams.startswith(">/dev/full") and has_results
+    )
+    assert f"rc {2 if no_results else status}" in done.stdout, done
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
+    if no_results and "2>" not in streams and name != "mistake":
+        assert re.fullmatch(
+            r"lstmfast: error: standard output (is closed|cannot be written: No space).*\n", done.stderr
+        )
+    if "2>" in streams and not (has_results and status == 0):
+        assert done.stdout == f"rc {status}\n"  # no error on standard output in the place of standard error
+    if name == "train":
+        assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("streams", ["<&-", "<&- 2>&-"])
+def test_a_text_from_standard_input_that_is_closed_is_one_sentence(tmp_path: Path, streams: str) -> None:
+    done = in_shell(f"{{ $LSTMFAST train - --out run; say rc $?; }} {streams}", tmp_path)
+    said = "" if "2>" in streams else "lstmfast: error: standard input ('-') is closed; name a text file\n"
+    assert (done.stdout, done.stderr, (tmp_path / "run").exists()) == ("rc 2\n", said, False)
+
+
+@pytest.mark.parametrize("name", [name for name in LINES if name not in ("train", "mistake")])
+def test_a_reader_that_leaves_after_a_line_gets_that_line_and_no_traceback(
+    trained: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    done = in_shell(f"$LSTMFAST {LINES[name][0].replace('RUN', str(trained))} | head -n 1 | wc -l", tmp_path)
+    assert (done.stdout.strip(), done.stderr) == ("1", "")
+
+
+def test_a_training_goes_on_when_nobody_reads_its_log_any_more(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    done = in_shell(f"{{ $LSTMFAST {LINES['train'][0]}; say rc $?; }} 2>&1 | head -n 1 >&2", tmp_path)
+    assert (done.stdout, done.stderr.count("\n")) == ("rc 0\n", 1)
+
+
+ENVIRONMENTS = {
+    "no HOME": {"HOME": ""},
+    "a dumb terminal": {"TERM": "dumb"},
+    "no terminal": {"TERM": ""},
+    "ASCII": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+    "Latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "no docstrings": {"PYTHONOPTIMIZE": "2"},
+}
+
+
+NAMES = ["text.txt", "with spaces and 'quotes'", "größe", os.fsdecode(b"\xff\xfe not UTF-8")]
+SURROUNDINGS = [
+    *((where, NAMES[2]) for where in ENVIRONMENTS),
+    *(("no HOME", name) for name in NAMES),
+    ("ASCII", NAMES[3]),
+]
+
+
+@pytest.mark.parametrize(("environment", "name"), SURROUNDINGS)
+def test_a_run_works_in_any_environment_and_under_any_name(tmp_path: Path, environment: str, name: str) -> None:
+    (tmp_path / name).write_text("Füße und Größe, жёлтый\n" * 60, encoding="utf-8")
+    run = f"run {name}"
+    commands = [
+        ["train", name, "--out", run, *TINY], ["train", "--resume", run, "--steps", "14"],
+        ["sample", run, "--length", "9"], ["eval", run, name], ["inspect", run], ["info"],
+    ]  # fmt: skip
+    program = """
+import itertools, sys
+from lstmfast.cli import main
+commands = [list(words) for end, words in itertools.groupby(sys.argv[1:], ";".__eq__) if not end]
+print([main(words) for words in commands])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *(word for words in commands for word in (*words, ";"))],
+        capture_output=True, cwd=tmp_path, env={**os.environ, **ENVIRONMENTS[environment]}, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == b"[0, 0, 0, 0, 0, 0]", done.stderr
+
+
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +452,29 @@ def test_info_is_readable(lstmfast: Run) -> None:
 def test_without_a_command_the_commands_are_listed(lstmfast: Run, arguments: list[str]) -> None:
     status, out, _ = lstmfast(*arguments)
     assert (status, [name for name in cli.COMMANDS if f"\n  {name} " in out]) == (0, list(cli.COMMANDS))
+
+
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help_is_the_same_without_docstrings(command: str) -> None:
+    shown = [
+        subprocess.run(
+            [sys.executable, *flags, "-m", "lstmfast", *filter(None, [command]), "--help"],
+            capture_output=True, text=True, timeout=60,
+        ).stdout
+        for flags in ([], ["-OO"])
+    ]  # fmt: skip
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_option_is_explained(lstmfast: Run, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit):
+        lstmfast(command, "--help")
+    options = re.split(
+        r"\n(?=--[a-z]|[A-Z]{2})", re.sub(r"^[│ ]+|[│ ]+$", "", capsys.readouterr().out, flags=re.MULTILINE)
+    )
+    bare = [option for option in options[1:] if not re.search(r"[a-z]{3,} [a-z\d]+", option.split("(default")[0])]
+    assert (len(options) > 1, bare) == (True, [])
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -166,6 +168,14 @@ def test_schedule_is_the_one_named(name: Any, kind: type[Any]) -> None:
 def test_warmup_longer_than_the_run_still_gives_a_schedule(steps: int) -> None:
     schedule = OptimizerConfig(schedule="cosine", warmup_steps=100).make_schedule(steps)
     assert all(schedule(step) > 0 for step in range(steps))
+
+
+@pytest.mark.parametrize(
+    "config", [*PRESETS.values(), DataConfig(), ModelConfig(), OptimizerConfig(), TrainingConfig()]
+)
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_settings_can_be_copied_and_pickled(config: Any, again: Any) -> None:
+    assert again(config) == config
 
 
 def test_changed_settings_are_named_without_their_group() -> None:

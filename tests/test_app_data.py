@@ -4,9 +4,11 @@ Downloads have a file of their own, test_app_download.py. Nothing here reads the
 """
 
 import contextlib
+import copy
 import io
 import itertools
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -320,6 +322,87 @@ def test_invalid_utf8_names_file_byte_and_offset_and_offers_a_way_out(load, tmp_
     assert str(caught.value) == (
         f"{tmp_path / 'odd.txt'}: byte 0x{tail[0]:02x} at offset 5 is not valid utf-8; "
         "name the encoding with --encoding, or learn bytes with --vocabulary bytes"
+    )
+
+
+TWO_LINES = "a line\nand another\n"
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2, 7, 1 << 20])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "cp1252"])
+def test_line_ends_of_any_system_are_one_line_break(load, tmp_path, monkeypatch, encoding, line_end, piece_bytes):
+    monkeypatch.setattr(data, "_PIECE_BYTES", piece_bytes)
+    path = write(tmp_path / "text", TWO_LINES.replace("\n", line_end).encode(encoding))
+    assert text_of(load(path, encoding=encoding)) == TWO_LINES
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 1 << 20])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "gb18030"])
+def test_a_byte_order_mark_is_no_part_of_the_text(load, tmp_path, monkeypatch, encoding, piece_bytes):
+    monkeypatch.setattr(data, "_PIECE_BYTES", piece_bytes)
+    paths = [write(tmp_path / name, ("\ufeff" + TWO_LINES).encode(encoding)) for name in "ab"]
+    assert text_of(load(*paths, encoding=encoding)) == 2 * TWO_LINES
+
+
+def test_a_mark_within_the_text_is_a_character_of_it(load, tmp_path):
+    assert text_of(load(write(tmp_path / "text", "\ufeffa\ufeffb"))) == "a\ufeffb"
+
+
+def test_a_text_of_a_mark_alone_is_empty(load, tmp_path):
+    with pytest.raises(ValueError, match="the text is empty"):
+        load(write(tmp_path / "text", "\ufeff"))
+
+
+@pytest.mark.parametrize("how", ["verbatim", "by a vocabulary that knows CR"])
+def test_line_ends_and_marks_stay_where_that_is_asked_for(load, tmp_path, how):
+    text = "\ufeffa\r\nb\r"
+    options = {"verbatim": True} if how == "verbatim" else {"vocabulary": Vocabulary.characters(text)}
+    assert text_of(load(write(tmp_path / "text", text), **options)) == text
+
+
+def test_bytes_keep_their_line_ends_and_marks(load, tmp_path):
+    content = b"\xef\xbb\xbfa\r\nb\r"
+    assert load(write(tmp_path / "text", content), vocabulary="bytes").ids.tobytes() == content
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("utf-16", "utf-16"), ("utf-32", "utf-32")])
+def test_text_of_two_or_four_bytes_a_character_is_refused_with_its_encoding(load, tmp_path, encoding, name):
+    with pytest.raises(ValueError, match=f"text begins with the byte order mark of {name} .*: give --encoding {name}$"):
+        load(write(tmp_path / "text", TWO_LINES.encode(encoding)))
+
+
+def test_without_a_cache_folder_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.tempfile, "tempdir", str(tmp_path))
+    corpus = load_corpus([write(tmp_path / "text", TWO_LINES)], cache_folder=None)
+    assert (text_of(corpus), [path.name for path in tmp_path.iterdir()]) == (TWO_LINES, ["text"])
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(load, tmp_path, monkeypatch):
+    path = write(tmp_path / "text", TWO_LINES)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(data.tempfile, "NamedTemporaryFile", refuse)
+    with pytest.raises(data.CacheFolderError, match="cannot write to the cache folder .*cache: Permission denied"):
+        load(path)
+
+
+@pytest.mark.parametrize("stdin", [None, io.StringIO("no bytes below it")], ids=["closed", "of a window"])
+def test_standard_input_that_is_not_there_is_a_sentence(load, monkeypatch, stdin):
+    monkeypatch.setattr(sys, "stdin", stdin)
+    with pytest.raises(ValueError, match="standard input \\('-'\\) is closed; name a text file"):
+        load("-")
+
+
+@pytest.mark.parametrize("vocabulary", [Vocabulary.characters("abc"), Vocabulary.udacity(), Vocabulary.bytes_()])
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+def test_vocabularies_can_be_copied_and_pickled(vocabulary, again):
+    vocabulary.encode("abc")  # leaves a table behind
+    assert (again(vocabulary), again(vocabulary).encode("cab").tolist()) == (
+        vocabulary,
+        vocabulary.encode("cab").tolist(),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import io
 import json
 import os
 import random
@@ -18,10 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmfast import checkpoint, viz
+from lstmfast import checkpoint, cli, data, viz
 from lstmfast.cli import main
 from lstmfast.config import Config
-from lstmfast.run_folder import RunFolder
+from lstmfast.run_folder import RunFolder, load_model
 from lstmfast.trainer import Trainer, is_parameter
 
 STEPS = 60
@@ -320,6 +322,89 @@ def test_a_checkpoint_without_progress_is_refused_by_name(stopped: Path, refusal
 def test_damaged_settings_are_refused_by_name(stopped: Path, refusal: Refusal) -> None:
     (stopped / RunFolder.CONFIG).write_text('{"preset": 3')
     assert f"{stopped / RunFolder.CONFIG} holds no settings that can be used" in refusal("train", "--resume", stopped)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Have the system refuse every opening for writing below a folder, as it does to others than root."""
+
+    def protect(folder: Path) -> None:
+        def guarded(original: Callable[..., Any], name: str) -> Callable[..., Any]:
+            def call(*arguments: Any, **options: Any) -> Any:
+                inside = any(
+                    Path(os.path.abspath(argument)).is_relative_to(folder)
+                    for argument in arguments
+                    if isinstance(argument, (str, os.PathLike))
+                )
+                mode = options.get("mode", arguments[1] if len(arguments) > 1 else "r")
+                writes = isinstance(mode, int) and mode & (os.O_WRONLY | os.O_RDWR) if name == "open" else True
+                writes = (
+                    any(letter in mode for letter in "wax+") if name == "io.open" and isinstance(mode, str) else writes
+                )
+                if inside and writes:
+                    raise PermissionError(13, "Permission denied", os.fspath(arguments[0]))
+                return original(*arguments, **options)
+
+            return call
+
+        monkeypatch.setattr(io, "open", guarded(io.open, "io.open"))
+        for name in ("open", "mkdir", "unlink", "rename", "replace", "truncate"):
+            monkeypatch.setattr(os, name, guarded(getattr(os, name), name))
+
+    return protect
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["first time", "known text"])
+def test_a_read_only_run_can_be_evaluated_sampled_and_inspected(
+    stopped: Path, text: Path, read_only: Any, capsys: pytest.CaptureFixture[str], cached: bool
+) -> None:
+    other = text.with_name("other.txt")
+    other.write_text(text.read_text()[:400])
+    if cached:
+        assert run("eval", stopped, other) == 0
+    read_only(stopped.parent)
+    before = contents(stopped)
+    assert [run("eval", stopped, other), run("sample", stopped), run("inspect", stopped)] == [0, 0, 0]
+    assert contents(stopped) == before
+
+
+def test_a_read_only_run_that_is_resumed_is_one_sentence_and_loses_nothing(
+    stopped: Path, read_only: Any, refusal: Refusal
+) -> None:
+    (stopped / RunFolder.METRICS).open("a").write('{"step": "written after the checkpoint"}\n')
+    before = contents(stopped)
+    read_only(stopped.parent)
+    assert f"run folder {stopped} cannot be written: Permission denied" in refusal("train", "--resume", stopped)
+    assert contents(stopped) == before
+
+
+@pytest.mark.parametrize("name", [RunFolder.METRICS, RunFolder.SAMPLES])
+def test_a_file_of_a_run_that_cannot_be_written_is_named_before_anything_changes(
+    stopped: Path, read_only: Any, refusal: Refusal, name: str
+) -> None:
+    for each in (RunFolder.METRICS, RunFolder.SAMPLES):
+        (stopped / each).open("a").write("written after the checkpoint\n")
+    before = contents(stopped)
+    read_only(stopped / name)
+    assert f"{stopped / name} cannot be written: Permission denied" in refusal("train", "--resume", stopped)
+    assert contents(stopped) == before
+
+
+def test_a_run_from_before_line_ends_were_read_as_line_breaks_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "windows.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + b"the cat sat on the mat\r\n" * 40)
+    as_it_was = functools.partial(data.load_corpus, verbatim=True)
+    with monkeypatch.context() as before:
+        before.setattr(cli, "load_corpus", lambda sources, **how: as_it_was(sources, **{**how, "verbatim": True}))
+        assert run("train", path, "--out", tmp_path / "old", *FLAGS, "--steps", 9) == 0
+    assert run("train", "--resume", tmp_path / "old", "--steps", 12) == 0
+    assert "\r" in load_model(tmp_path / "old")[1].symbols
 
 
 def test_full_disk_at_a_checkpoint_leaves_the_last_one_to_resume_from(text: Path, tmp_path: Path) -> None:

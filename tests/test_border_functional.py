@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import lstmfast as lf
-from lstmfast import reference
+from lstmfast import losses, optimizers, reference
+from lstmfast.data import Batches, Vocabulary, split
+from lstmfast.trainer import evaluate
 from oracles import problem, random_lengths, random_resets
 from tolerances import gradients, states
 
@@ -168,6 +170,105 @@ def test_error_names_the_first_id_outside_the_vocabulary_and_its_position(rng, b
     message = f"x must hold ids from 0 to 3 (a vocabulary of 4), got {bad} at position [3, 1]"
     with pytest.raises(ValueError, match=re.escape(message)):
         lf.lstm(**p)
+
+
+def masked(array):
+    return np.ma.masked_array(array, mask=np.arange(array.size).reshape(array.shape) % 3 == 1)
+
+
+IDS = np.array([[0, 1, 2]] * T)
+MASKED: dict[str, tuple[str, Any]] = {
+    "ids": ("x", lambda p: lf.lstm(masked(IDS), p["kernel"], p["bias"])),
+    "lengths": ("lengths", lambda p: lf.lstm(**p, lengths=masked(np.array([1, 2, 3])))),
+    "resets": ("resets", lambda p: lf.lstm(**p, resets=masked(np.zeros((T, B), bool)))),
+    "peepholes": ("peepholes", lambda p: lf.lstm(**p, peepholes=masked(np.ones((3, H))))),
+    "projection": (
+        "projection", lambda p: lf.lstm(p["x"], np.ones((I + 2, 4 * H)), p["bias"], projection=masked(np.ones((H, 2))))
+    ),
+    "step": ("h", lambda p: lf.lstm_step(p["x"][0], masked(p["h0"]), p["c0"], p["kernel"], p["bias"])),
+    "backward": ("d_h", lambda p: lf.lstm_backward(lf.lstm(**p, keep_for_backward=True), masked(np.ones((T, B, H))))),
+    "layer": ("x", lambda p: lf.LSTM(I, H, dtype="float64")(masked(p["x"]))),
+    "layer's state": (
+        r"state\[1\]", lambda p: lf.LSTM(I, H, dtype="float64")(p["x"], (p["h0"][None], masked(p["c0"][None])))
+    ),
+    "layer's lengths": ("lengths", lambda p: lf.LSTM(I, H, dtype="float64")(p["x"], lengths=masked(np.arange(B)))),
+    "linear": ("x", lambda p: lf.Linear(I, 2, dtype="float64")(masked(p["x"]))),
+    "embedding": ("ids", lambda p: lf.Embedding(3, 2)(masked(IDS))),
+    "model": ("inputs", lambda p: lf.CharLM(3, H).loss(masked(IDS), IDS)),
+    "targets": ("targets", lambda p: lf.CharLM(3, H).loss(IDS, masked(IDS))),
+    "classes": (
+        "targets|labels", lambda p: lf.SequenceClassifier(I, H, 2, dtype="float64").loss(p["x"], masked(IDS[0]))
+    ),
+    "cross entropy": ("logits", lambda p: losses.softmax_cross_entropy(masked(p["x"]), IDS)),
+    "clipping": ("gradients", lambda p: losses.clip_by_global_norm(masked(np.ones(9)), 1.0)),
+    "optimizer": ("parameters", lambda p: optimizers.Adam().init(masked(np.ones(9)))),
+    "text": ("ids", lambda p: Batches(masked(np.arange(99)), 2, 3)),
+    "decoding": ("ids", lambda p: Vocabulary.udacity().decode(masked(np.arange(9)))),
+    "splitting": ("ids", lambda p: split(masked(np.arange(99)), valid_first=9)),
+    "evaluating": ("ids", lambda p: evaluate(lf.CharLM(3, H), masked(IDS[0]))),
+    "a size": ("hidden_size", lambda p: lf.LSTM(I, np.ma.masked_array(3, mask=True))),
+}  # fmt: skip
+MASKED |= {
+    name: (name, lambda p, name=name: lf.lstm(**{**p, name: masked(p[name])})) for name in ("x", "kernel", "bias")
+}
+MASKED |= {name: (name, lambda p, name=name: lf.lstm(**{**p, name: masked(p[name])})) for name in ("h0", "c0")}
+
+
+@pytest.mark.parametrize(("name", "call"), MASKED.values(), ids=MASKED.keys())
+def test_a_masked_array_is_refused_by_name_with_what_to_do(rng, name, call):
+    words = r"must be an array without a mask, got a masked array with \d+ of \d+ values masked; fill it, as by .filled"
+    with pytest.raises(TypeError, match=f"^({name}) {words}"):
+        call(problem(rng, T, B, I, H))
+
+
+def test_a_masked_array_without_a_masked_value_is_refused_too(rng):
+    p = problem(rng, T, B, I, H)
+    with pytest.raises(TypeError, match="x must be an array without a mask, got a masked array with 0 of 60 values"):
+        lf.lstm(**{**p, "x": np.ma.masked_array(p["x"])})
+
+
+@pytest.mark.parametrize("name", ["x", "h", "c", "kernel"])
+def test_a_numpy_matrix_is_the_array_that_it_is(rng, name):
+    p = problem(rng, 1, B, I, H)
+    arguments = {"x": p["x"][0], "h": p["h0"], "c": p["c0"], "kernel": p["kernel"], "bias": p["bias"]}
+    actual = lf.lstm_step(**{**arguments, name: arguments[name].view(np.matrix)})
+    np.testing.assert_array_equal(actual, lf.lstm_step(**arguments))
+    assert type(actual[0]) is np.ndarray
+
+
+class Frame:
+    """What is no array and has one, as pandas, polars and PyTorch do."""
+
+    def to_numpy(self):
+        return np.zeros((T, B, I))
+
+
+OTHERS = {
+    "object": lambda a: a.astype(object),
+    "complex": lambda a: a.astype(complex),
+    "half": lambda a: a.astype(np.float16),
+    "long double": lambda a: a.astype(np.longdouble),
+    "text": lambda a: a.astype(str),
+    "dates": lambda a: np.zeros(a.shape, "M8[s]"),
+    "structured": lambda a: np.zeros(a.shape, [("a", f8)]),
+    "no axes": lambda a: np.array(1.0),
+    "number": lambda a: 1.0,
+    "frame": lambda a: Frame(),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+@pytest.mark.parametrize("name", ["x", "kernel", "bias", "h0", "c0"])
+def test_what_is_no_array_of_floats_is_refused_by_name(rng, name, other):
+    p = problem(rng, T, B, I, H)
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must (be a|have)"):
+        lf.lstm(**{**p, name: other(p[name])})
+
+
+def test_what_can_be_made_an_array_is_told_how(rng):
+    p = problem(rng, T, B, I, H)
+    with pytest.raises(TypeError, match=r"x must be a NumPy array of .*, got Frame; use .to_numpy\(\)"):
+        lf.lstm(**{**p, "x": Frame()})
 
 
 STEP_ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -5,6 +5,7 @@ What cells compute is compared with their equations in NumPy (`tf1_cells`), deri
 
 from __future__ import annotations
 
+import operator
 import re
 import shutil
 import subprocess
@@ -714,6 +715,68 @@ def test_every_path_of_tensorflow_1_leads_to_the_same_objects():
     for module in (tf.nn, tf.nn.rnn_cell, tf.contrib.rnn):
         for name in set(module.__all__) - {"rnn_cell"}:
             assert getattr(module, name) is getattr(tf, name)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("placeholder", "no tf.placeholder: placeholders become arguments"),
+        ("Session", "no tf.Session: there is no session, a call computes at once"),
+        ("train.AdamOptimizer", "no tf.train: optimizers are lstmfast.optimizers.SGD"),
+        ("train.Saver", "checkpoints are read by lstmfast.layouts"),
+        ("global_variables_initializer", "variables have their first values as soon as they are made"),
+        ("gradients", r"derivatives come from a GradientTape: tape.gradients\(ys, xs, grad_ys\)"),
+        ("matmul", "no tf.matmul: what lies between them is NumPy: numpy.matmul"),
+        ("reduce_mean", "numpy.mean"),
+        ("int32", "types are NumPy's"),
+        ("compat.v1", "take names from it"),
+        ("__version__", "no tf.__version__: this is no TensorFlow"),
+        ("nn.softmax", "no tf.nn.softmax: .* divided by its sum"),
+        ("nn.sparse_softmax_cross_entropy_with_logits", "lstmfast.losses.softmax_cross_entropy"),
+        ("nn.embedding_lookup", r"table\[ids\]"),
+        ("nn.LSTMCell", "no tf.nn.LSTMCell: it is tf.LSTMCell"),
+        ("nn.rnn_cell.GRUCell", "no tf.nn.rnn_cell.GRUCell: there are LSTM cells alone"),
+        ("nn.rnn_cell.dynamic_rnn", "it is tf.dynamic_rnn"),
+        ("contrib.seq2seq.BasicDecoder", "no tf.contrib.seq2seq: call the cell step by step"),
+        ("contrib.rnn.LSTMBlockCell", "no tf.contrib.rnn.LSTMBlockCell: LSTMCell has its equations"),
+        ("contrib.rnn.GRUCell", "there are LSTM cells alone"),
+        ("contrib.layers.fully_connected", "no tf.contrib.layers: layers are"),
+        ("something_new", "no tf.something_new: what lies between them is NumPy"),
+        ("nn.something_new", "no tf.nn.something_new: what lies"),
+    ],
+)
+def test_a_name_of_tensorflow_that_is_not_here_says_what_stands_in_its_place(path, words):
+    with pytest.raises(AttributeError, match=words) as raised:
+        operator.attrgetter(path)(tf)
+    assert str(raised.value).startswith("lstmfast.compat.tf1 has LSTM cells, what unrolls and differentiates them, and")
+
+
+def test_a_name_of_a_tool_or_of_python_is_an_ordinary_attribute_error():
+    assert not any(hasattr(module, "__wrapped__") for module in (tf, tf.nn, tf.contrib, tf.nn.rnn_cell))
+    with pytest.raises(AttributeError, match="^module 'lstmfast.compat.tf1' has no attribute '__wrapped__'"):
+        tf.__wrapped__  # noqa: B018
+
+
+def masked(array):
+    return np.ma.masked_greater(array, array.mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("inputs", lambda x: tf.dynamic_rnn(BasicLSTMCell(H), masked(x))),
+        ("sequence_length", lambda x: tf.dynamic_rnn(BasicLSTMCell(H), x, sequence_length=masked(np.arange(B)))),
+        (r"initial_state\.c", lambda x: tf.dynamic_rnn(BasicLSTMCell(H), x, initial_state=(masked(x[:, 0]),) * 2)),
+        (r"inputs\[1\]", lambda x: tf.static_rnn(BasicLSTMCell(H), [x[:, 0], masked(x[:, 1])])),
+        ("value of v:0", lambda x: tf.get_variable("v", [B, T]).assign(masked(x[..., 0]))),
+        ("initializer's value for v", lambda x: tf.get_variable("v", initializer=masked(x))),
+        ("value", lambda x: tf.constant_initializer(masked(x))),
+        (r"t_list\[0\]", lambda x: tf.clip_by_global_norm([masked(x)], 1.0)),
+    ],
+)
+def test_masked_arrays_are_refused_by_name(rng, name, call):
+    with pytest.raises(TypeError, match=f"^{name} must be an array without a mask, got a masked array with .* fill it"):
+        call(rng.standard_normal((B, T, H)))
 
 
 def test_it_imports_no_framework():

@@ -103,6 +103,24 @@ def test_sources_pass_ruff() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_no_assert_carries_a_check() -> None:
+    """`python -O` takes them out, so all that they may do is tell a type checker what is so already."""
+
+    def narrows(test: ast.expr) -> bool:
+        if isinstance(test, ast.BoolOp):
+            return all(map(narrows, test.values))
+        is_not_none = isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.IsNot)
+        return is_not_none or isinstance(test, ast.Call) and ast.unparse(test.func) == "isinstance"
+
+    found = {
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "python").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert) and not narrows(node.test)
+    }
+    assert found == set()
+
+
 def test_no_file_depends_on_the_folders_of_one_machine() -> None:
     homes = re.compile(r"(?<![\w.:/~$}@-])/(?:home|root|Users|work|mnt|srv)/\w+")
     found = {

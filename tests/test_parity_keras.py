@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -337,9 +340,329 @@ def test_convert_replaces_every_lstm_of_a_model_and_keeps_its_weights(rng: np.ra
     np.testing.assert_allclose(converted.predict(x, verbose=0), expected, **tolerances.states("float32", 3 * UNITS))
 
 
-def test_convert_says_so_where_there_is_nothing_to_convert() -> None:
-    with pytest.raises(ValueError, match=r"model must have a keras.layers.LSTM to replace, got nothing without one"):
-        lstmfast.keras.convert(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)], name="nothing"))
+def functional(*layers: Any, shape: tuple[int | None, ...] = (None, INPUT_SIZE), name: str | None = None) -> Any:
+    """A functional model of layers one after the other."""
+    outputs = inputs = keras.Input(shape)
+    for layer in layers:
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def sequential(*layers: Any, shape: tuple[int | None, ...] = (None, INPUT_SIZE), name: str | None = None) -> Any:
+    """The same as a Sequential model."""
+    return keras.Sequential([keras.Input(shape), *layers], name=name)
+
+
+def rnn_of_a_cell(**arguments: Any) -> Any:
+    return keras.layers.RNN(keras.layers.LSTMCell(UNITS), **arguments)
+
+
+def lstm(**arguments: Any) -> Any:
+    return keras.layers.LSTM(UNITS, **arguments)
+
+
+@keras.saving.register_keras_serializable("lstmfast-tests")
+class Doubled(keras.layers.Wrapper):
+    """A wrapper such as users write."""
+
+    def call(self, x: Any) -> Any:
+        return 2 * self.layer(x)
+
+
+WINDOWS = (2, TIME_STEPS, INPUT_SIZE)
+WRAPPED: dict[str, tuple[Any, int]] = {
+    "TimeDistributed alone": (lambda: sequential(keras.layers.TimeDistributed(lstm()), shape=WINDOWS), 1),
+    "TimeDistributed beside another": (
+        lambda: functional(keras.layers.TimeDistributed(lstm()), lstm(), shape=WINDOWS), 2
+    ),
+    "TimeDistributed around Bidirectional": (
+        lambda: sequential(keras.layers.TimeDistributed(keras.layers.Bidirectional(lstm())), shape=WINDOWS), 2
+    ),
+    "TimeDistributed around a Sequential model": (
+        lambda: sequential(
+            keras.layers.TimeDistributed(sequential(lstm(return_sequences=True), lstm(), shape=WINDOWS[1:])),
+            shape=WINDOWS,
+        ),
+        2,
+    ),
+    "TimeDistributed around a functional model": (
+        lambda: functional(
+            keras.layers.TimeDistributed(functional(lstm(), keras.layers.Dense(2), shape=WINDOWS[1:])), shape=WINDOWS
+        ),
+        1,
+    ),
+    "models in models": (
+        lambda: functional(
+            functional(lstm(return_sequences=True)),
+            sequential(sequential(lstm(), shape=(None, UNITS)), shape=(None, UNITS)),
+        ),
+        2,
+    ),
+    "RNN of a cell": (lambda: sequential(keras.layers.Masking(), rnn_of_a_cell(return_sequences=True), lstm()), 2),
+    "Bidirectional RNN of a cell": (lambda: functional(keras.layers.Bidirectional(rnn_of_a_cell())), 2),
+    "a wrapper of the user's": (lambda: sequential(Doubled(lstm())), 1),
+    "a Lambda beside it": (lambda: sequential(lstm(), keras.layers.Lambda(lambda x: 2 * x)), 1),
+    "built by its first call": (lambda: keras.Sequential([lstm(return_sequences=True), keras.layers.Dense(2)]), 1),
+    "activity and weights with penalties": (
+        lambda: sequential(lstm(activity_regularizer="l2", kernel_regularizer="l1", bias_constraint="max_norm")), 1
+    ),
+}  # fmt: skip
+
+
+def input_shape_of(model: Any) -> tuple[int, ...]:
+    """A batch of sequences, or of windows of them where the model asks for that."""
+    windows = (WINDOWS[0],) if model.built and len(model.input_shape) == 4 else ()
+    return BATCH, *windows, TIME_STEPS, INPUT_SIZE
+
+
+@pytest.mark.parametrize(("make", "count"), WRAPPED.values(), ids=WRAPPED.keys())
+def test_convert_finds_every_lstm_and_the_copy_gives_the_same(make: Any, count: int, rng: np.random.Generator) -> None:
+    model = make()
+    x = rng.standard_normal(input_shape_of(model)).astype(np.float32)
+    expected = model.predict(x, verbose=0)
+    converted = lstmfast.keras.convert(model)
+    assert lstmfast.keras.explain(converted).startswith(f"{count} of {count} LSTMs")
+    np.testing.assert_allclose(converted.predict(x, verbose=0), expected, **tolerances.states("float32", 3 * UNITS))
+
+
+@pytest.mark.parametrize("name", [name for name in WRAPPED if "Lambda" not in name and "first call" not in name])
+def test_a_converted_model_survives_clone_config_and_file(name: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    converted = lstmfast.keras.convert(WRAPPED[name][0]())
+    converted.save(tmp_path / "model.keras")
+    clone, again = keras.models.clone_model(converted), type(converted).from_config(converted.get_config())
+    clone.set_weights(converted.get_weights())
+    again.set_weights(converted.get_weights())
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x = rng.standard_normal(input_shape_of(converted)).astype(np.float32)
+    for copy in (clone, again, loaded):
+        assert lstmfast.keras.explain(copy).splitlines()[0].partition(" of ")[0] == str(WRAPPED[name][1])
+        np.testing.assert_array_equal(copy.predict(x, verbose=0), converted.predict(x, verbose=0))
+
+
+@keras.saving.register_keras_serializable("lstmfast-tests")
+class Block(keras.layers.Layer):
+    """A layer that makes its LSTM by itself, so that no setting says so."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.inner = keras.layers.LSTM(UNITS, name="inner")
+
+    def call(self, x: Any) -> Any:
+        return self.inner(x)
+
+
+class Stepping(keras.layers.Layer):
+    """A layer that calls a cell step by step."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.cell = keras.layers.LSTMCell(UNITS, name="cell")
+
+    def call(self, x: Any) -> Any:
+        zeros = keras.ops.zeros((keras.ops.shape(x)[0], UNITS))
+        return self.cell(x[:, 0], [zeros, zeros])[0]
+
+
+class Own(keras.layers.LSTM):
+    """Somebody's own LSTM."""
+
+
+LEFT: dict[str, tuple[Any, str]] = {
+    "recurrent_dropout": (lambda: lstm(recurrent_dropout=0.25, name="it"), "it: recurrent_dropout must be 0, got 0.25"),
+    "activation": (lambda: lstm(activation="relu", name="it"), "it: activation must be tanh, got relu"),
+    "implementation": (
+        lambda: lstm(dropout=0.5, implementation=1, name="it"), "it: implementation must be 2 where there is dropout"
+    ),
+    "dtype": (lambda: lstm(dtype="mixed_float16", name="it"), "it: dtype must compute in float32 or float64"),
+    "one direction": (
+        lambda: keras.layers.Bidirectional(
+            lstm(), backward_layer=lstm(activation="relu", go_backwards=True, name="back"), name="both"
+        ),
+        "both/back: activation must be tanh, got relu",
+    ),
+    "within a wrapper": (
+        lambda: Doubled(lstm(recurrent_activation="hard_sigmoid", name="it"), name="twice"),
+        "twice/it: recurrent_activation must be sigmoid, got hard_sigmoid",
+    ),
+    "cells in a stack": (
+        lambda: keras.layers.RNN([keras.layers.LSTMCell(UNITS), keras.layers.LSTMCell(2)], name="it"),
+        "it: its cell is a StackedRNNCells; give each LSTMCell an LSTM of its own",
+    ),
+    "a class of its own": (lambda: Own(UNITS, name="it"), "it: Own is a class of its own"),
+    "made by the layer around it": (lambda: Block(name="block"), "block/inner: the layer around it makes it by itself"),
+    "a cell alone": (lambda: Stepping(name="step"), "step/cell: a cell that is called step by step"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "words"), LEFT.values(), ids=LEFT.keys())
+def test_convert_counts_and_names_what_would_stay_keras(make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=r"^1 of \d LSTMs of outer cannot be converted") as raised:
+        lstmfast.keras.convert(functional(lstm(return_sequences=True), make(), name="outer"))
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(("make", "words"), LEFT.values(), ids=LEFT.keys())
+def test_convert_partly_warns_of_what_stays_and_converts_the_rest(
+    make: Any, words: str, rng: np.random.Generator
+) -> None:
+    x = data(rng)[0]
+    model = functional(lstm(return_sequences=True, name="first"), make())
+    with pytest.warns(UserWarning, match=rf"^1 of \d LSTMs of .* cannot be converted.*: {re.escape(words)}"):
+        converted = lstmfast.keras.convert(model, partly=True)
+    assert "first: lstmfast's" in lstmfast.keras.explain(converted)
+    np.testing.assert_allclose(
+        converted.predict(x, verbose=0), model.predict(x, verbose=0), **tolerances.states("float16", 3 * UNITS)
+    )
+
+
+def test_convert_partly_is_refused_where_no_lstm_can_be_converted() -> None:
+    with pytest.raises(ValueError, match="1 of 1 LSTMs of sequential.* cannot be converted: block/inner: the layer"):
+        lstmfast.keras.convert(sequential(Block(name="block")), partly=True)
+
+
+def test_convert_keeps_what_is_frozen() -> None:
+    frozen = keras.layers.Bidirectional(lstm(return_sequences=True))
+    frozen.trainable = False
+    inner = functional(lstm(), shape=(None, 2 * UNITS))
+    inner.trainable = False
+    model = functional(frozen, inner, keras.layers.Dense(2))
+    converted = lstmfast.keras.convert(model)
+    assert [w.shape for w in converted.trainable_weights] == [w.shape for w in model.trainable_weights]
+    assert [layer.trainable for layer in converted.layers[1:]] == [False, False, True]
+
+
+def test_convert_keeps_the_states_of_stateful_layers_and_those_returned(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((BATCH, TIME_STEPS, INPUT_SIZE)).astype(np.float32)
+    inputs = keras.Input(batch_shape=x.shape)
+    sequence, h, c = lstm(return_sequences=True, return_state=True, stateful=True)(inputs)
+    model = keras.Model(inputs, [lstm()(sequence, initial_state=[h, c]), h, c])
+    model(x)
+    converted = lstmfast.keras.convert(model)
+    for a, e in zip(to_arrays(converted(x)), to_arrays(model(x)), strict=True):
+        np.testing.assert_allclose(a, e, **tolerances.states("float32", 3 * UNITS))
+
+
+def test_a_compiled_model_is_compiled_alike(rng: np.random.Generator) -> None:
+    x, y = data(rng)
+    model = tiny_model(lstm())
+    model.compile(keras.optimizers.SGD(0.25), "mse")
+    converted = lstmfast.keras.convert(model)
+    assert keras.ops.convert_to_numpy(converted.optimizer.learning_rate) == 0.25
+    fits = [each.fit(x, y, shuffle=False, epochs=2, verbose=0).history["loss"] for each in (converted, model)]
+    np.testing.assert_allclose(*fits, **tolerances.sums("float32", x.size))
+
+
+def test_a_loss_that_cannot_be_made_again_costs_the_copy_its_compilation_alone() -> None:
+    model = tiny_model(lstm())
+    model.compile("sgd", lambda y, z: keras.ops.mean((y - z) ** 2))
+    with pytest.warns(UserWarning, match="is not compiled, call compile"):
+        converted = lstmfast.keras.convert(model)
+    assert (model.compiled, converted.compiled) == (True, False)
+
+
+class ModelOfItsOwn(keras.Model):
+    """A model whose call is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = keras.layers.LSTM(UNITS, name="inner")
+
+    def call(self, x: Any) -> Any:
+        return self.inner(x)
+
+
+class OwnStep(keras.Model):
+    """A functional model with a training step of its own."""
+
+    def train_step(self, *arguments: Any) -> Any:
+        return super().train_step(*arguments)
+
+
+class OwnCall(keras.Model):
+    """A functional model that builds itself, and has a call of its own."""
+
+    def __init__(self, units: int) -> None:
+        inputs = keras.Input((TIME_STEPS, INPUT_SIZE))
+        super().__init__(inputs, keras.layers.LSTM(units)(inputs))
+
+    def call(self, x: Any) -> Any:
+        return 2 * super().call(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: sequential(keras.layers.Dense(1), name="none"), ValueError, "keras.layers.LSTM to replace, got none"),
+        (
+            lambda: sequential(lstmfast.keras.LSTM(UNITS), name="ours"),
+            ValueError, "keras.layers.LSTM to replace, got ours, which has lstmfast's already",
+        ),
+        (
+            ModelOfItsOwn, ValueError,
+            r"model must be Sequential or functional .* of the class ModelOfItsOwn; make its LSTMs \(inner\) of lstmf",
+        ),
+        (lambda: OwnCall(3), ValueError, "own_call.* of the class OwnCall cannot be copied: its call would be lost"),
+        (lambda: lstm(), TypeError, "model must be a keras.Model, got LSTM"),
+        (lambda: [1], TypeError, "model must be a keras.Model, got list"),
+    ],
+)  # fmt: skip
+def test_convert_says_so_where_it_cannot_make_a_copy(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        lstmfast.keras.convert(make())
+
+
+def test_convert_says_so_where_a_layer_is_shared_across_a_wrapper() -> None:
+    shared, inputs = lstm(), keras.Input(WINDOWS)
+    model = keras.Model(inputs, [keras.layers.TimeDistributed(shared)(inputs), shared(inputs[:, 0])], name="pair")
+    with pytest.raises(ValueError, match="pair cannot be copied: it has 3 weights and its copy 6"):
+        lstmfast.keras.convert(model)
+
+
+def test_a_functional_model_keeps_a_training_step_of_its_own() -> None:
+    inputs = keras.Input((TIME_STEPS, INPUT_SIZE))
+    assert type(lstmfast.keras.convert(OwnStep(inputs, lstm()(inputs)))) is OwnStep
+
+
+def test_explain_counts_and_names_every_lstm() -> None:
+    model = sequential(lstm(name="a", return_sequences=True), lstmfast.keras.LSTM(2, name="b"), name="both")
+    assert lstmfast.keras.explain(model).splitlines() == [
+        "1 of 2 LSTMs of both run lstmfast's loop", "a: Keras', convert replaces it", "b: lstmfast's"
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="other backends have no tensors that can be written")
+@pytest.mark.parametrize("batch", [1, BATCH])
+def test_outputs_may_be_written_before_the_backward_pass(batch: int, rng: np.random.Generator) -> None:
+    _, layer = pair(return_sequences=True, return_state=True)
+    x = rng.standard_normal((batch, TIME_STEPS, INPUT_SIZE)).astype(np.float32)
+    gradients = []
+    for written in (False, True):
+        outputs = layer(x)
+        if written:
+            for output in outputs:
+                output.detach().zero_()
+        layer.zero_grad()
+        sum(output.sum() for output in outputs).backward()
+        gradients.append([variable.value.grad for variable in layer.trainable_variables])
+    for a, e in zip(*map(to_arrays, gradients), strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="other backends have no tensors that can be written")
+@pytest.mark.parametrize("flags", [[], ["-O"]], ids=["python", "python -O"])
+def test_an_input_that_was_written_before_the_backward_pass_is_an_error(flags: list[str]) -> None:
+    code = f"""
+import torch, lstmfast.keras
+layer = lstmfast.keras.LSTM(4)
+layer.build({(BATCH, TIME_STEPS, INPUT_SIZE)})
+x = torch.ones({(BATCH, TIME_STEPS, INPUT_SIZE)})
+y = layer(x)
+x.zero_()
+y.sum().backward()
+"""
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, "modified by an inplace operation" in done.stderr) == (1, True), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Every check returns the value in the form the extension takes, or raises an error that names the argument, what was
 wanted and what came. Refuses to compute, and to convert: float32 stays float32 and float64 stays float64. An array is
 copied only where its last axis is not laid out element beside element. The extension checks again; it must not trust.
+Masked arrays are refused wherever they come: nothing here reads a mask, and what lies under one is no number to use.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ Size: TypeAlias = int | str  # a string stands for any size and is its name in t
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _BYTE, _ULONGLONG = np.dtype(np.byte).num, np.dtype(np.ulonglong).num  # between them all integer types, and no others
+_MaskedArray, _Matrix = np.ma.MaskedArray, np.matrix  # looked up once: single steps notice
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 STREAM_WEIGHTS = ("float32", "bfloat16", "int8")
 
 
 def whole_number(name: str, value: Any, minimum: int = 1) -> int:
     """Return `value` as an int of at least `minimum`."""
+    unmasked(name, value)
     try:
         number = operator.index(value)
     except TypeError:
@@ -100,9 +103,22 @@ def generator(name: str, value: Any) -> np.random.Generator:
 
 
 def ndarray(name: str, value: Any, kind: str) -> None:
-    """Raise TypeError unless `value` is a NumPy array."""
+    """Raise TypeError unless `value` is a NumPy array, and one without a mask."""
+    if type(value) is np.ndarray:
+        return
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array of {kind}, got {type(value).__name__}")
+        way = next((f"; use .{way}()" for way in ("to_numpy", "numpy", "toarray") if hasattr(value, way)), "")
+        raise TypeError(f"{name} must be a NumPy array of {kind}, got {type(value).__name__}{way}")
+    unmasked(name, value)
+
+
+def unmasked(name: str, value: Any) -> None:
+    """Raise TypeError for a masked array, masked values or not."""
+    if isinstance(value, _MaskedArray):
+        raise TypeError(
+            f"{name} must be an array without a mask, got a masked array with {value.size - int(value.count())} of "
+            f"{value.size} values masked; fill it, as by .filled(0), and give lengths where sequences end early"
+        )
 
 
 def is_on_device(value: Any) -> bool:
@@ -133,7 +149,9 @@ def array(
     like: str = "",
 ) -> Array:
     """Return a float array of this shape and dtype whose last axis has unit stride. `like` names who set the dtype."""
-    ndarray(name, value, "float32 or float64")
+    if type(value) is not np.ndarray:
+        ndarray(name, value, "float32 or float64")
+        value = _without_matrix(value)
     given = value.dtype
     if given is not dtype:  # nearly always it is: NumPy has one object for each of these dtypes
         if given != FLOAT32 and given != FLOAT64:
@@ -164,6 +182,7 @@ def has_shape(name: str, value: Array, shape: tuple[Size, ...], meaning: str = "
 def ids(name: str, value: Any, vocabulary_size: int, shape: tuple[Size, ...], meaning: str = "") -> Array:
     """Return token ids as a C-contiguous int32 array; the error names the first id outside and its position."""
     ndarray(name, value, "integer ids")
+    value = _without_matrix(value)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integer ids, got {value.dtype}")
     has_shape(name, value, shape, meaning)
@@ -188,6 +207,7 @@ def lengths(value: Any, time_steps: int, batch: int) -> Array | None:
     """Return lengths [batch] as int64, each from 0 to `time_steps`, or None."""
     if value is None:
         return None
+    unmasked("lengths", value)
     numbers = np.asarray(value)
     if numbers.dtype.kind not in "iu":
         raise TypeError(f"lengths must be integers, got {numbers.dtype}")
@@ -203,6 +223,7 @@ def resets(value: Any, shape: tuple[int, int], meaning: str) -> Array | None:
     """Return resets as a bool array whose last axis has unit stride, or None."""
     if value is None:
         return None
+    unmasked("resets", value)
     flags = np.asarray(value)
     if flags.dtype != np.bool_:
         raise TypeError(f"resets must be a bool array, got {flags.dtype}")
@@ -237,6 +258,11 @@ def buffer(name: str, value: Any, size: int | None = None, dtype: np.dtype[Any] 
     if copied or not values.flags.writeable:
         raise ValueError(f"{name} must be a writable contiguous 1-D array, because it is updated in place")
     return values
+
+
+def _without_matrix(value: Array) -> Array:
+    """The array that a numpy.matrix is: indexing one gives matrices of two axes, whatever was asked for."""
+    return np.asarray(value) if isinstance(value, _Matrix) else value
 
 
 def _unit_stride(value: Array) -> Array:

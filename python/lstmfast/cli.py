@@ -12,7 +12,6 @@ import dataclasses
 import importlib
 import io
 import json
-import os
 import re
 import shlex
 import signal
@@ -20,13 +19,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TextIO, TypeVar, cast
 
 import numpy as np
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
-from lstmfast import _core, cuda, inspection, losses, runtime
+from lstmfast import _core, cuda, inspection, losses, runtime, streams
 from lstmfast.config import (
     PRESETS,
     Config,
@@ -37,7 +36,7 @@ from lstmfast.config import (
     changed_settings,
     preset,
 )
-from lstmfast.data import Corpus, load_corpus
+from lstmfast.data import CacheFolderError, Corpus, load_corpus
 from lstmfast.display import Display, make_display, printable
 from lstmfast.run_folder import RunFolder, checkpoint_of, load_model
 from lstmfast.sampler import Sampler
@@ -47,6 +46,17 @@ T = TypeVar("T")
 
 _CACHE = "lstmfast-cache"  # beside the run folders, so that runs share encoded texts and downloads
 _CHANGEABLE = {"steps", "checkpoint_every"}  # settings a resumed run may change, since they do not change its past
+
+# Docstrings are not asked for these: Python may run without any (-OO). The list of commands has the first sentences.
+_ABOUT = {
+    "train": "Learn a text, character by character, and leave a run folder. Without a text: the source of Python's own "
+    "standard library.",
+    "sample": "Write text as a trained model would. It alone goes to standard output.",
+    "eval": "Say how well a trained model predicts a text.",
+    "inspect": "List the variables of a model or a file of weights, their gates, and why these shapes.",
+    "bench": "Measure lstmfast beside what one would use instead.",
+    "info": "Say what this installation is and what it uses of this machine.",
+}
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -66,7 +76,7 @@ class _Machine(_Common):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(_Machine):
-    """Learn a text, character by character. Without a text: the source of Python's own standard library."""
+    """Options of `train`."""
 
     text: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
     """Files, zip archives, http(s) addresses, or - for standard input; joined in this order."""
@@ -83,14 +93,18 @@ class TrainOptions(_Machine):
     """Where loss and gradients are made; cuda needs a build with CUDA, a GPU, and torch or cupy. As with threads, a run
     can go on on another device, but not with the same bits."""
     data: OmitArgPrefixes[DataConfig]
+    """What the text is read as, and which part of it validates."""
     model: OmitArgPrefixes[ModelConfig]
+    """The shape of the model and its first weights."""
     optimizer: OmitArgPrefixes[OptimizerConfig]
+    """How gradients become steps."""
     training: OmitArgPrefixes[TrainingConfig]
+    """How long, in what portions, and what is reported on the way. "Every" counts steps from the first, number 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(_Machine):
-    """Write text as a trained model would: the text alone on standard output."""
+    """Options of `sample`."""
 
     run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder or checkpoint file."""
@@ -114,7 +128,7 @@ class SampleOptions(_Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(_Machine):
-    """Say how well a trained model predicts a text."""
+    """Options of `eval`."""
 
     run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder or checkpoint file."""
@@ -130,7 +144,7 @@ class EvalOptions(_Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions(_Common):
-    """List the variables of a model or a file of weights, their gates, and why they have these shapes."""
+    """Options of `inspect`."""
 
     path: Annotated[Positional[str], tyro.conf.arg(metavar="PATH")]
     """Run folder or checkpoint, or a file of PyTorch, safetensors, NumPy, Keras, TensorFlow (or its folder) or ONNX."""
@@ -142,7 +156,7 @@ class InspectOptions(_Common):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions(_Common):
-    """Say what this installation is and what it uses of this machine."""
+    """Options of `info`."""
 
     json: FlagCreatePairsOff[bool] = False
     """Write a JSON object."""
@@ -153,7 +167,9 @@ def _parse(kind: type[T], command: str, argv: Sequence[str], default: T | Any = 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=f"lstmfast {command}", args=list(argv), default=default)
+            return tyro.cli(
+                kind, prog=f"lstmfast {command}", description=_ABOUT[command], args=list(argv), default=default
+            )
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
@@ -213,10 +229,12 @@ def _check_resumable(options: TrainOptions, base: Config, config: Config, preset
 def _train(folder: RunFolder, config: Config, options: TrainOptions, display: Display) -> int:
     resuming = bool(options.resume)
     fresh = not folder.path.exists()
-    if not resuming:
+    if resuming:
+        folder.check_writable()
+    else:
         folder.claim(overwrite=options.overwrite)
     try:
-        corpus = _load_text(config, folder.path, display)
+        corpus = _load_text(config, folder, display, resuming=resuming)
         config = dataclasses.replace(config, text=corpus.sources)
         trainer = make_trainer(config, corpus, [display], device=options.device)
     except BaseException:
@@ -236,17 +254,28 @@ def _train(folder: RunFolder, config: Config, options: TrainOptions, display: Di
     return 128 + received[0]
 
 
-def _load_text(config: Config, run: Path, display: Display) -> Corpus:
+def _load_text(config: Config, folder: RunFolder, display: Display, *, resuming: bool) -> Corpus:
     data = config.data
-    return load_corpus(
-        config.text,
-        vocabulary=data.vocabulary,
-        fold=data.fold,
-        encoding=data.encoding,
-        cache_folder=run.parent / _CACHE,
-        expected_bytes=data.expected_bytes or None,
-        progress=display.on_text,
-    )
+
+    def load(verbatim: bool) -> Corpus:
+        return load_corpus(
+            config.text,
+            vocabulary=data.vocabulary,
+            fold=data.fold,
+            encoding=data.encoding,
+            cache_folder=folder.path.parent / _CACHE,
+            expected_bytes=data.expected_bytes or None,
+            progress=display.on_text,
+            verbatim=verbatim,
+        )
+
+    corpus = load(verbatim=False)
+    # Runs from before line ends and byte order marks were read as they are now have them in their text.
+    if resuming and (learnt := folder.learnt_text()) not in (None, corpus.fingerprint):
+        with contextlib.suppress(ValueError):
+            before = load(verbatim=True)
+            corpus = before if before.fingerprint == learnt else corpus
+    return corpus
 
 
 def _introduction(folder: RunFolder, config: Config, corpus: Corpus, trainer: Trainer, options: TrainOptions) -> str:
@@ -320,8 +349,9 @@ def sample(argv: Sequence[str]) -> int:
         model, vocabulary, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
         weights=options.weights,
     )  # fmt: skip
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may not have every character that a model has
+    _write_what_can_be_written("replace")  # a terminal may not have every character that a model has
+    if "\r" not in (vocabulary.symbols or "\r"):
+        options = dataclasses.replace(options, prime=re.sub("\r\n?", "\n", options.prime))  # as its text was read
     if options.streams > 1:
         texts = sampler.generate(options.length, rng=rng, prime=options.prime, streams=options.streams)
         print("\n\n".join(options.prime + text for text in texts))
@@ -341,13 +371,20 @@ def evaluate_text(argv: Sequence[str]) -> int:
         raise ValueError("TEXT is missing: name a file, a zip archive, an address, or - for standard input")
     model, vocabulary, config = load_model(options.run)
     _set_up(options, config)
-    corpus = load_corpus(
-        options.text,
-        vocabulary=vocabulary,
-        fold=options.fold or config.data.fold,
-        encoding=options.encoding or config.data.encoding,
-        cache_folder=checkpoint_of(options.run).parent.parent / _CACHE,
-    )
+
+    def load(cache_folder: Path | None) -> Corpus:
+        return load_corpus(
+            options.text,
+            vocabulary=vocabulary,
+            fold=options.fold or config.data.fold,
+            encoding=options.encoding or config.data.encoding,
+            cache_folder=cache_folder,
+        )
+
+    try:
+        corpus = load(checkpoint_of(options.run).parent.parent / _CACHE)
+    except CacheFolderError:  # a run of somebody else's, or one that was published: nothing of this text is kept then
+        corpus = load(None)
     loss = evaluate(model, corpus.ids)
     result = {
         "characters": len(corpus.ids),
@@ -420,23 +457,39 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0, 2 after an error, 128 + n when stopped by signal n."""
+    if argv is None:
+        streams.occupy()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(argv)
+        if streams.is_closed(sys.stdout):
+            if _has_results(argv):
+                raise OSError("standard output is closed, but the result goes there")
+            return _dispatch(argv)
+        with contextlib.redirect_stdout(cast(TextIO, streams.Results(sys.stdout))) as results:
+            try:
+                return _dispatch(argv)
+            finally:
+                results.flush()
     except KeyboardInterrupt:
-        print("lstmfast: interrupted", file=sys.stderr)
+        streams.tell("lstmfast: interrupted")
         return 128 + signal.SIGINT
     except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.settle(sys.stdout)
         return 128 + signal.SIGPIPE
     except Exception as error:
-        if "--traceback" in argv:
+        if "--traceback" in argv and not streams.is_closed(sys.stderr):
             raise
-        print(f"lstmfast: error: {_in_one_line(error)}", file=sys.stderr)
+        streams.tell(f"lstmfast: error: {_in_one_line(error)}")
         return 2
 
 
+def _has_results(argv: Sequence[str]) -> bool:
+    """Whether a command writes to standard output: all but a training do."""
+    return argv[:1] != ["train"] or "--help" in argv or "-h" in argv
+
+
 def _dispatch(argv: Sequence[str]) -> int:
+    _write_what_can_be_written("backslashreplace")  # names of files and variables, frames of help
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -448,9 +501,15 @@ def _dispatch(argv: Sequence[str]) -> int:
     return COMMANDS[argv[0]](argv[1:])
 
 
+def _write_what_can_be_written(errors: str) -> None:
+    """Have characters that standard output's encoding lacks replaced as this says; else the first would be an error."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors=errors)
+
+
 def _usage() -> str:
     lines = ["usage: lstmfast COMMAND [options]     (lstmfast COMMAND --help says more)", ""]
-    lines += [f"  {name:8} {function.__doc__}" for name, function in COMMANDS.items()]
+    lines += [f"  {name:8} {_ABOUT[name].partition('. ')[0].removesuffix('.')}." for name in COMMANDS]
     return "\n".join([*lines, "", f"Presets of train: {', '.join(PRESETS)}. Begin with: lstmfast train"])
 
 

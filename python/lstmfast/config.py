@@ -29,7 +29,7 @@ class DataConfig:
     fold: bool = False
     """Reduce the text to the fixed 27: lower case, and every run of other characters becomes one space."""
     encoding: str = "utf-8"
-    """Encoding of the text."""
+    """Encoding of the text; CR and CR LF are read as line breaks, and a byte order mark is left out."""
     expected_bytes: int = 0
     """Size that the one file or download must have; 0: any."""
     valid_first: int = 0

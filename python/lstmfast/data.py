@@ -13,6 +13,7 @@ import errno
 import functools
 import hashlib
 import http.client
+import io
 import json
 import mmap
 import operator
@@ -36,7 +37,10 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batches", "Corpus", "Vocabulary", "download", "fold_to_udacity", "load_corpus", "split"]
+from lstmfast import _checks as check
+from lstmfast import streams
+
+__all__ = ["Batches", "CacheFolderError", "Corpus", "Vocabulary", "download", "fold_to_udacity", "load_corpus", "split"]
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called as progress("download" | "read" | "encode", bytes done, bytes in all or None), about once a mebibyte."""
@@ -117,6 +121,7 @@ class Vocabulary:
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Text of ids (any shape, read in C order). Raises ValueError if an id lies outside the vocabulary."""
+        check.unmasked("ids", ids)
         flat = np.asarray(ids).ravel()
         if not flat.size:
             return ""
@@ -304,7 +309,7 @@ def _local_path(source: str, folder: Path, expected_bytes: int | None, progress:
         return download(source, folder, expected_bytes=expected_bytes, progress=progress)
     path = Path(source).absolute()
     if source == "-":
-        path = _keep_stream(sys.stdin.buffer, folder)
+        path = _keep_stream(streams.standard_input(), folder)
     elif path.is_fifo() or path.is_char_device():
         with path.open("rb") as stream:
             path = _keep_stream(stream, folder)
@@ -321,16 +326,35 @@ def _check_size(name: str, size: int, expected_bytes: int) -> None:
 # Reading: bytes to text, a piece at a time
 
 
-def _decoded(pieces: Iterable[bytes], encoding: str, where: str) -> Iterator[str]:
-    """Decode pieces that may end inside a character. Raises ValueError with the offset of the first invalid byte."""
-    decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
-    fed = 0
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+          codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+
+
+def _decoded(pieces: Iterable[bytes], encoding: str, where: str, *, verbatim: bool = True) -> Iterator[str]:
+    """Decode pieces that may end inside a character; unless `verbatim`, as text is read (see `load_corpus`).
+
+    Raises ValueError with the offset of the first invalid byte.
+    """
+    decoder: Any = codecs.getincrementaldecoder(encoding)(errors="strict")
+    if not verbatim:
+        decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
+    fed, start = 0, b""
+    at_start = not verbatim
     try:
         for piece in pieces:
+            start = start or piece[:4]
             fed += len(piece)
-            yield decoder.decode(piece)
+            text = decoder.decode(piece)
+            if at_start and text:
+                text, at_start = text.removeprefix("\ufeff"), False
+            yield text
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
+        mark = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
+        if mark:
+            raise ValueError(
+                f"{where} begins with the byte order mark of {mark} and is not valid {encoding}: give --encoding {mark}"
+            ) from error
         offset = fed - len(error.object) + error.start
         raise ValueError(
             f"{where}: byte 0x{error.object[error.start]:02x} at offset {offset} is not valid {encoding}; "
@@ -345,6 +369,7 @@ class _Reader:
     parts: list[_Part]
     encoding: str
     fold: bool
+    verbatim: bool
     progress: Progress | None
 
     def byte_pieces(self, activity: str) -> Iterator[tuple[_Part, Iterator[bytes]]]:
@@ -367,7 +392,8 @@ class _Reader:
         after_space = False
         for part, pieces in self.byte_pieces(activity):
             position = 0
-            for text in _decoded(pieces, "ascii" if part.ascii_only else self.encoding, part.name):
+            encoding = "ascii" if part.ascii_only else self.encoding
+            for text in _decoded(pieces, encoding, part.name, verbatim=self.verbatim):
                 if self.fold:
                     text = fold_to_udacity(text)
                     text = text[1:] if after_space and text.startswith(" ") else text
@@ -416,19 +442,29 @@ def load_corpus(
     vocabulary: str | Vocabulary = "characters",
     fold: bool = False,
     encoding: str = "utf-8",
-    cache_folder: str | os.PathLike[str],
+    cache_folder: str | os.PathLike[str] | None,
     expected_bytes: int | None = None,
     progress: Progress | None = None,
+    verbatim: bool = False,
 ) -> Corpus:
     """Read, encode and memory-map a text; a second call with the same sources and options only maps the cache.
 
     sources: files, zip archives, "-" (standard input) and http(s) addresses, joined in order with nothing between; none
     at all means the running Python's standard library, as printable ASCII and newlines. vocabulary: "characters" (those
     found), "udacity", "bytes", or a Vocabulary to encode with. fold: reduce the text to the 27 udacity symbols.
+    Text is read as Python reads it: CR and CR LF are line breaks, and a byte order mark is no part of it; with
+    `verbatim`, or a Vocabulary that knows CR, all of it stays. Bytes always stay as they are.
+    cache_folder: None keeps nothing, and what `sources` then says of standard input is gone with the call.
     expected_bytes: size of the one file or download, in bytes, before unpacking.
     Raises ValueError (empty or undecodable text, unknown characters, wrong size, options that exclude each other),
-    FileNotFoundError, and OSError where the cache or the network fails.
+    FileNotFoundError, CacheFolderError where the cache cannot be written, and OSError where the network fails.
     """
+    if cache_folder is None:
+        with _temporary_folder() as folder_for_now:
+            return load_corpus(
+                sources, vocabulary=vocabulary, fold=fold, encoding=encoding, cache_folder=folder_for_now,
+                expected_bytes=expected_bytes, progress=progress, verbatim=verbatim,
+            )  # fmt: skip
     sources = (sources,) if isinstance(sources, str) else tuple(map(str, sources))
     wanted = _wanted_vocabulary(vocabulary, fold)
     _check_encoding(encoding)
@@ -440,8 +476,9 @@ def load_corpus(
 
     paths = [_local_path(source, folder, expected_bytes, progress) for source in sources]
     parts = [part for path in paths for part in _file_parts(path)] if sources else _standard_library_parts()
-    reader = _Reader(parts, encoding, fold, progress)
-    identity = [[part.identity for part in parts], encoding, fold]
+    verbatim = verbatim or (wanted is not None and "\r" in (wanted.symbols or ""))
+    reader = _Reader(parts, encoding, fold, verbatim, progress)
+    identity = [[part.identity for part in parts], encoding, fold, verbatim]
     candidates = [_cache_path(folder, identity, choice) for choice in dict.fromkeys((None, wanted))]
     stored = next(filter(None, (_open_cache(path, wanted) for path in candidates)), None)
     if stored is None:
@@ -500,18 +537,35 @@ def _refuse_empty(reader: _Reader) -> str:
     raise ValueError(f"the text is empty: {names} {'holds' if len(reader.parts) == 1 else 'hold'} no characters")
 
 
+class CacheFolderError(OSError):
+    """The cache folder cannot be written: read-only, somebody else's, or full."""
+
+
 def _make_folder(folder: str | os.PathLike[str]) -> Path:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"the cache folder {folder} cannot be made: {error.strerror}") from error
+        raise CacheFolderError(f"the cache folder {folder} cannot be made: {error.strerror}") from error
     return Path(folder).absolute()
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[str]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="lstmfast-")
+    except OSError as error:
+        raise CacheFolderError(f"no temporary folder can be made: {error.strerror or error}; set TMPDIR") from error
+    with folder as path:
+        yield path
 
 
 @contextlib.contextmanager
 def _new_file(folder: Path) -> Iterator[tuple[IO[bytes], Callable[[Path], None]]]:
     """A new file that appears under its name complete or not at all: yields it and the function that names it."""
-    file = tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".partial", delete=False)  # noqa: SIM115
+    try:
+        file = tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".partial", delete=False)  # noqa: SIM115
+    except OSError as error:
+        raise CacheFolderError(f"cannot write to the cache folder {folder}: {error.strerror}") from error
     temporary = Path(file.name)
 
     def rename_to(path: Path) -> None:
@@ -524,7 +578,7 @@ def _new_file(folder: Path) -> Iterator[tuple[IO[bytes], Callable[[Path], None]]
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise  # of the source that is being read, not of this file
-        raise OSError(f"cannot write to the cache folder {folder}: {error.strerror}") from error
+        raise CacheFolderError(f"cannot write to the cache folder {folder}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -592,6 +646,7 @@ def split(ids: Ids, *, valid_first: int = 0, valid_fraction: float = 0.0) -> tup
 
     Raises ValueError if both are asked for or nothing would be left to train on.
     """
+    check.unmasked("ids", ids)
     if valid_first and valid_fraction:
         raise ValueError(f"valid_first ({valid_first}) and valid_fraction ({valid_fraction}) exclude each other")
     if not 0.0 <= valid_fraction < 1.0:
@@ -617,6 +672,7 @@ class Batches:
 
     def __init__(self, ids: Ids, batch_size: int, unroll: int) -> None:
         batch_size, unroll = operator.index(batch_size), operator.index(unroll)
+        check.ndarray("ids", ids, "integers")
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise ValueError(f"ids must be a one-dimensional integer array, got {ids.dtype} of shape {ids.shape}")
         if batch_size < 1 or unroll < 1:
@@ -687,6 +743,9 @@ def download(
     server cannot be reached, refuses, or breaks off; the file's name then does not exist.
     """
     target = _make_folder(folder) / _file_name(url)
+    if not target.exists():
+        with _new_file(target.parent):
+            pass  # an error of the folder, and not of the server
     try:
         if not target.exists():
             _fetch(url, target, expected_bytes, progress)

@@ -10,14 +10,15 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
-from lstmfast import losses
+from lstmfast import losses, streams
 from lstmfast.trainer import Callback, Summary, Trainer
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+_LINE_BREAK = re.compile(r"\r\n|[\r\v\f\x85]")  # of Windows, of old Macs, and those of pages
 _UNPRINTABLE = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]")  # a model must not send escape sequences to a terminal
 _ACTIVITIES = {"download": "Downloading", "read": "Reading", "encode": "Encoding"}
 _SLOW_BYTES = 32_000_000  # a text of this size takes about a second to read
@@ -26,8 +27,8 @@ _SPEED_SECONDS = 0.5  # a mean over less is noise
 
 
 def printable(text: str) -> str:
-    """A text with its control characters, but for line breaks and tabs, replaced."""
-    return _UNPRINTABLE.sub("\ufffd", text)
+    """A text with all its line breaks as \\n, and its other control characters, but for tabs, replaced."""
+    return _UNPRINTABLE.sub("\ufffd", _LINE_BREAK.sub("\n", text))
 
 
 class Display(Callback):
@@ -40,7 +41,7 @@ class Display(Callback):
 
     def say(self, text: str) -> None:
         """Print lines."""
-        print(printable(text), file=sys.stderr, flush=True)
+        streams.tell(printable(text))
 
     def on_text(self, activity: str, done_bytes: int, all_bytes: int | None) -> None:
         """Called while a text is downloaded, read or encoded."""
@@ -160,13 +161,13 @@ class LiveDisplay(Display):
 @contextlib.contextmanager
 def make_display() -> Iterator[Display]:
     """A live display where standard error is a terminal that can, plain lines otherwise."""
-    if not sys.stderr.isatty():
+    if streams.is_closed(sys.stderr) or not sys.stderr.isatty():
         yield Display()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    console = Console(stderr=True)
+    console = Console(file=cast(TextIO, streams.Errors(sys.stderr)))
     if console.is_dumb_terminal:
         yield Display()
         return

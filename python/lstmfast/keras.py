@@ -2,12 +2,15 @@
 
 It is Keras' own layer but for the loop over time, so arguments, weights and their order, masks, states, dropout,
 saving and `Bidirectional` are Keras'. The loop runs on the CPU, forward and backward, under the TensorFlow, JAX and
-PyTorch backends. Refuses what the kernels do not compute (see `LSTM`) instead of falling back to Keras' loop.
+PyTorch backends. `convert` puts it into models that are there, `explain` says where it is. Refuses what the kernels do
+not compute (see `LSTM`) instead of falling back to Keras' loop.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -73,54 +76,300 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
         return {**super().get_config(), "matmul_precision": self.matmul_precision}
 
 
-def convert(model: Any) -> Any:
-    """Return a copy of a Sequential or functional model with this `LSTM` where `keras.layers.LSTM` was, alone or in
-    `Bidirectional`. Weights are copied; other layers are made anew from their settings.
-
-    Raises ValueError if the model has no such layer or one of them uses what `LSTM` refuses, or is of another kind.
-    """
-    count = 0
-
-    def converted(layer: Any) -> Any:
-        nonlocal count
-        if type(layer) is keras.layers.LSTM:
-            count += 1
-            return LSTM.from_config(layer.get_config())
-        if type(layer) is keras.layers.Bidirectional:
-            forward, backward = converted(layer.forward_layer), converted(layer.backward_layer)
-            kept = {"merge_mode": layer.merge_mode, "name": layer.name, "dtype": layer.dtype_policy}
-            return keras.layers.Bidirectional(forward, backward_layer=backward, **kept)
-        return type(layer).from_config(layer.get_config())
-
-    result = keras.models.clone_model(model, clone_function=converted, recursive=True)
-    if not count:
-        raise ValueError(f"model must have a keras.layers.LSTM to replace, got {model.name} without one")
-    result.set_weights(model.get_weights())
-    return result
-
-
 def _refuse_what_the_kernels_lack(layer: LSTM) -> None:
-    cell = layer.cell
+    if lacking := _lacking(layer.cell, layer.compute_dtype):
+        raise ValueError(lacking)
+    if layer.use_cudnn is True:
+        raise ValueError("use_cudnn must be 'auto' or False, got True: this layer computes on the CPU")
+
+
+def _lacking(cell: Any, compute_dtype: str) -> str:
+    """What a `keras.layers.LSTMCell` asks for that the kernels do not compute, "" for nothing."""
     for name, given, known in (
         ("activation", cell.activation, (keras.activations.tanh, ops.tanh)),
         ("recurrent_activation", cell.recurrent_activation, (keras.activations.sigmoid, ops.sigmoid)),
     ):
         if given not in known:
             word = getattr(given, "__name__", given)
-            raise ValueError(f"{name} must be {known[0].__name__}, got {word}; keras.layers.LSTM has others")
+            return f"{name} must be {known[0].__name__}, got {word}; keras.layers.LSTM has others"
     if cell.recurrent_dropout:
-        raise ValueError(
+        return (
             f"recurrent_dropout must be 0, got {cell.recurrent_dropout:g}: it changes the state inside the loop; "
             "keras.layers.LSTM has it"
         )
     if cell.dropout and cell.implementation != 2:
-        raise ValueError(
+        return (
             f"implementation must be 2 where there is dropout, got {cell.implementation}: 1 draws a mask for each gate"
         )
-    if layer.use_cudnn is True:
-        raise ValueError("use_cudnn must be 'auto' or False, got True: this layer computes on the CPU")
-    if layer.compute_dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype must compute in float32 or float64, got {layer.compute_dtype}")
+    if compute_dtype not in ("float32", "float64"):
+        return f"dtype must compute in float32 or float64, got {compute_dtype}"
+    return ""
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def convert(model: Any, *, partly: bool = False) -> Any:
+    """Return a copy of a Sequential or functional model with this `LSTM` where `keras.layers.LSTM` was.
+
+    Found in nested models and in whatever layer has it in its settings, as `Bidirectional`, `TimeDistributed` and
+    other wrappers do; `RNN(LSTMCell(...))` becomes an `LSTM` too. Weights, `trainable` and the states of stateful
+    layers are copied. Other layers are made anew from their settings, but a `Lambda` is shared by both models. The copy
+    of a compiled model is compiled alike; its optimizer begins anew. partly: convert what can be and warn of the rest.
+    Raises ValueError naming every LSTM that would stay Keras' and why, or if there is none to convert, or if a copy
+    cannot be made of the model; TypeError for what is no model.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"model must be a keras.Model, got {type(model).__name__}")
+    found = list(_lstms(model))
+    if all(each.ours for each in found):
+        none = f"{model.name}, which has lstmfast's already" if found else f"{model.name} without one"
+        raise ValueError(f"model must have a keras.layers.LSTM to replace, got {none}")
+    if not (isinstance(model, keras.Sequential) or _is_functional(model)):
+        names = ", ".join(each.name for each in found)
+        raise ValueError(
+            f"model must be Sequential or functional to be copied, got {model.name} of the class "
+            f"{type(model).__name__}; make its LSTMs ({names}) of lstmfast.keras.LSTM in its code"
+        )
+    left = [each for each in found if each.why_not]
+    chosen = {id(each.layer) for each in found if not each.ours and not each.why_not}
+    if left and not (partly and chosen):
+        raise ValueError(_left_over(model, found, left))
+    result, made = _copy_of(model, chosen)
+    pairs = [pair for old, new in made for pair in _pairs(old, new)]
+    still_theirs = {id(old) for old, new in pairs if id(old) in chosen and not isinstance(new, LSTM)}
+    why_not = "the layer around it makes it by itself: have that one make a lstmfast.keras.LSTM"
+    left += [replace(each, why_not=why_not) for each in found if id(each.layer) in still_theirs]
+    if left and not (partly and chosen - still_theirs):
+        raise ValueError(_left_over(model, found, left))
+    _copy_values(model, result, pairs)
+    _compile_alike(model, result)
+    if left:
+        warnings.warn(_left_over(model, found, left), stacklevel=2)
+    return result
+
+
+def explain(model: Any) -> str:
+    """Say of every LSTM in a model or layer whose loop it runs, Keras' or lstmfast's, a line each; and how many.
+
+    Raises TypeError for what is neither.
+    """
+    if not isinstance(model, keras.layers.Layer):
+        raise TypeError(f"model must be a keras.Model or a layer, got {type(model).__name__}")
+    found = list(_lstms(model))
+    ours = sum(each.ours for each in found)
+    lines = [f"{ours} of {len(found)} LSTMs of {model.name} run lstmfast's loop"]
+    for each in found:
+        words = "lstmfast's" if each.ours else f"Keras', {each.why_not or 'convert replaces it'}"
+        lines.append(f"{each.name}: {words}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An LSTM in a model: where, and what keeps it from being converted, "" if nothing does."""
+
+    name: str
+    layer: Any
+    ours: bool
+    why_not: str = ""
+
+
+def _lstms(model: Any) -> Iterator[_Found]:
+    """Every LSTM of a model or layer, a shared one once. Its name is its way there: encoder/bidirectional/forward."""
+    seen: set[int] = set()
+
+    def within(layer: Any, name: str) -> Iterator[_Found]:
+        if id(layer) in seen:
+            return
+        seen.add(id(layer))
+        if isinstance(layer, LSTM):
+            yield _Found(name, layer, True)
+        elif isinstance(layer, keras.layers.LSTM):
+            own = "" if type(layer) is keras.layers.LSTM else _class_of_its_own(layer)
+            yield _Found(name, layer, False, own or _lacking(layer.cell, layer.compute_dtype))
+        elif isinstance(layer, keras.layers.RNN) and any(_is_lstm_cell(part) for part in _parts(layer, True)):
+            yield _Found(name, layer, False, _why_no_lstm(layer))
+        elif _is_lstm_cell(layer):
+            yield _Found(name, layer, False, "a cell that is called step by step; lstmfast.keras has whole loops alone")
+        else:
+            for part in _parts(layer):
+                yield from within(part, f"{name}/{part.name}" if name else part.name)
+
+    return within(model, "" if isinstance(model, keras.Model) else model.name)
+
+
+def _parts(layer: Any, all_below: bool = False) -> list[Any]:
+    """The layers that a layer holds, in its own order."""
+    return list(layer._flatten_layers(include_self=False, recursive=all_below))
+
+
+def _is_lstm_cell(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.LSTMCell)
+
+
+def _why_no_lstm(layer: Any) -> str:
+    """What keeps an RNN from being the `LSTM` of its cell."""
+    cell = layer.cell
+    if type(layer) is not keras.layers.RNN:
+        return _class_of_its_own(layer)
+    if not _is_lstm_cell(cell):
+        return f"its cell is a {type(cell).__name__}; give each LSTMCell an LSTM of its own, one after the other"
+    if type(cell) is not keras.layers.LSTMCell:
+        return _class_of_its_own(cell)
+    if cell.dtype_policy.name != layer.dtype_policy.name:
+        return f"dtype of its cell must be {layer.dtype_policy.name}, got {cell.dtype_policy.name}"
+    return _lacking(cell, layer.compute_dtype)
+
+
+def _class_of_its_own(layer: Any) -> str:
+    return f"{type(layer).__name__} is a class of its own, and what it does otherwise is not known"
+
+
+def _is_functional(model: Any) -> bool:
+    """Tell a model made of its inputs and outputs. Keras has no public name for their class."""
+    return any(cls.__name__ == "Functional" and _is_of_keras(cls) for cls in type(model).__mro__)
+
+
+def _is_of_keras(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "keras"
+
+
+def _own_methods(model: Any) -> list[str]:
+    """What a class of the user's defines above Keras' own, but for how it is made."""
+    made = {"get_config", "from_config"}
+    own = [cls for cls in type(model).__mro__ if not _is_of_keras(cls) and issubclass(cls, keras.Model)]
+    names = [name for cls in own for name in vars(cls) if not name.startswith("__") and name not in made]
+    return [name for name in names if hasattr(keras.Model, name)]
+
+
+def _left_over(model: Any, found: list[_Found], left: list[_Found]) -> str:
+    """The sentence that counts and names what stays Keras'."""
+    count = sum(not each.ours for each in found)
+    words = "; ".join(f"{each.name}: {each.why_not}" for each in left)
+    rest = " (partly=True converts the others)" if len(left) < count else ""
+    return f"{len(left)} of {count} LSTMs of {model.name} cannot be converted{rest}: {words}"
+
+
+def _copy_of(model: Any, chosen: set[int]) -> tuple[Any, list[tuple[Any, Any]]]:
+    """A model like this one, without its values and not compiled, with ours in the place of the chosen layers.
+
+    With it the layers that were made again, and what was made of them.
+    """
+    made: list[tuple[Any, Any]] = []
+
+    def remembered(layer: Any) -> Any:
+        try:
+            copy = made_again(layer)
+        except Exception as error:  # whatever a layer of the user's own raises
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{layer.name} of the class {type(layer).__name__} cannot be made again from its settings: {reason}"
+            ) from error
+        if isinstance(layer, keras.layers.Layer) and copy is not layer:  # else an operation, or shared
+            made.append((layer, copy))
+        return copy
+
+    def made_again(layer: Any) -> Any:
+        if id(layer) in chosen:
+            return LSTM.from_config(_our_config(layer.get_config()))
+        if isinstance(layer, keras.layers.Lambda):
+            return layer  # what it computes is a function, which no setting says
+        config, names = layer.get_config(), set()
+        if isinstance(layer, keras.layers.Layer):
+            names = {part.name for part in _parts(layer, True) if id(part) in chosen}
+        return type(layer).from_config(_rewritten(config, names) if names else config)
+
+    models = [each for each in (model, *_parts(model, True)) if isinstance(each, keras.Model)]
+    compiled = [each for each in models if each.compiled]
+    try:
+        for each in compiled:
+            each.compiled = False  # a loss that cannot be made again would end the copy
+        return keras.models.clone_model(model, clone_function=remembered, recursive=True), made
+    finally:
+        for each in compiled:
+            each.compiled = True
+
+
+def _rewritten(config: Any, names: set[str]) -> Any:
+    """A copy of a layer's settings in which the layers of these names are ours."""
+    if isinstance(config, (list, tuple)):
+        return type(config)(_rewritten(each, names) for each in config)
+    if not isinstance(config, dict):
+        return config
+    of_keras = config.get("module") == "keras.layers" and config.get("class_name") in ("LSTM", "RNN")
+    if of_keras and config["config"]["name"] in names:
+        ours = {"module": __name__, "class_name": "LSTM", "registered_name": _REGISTERED_NAME}
+        return {**config, **ours, "config": _our_config(config["config"])}
+    return {key: _rewritten(value, names) for key, value in config.items()}
+
+
+_REGISTERED_NAME = keras.saving.get_registered_name(LSTM)
+
+
+def _our_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings for `LSTM` from those of `keras.layers.LSTM`, or of an RNN with an LSTMCell in it."""
+    if "cell" not in config:
+        return config
+    cell = {name: value for name, value in config["cell"]["config"].items() if name not in ("name", "trainable")}
+    return {**cell, **{name: value for name, value in config.items() if name != "cell"}}
+
+
+def _copy_values(model: Any, copy: Any, pairs: list[tuple[Any, Any]]) -> None:
+    """Give a copy the weights, the states and the `trainable` of every layer."""
+    models = list(_models(model, copy))
+    for old, new in models:
+        if type(new) is not type(old) and (lost := _own_methods(old)):
+            raise ValueError(
+                f"{old.name} of the class {type(old).__name__} cannot be copied: its {', '.join(lost)} would be lost, "
+                "because Keras copies it as a plain model"
+            )
+    for old, new in [*models, *pairs]:  # from the outside to the inside: it is passed on to what is within
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
+    for old, new in pairs:
+        if old.built and not new.built:
+            new.build_from_config(old.get_build_config())
+        new.set_weights(old.get_weights())
+        if getattr(old, "stateful", False) and getattr(old, "states", None):
+            for state, value in zip(new.states, old.states, strict=True):
+                state.assign(value)
+    if len(copy.weights) != len(model.weights):
+        raise ValueError(
+            f"{model.name} cannot be copied: it has {len(model.weights)} weights and its copy {len(copy.weights)}; a "
+            "layer that is shared across a wrapper, or a weight of the model itself, is in no layer's settings"
+        )
+
+
+def _models(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
+    """A model and the models in it, from the outside to the inside, and the copies of each, which are called alike."""
+    yield old, new
+    copies = {part.name: part for part in _parts(new)}
+    for part in _parts(old):
+        if isinstance(part, keras.Sequential) or _is_functional(part):
+            yield from _models(part, copies[part.name])
+
+
+def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
+    """A layer and the layers in it, from the outside to the inside, and the copies of each."""
+    yield old, new
+    parts, copies = _parts(old), _parts(new)
+    if len(parts) != len(copies):
+        raise ValueError(
+            f"{old.name} of the class {type(old).__name__} cannot be copied: it has {len(parts)} layers in it, and "
+            f"what its settings make has {len(copies)}"
+        )
+    for part, copy in zip(parts, copies, strict=True):
+        yield from _pairs(part, copy)
+
+
+def _compile_alike(model: Any, copy: Any) -> None:
+    if not model.compiled:
+        return
+    try:
+        copy.compile_from_config(model.get_compile_config())
+    except Exception as error:  # whatever a loss or metric of the user's own raises when it is to be made again
+        warnings.warn(f"the copy of {model.name} is not compiled, call compile: {error}", stacklevel=3)
 
 
 # --- the loop, in NumPy -----------------------------------------------------------------------------------------------
@@ -226,7 +475,8 @@ class _Loop:
 
     def _outputs(self, out: functional.Output, rows: _Rows | None, h0: Array) -> Array:
         if rows is None:
-            return out.h.swapaxes(0, 1) if self.every_step else out.h_n[:, None]
+            # Copied: the backward pass reads out.h, and whoever gets the outputs may write to them.
+            return out.h.swapaxes(0, 1).copy() if self.every_step else out.h_n[:, None]
         shown, mask = self._wanted(rows.shown), self._wanted(rows.mask)
         outputs = out.h[np.maximum(shown, 0), np.arange(len(h0))[:, None]]
         before = np.broadcast_to(h0[:, None], outputs.shape) if self.state_before_first else np.zeros_like(outputs)
@@ -381,7 +631,7 @@ def _torch_loop() -> Any:
         def backward(ctx: Any, *d: Any) -> tuple[Any, ...]:
             if torch.is_grad_enabled():  # create_graph; once_differentiable would let what has no d through, as zero
                 raise NotImplementedError(_FIRST_ALONE)
-            assert len(ctx.saved_tensors) == 1  # reading them is what checks them
+            [_] = ctx.saved_tensors  # reading them is what checks them
             return None, None, *to_torch(ctx.loop.backward_of(ctx.tape, *to_numpy(d)), d[0])
 
     return Loop

@@ -51,11 +51,24 @@ class RunFolder(Callback):
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"run folder {self.path} cannot be written: {error.strerror}") from error
+        self.check_writable()
+
+    def check_writable(self) -> None:
+        """See that a run can go on here, before anything is changed. Raises OSError naming the folder or the file."""
+        try:
             probe = self.path / f"{self.CHECKPOINT}.tmp"
             probe.touch()
             probe.unlink()
         except OSError as error:
             raise OSError(f"run folder {self.path} cannot be written: {error.strerror}") from error
+        for path in (self.path / self.METRICS, self.path / self.SAMPLES):
+            try:
+                if path.exists():
+                    path.open("r+b").close()
+            except OSError as error:
+                raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
     def begin(self, config: Config, corpus: Corpus, trainer: Trainer) -> None:
         """Start a new run here; files of an earlier one go, its checkpoint first."""
@@ -66,8 +79,10 @@ class RunFolder(Callback):
     def resume(self, config: Config, corpus: Corpus, trainer: Trainer) -> None:
         """Take the trainer to where the run's checkpoint is, or leave it at step 0 if the run was killed before one.
 
-        Raises ValueError if the text, its vocabulary or the model's shape is not the run's, naming what differs.
+        Raises ValueError if the text, its vocabulary or the model's shape is not the run's, naming what differs;
+        OSError if the folder cannot be written. Nothing is lost then.
         """
+        self.check_writable()
         path = self.path / self.CHECKPOINT
         sizes: Mapping[str, int] = {}
         if path.exists():
@@ -114,6 +129,14 @@ class RunFolder(Callback):
             raise OSError(f"{path} cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise ValueError(f"{path} holds no settings that can be used: {error}") from error
+
+    def learnt_text(self) -> str | None:
+        """The fingerprint of the text that the run has learnt, None before its first checkpoint."""
+        path = self.path / self.CHECKPOINT
+        if not path.exists():
+            return None
+        fingerprint = checkpoint.read_header(path).metadata.get("text_fingerprint")
+        return fingerprint if isinstance(fingerprint, str) else None
 
     def on_summary(self, trainer: Trainer, summary: Summary) -> None:
         """Append a line of metrics."""

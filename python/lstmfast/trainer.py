@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lstmfast import _checks as check
 from lstmfast import initializers, losses
 from lstmfast._core import global_norm
 from lstmfast.config import Config, TrainingConfig
@@ -248,6 +249,7 @@ def evaluate(model: CharLM, ids: Ids) -> float:
     A long text is cut into up to 64 streams of at least 4,096 characters that are read side by side; only a stream's
     first characters know less of what stands before them. Raises ValueError if there are fewer than 2 characters.
     """
+    check.unmasked("ids", ids)
     if len(ids) < 2:
         raise ValueError(f"a text to validate on must have at least 2 characters, got {len(ids)}")
     streams = min(max((len(ids) - 1) // 4096, 1), 64)

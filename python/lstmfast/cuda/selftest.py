@@ -241,7 +241,7 @@ def _error(got: npt.NDArray[Any], want: npt.NDArray[Any] | None, bound: float) -
 def main(argv: Sequence[str] | None = None) -> int:
     """Test and report; see the module."""
     parser = argparse.ArgumentParser(
-        prog="python -m lstmfast.cuda.selftest", description=(__doc__ or "").split("\n")[0]
+        prog="python -m lstmfast.cuda.selftest", description="Every kernel that this device can run, against the CPU's."
     )
     parser.add_argument("--device", type=int, default=0, help="number of the device")
     parser.add_argument("--quick", action="store_true", help="kernels at three small shapes only")

@@ -15,6 +15,7 @@ differs.
 
 import numpy as _np
 
+from lstmfast.compat.tf1 import absent as _absent
 from lstmfast.compat.tf1 import contrib, nn
 from lstmfast.compat.tf1.base import LSTMStateTuple, RNNCell
 from lstmfast.compat.tf1.cells import BasicLSTMCell, LSTMCell, MultiRNNCell
@@ -51,6 +52,7 @@ from lstmfast.compat.tf1.rnn import (
 from lstmfast.compat.tf1.tape import GradientTape, clip_by_global_norm
 
 float32, float64 = _np.float32, _np.float64
+_absent.answer_in(__name__, "")
 
 __all__ = [
     "AUTO_REUSE",

@@ -81,6 +81,7 @@ class Variable(np.ndarray[Any, np.dtype[Any]]):
 
     def assign(self, values: npt.ArrayLike) -> Variable:
         """Write all of the variable. Raises ValueError for another shape."""
+        check.unmasked(f"value of {self.name or 'the variable'}", values)
         values = np.asarray(values)
         check.has_shape(f"value of {self.name or 'the variable'}", values, self.shape)
         self[...] = values

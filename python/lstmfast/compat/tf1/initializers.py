@@ -24,7 +24,9 @@ def draw(initializer: Initializer | None, name: str, shape: Shape, rng: np.rando
     """Return the first value of a variable; None stands for `glorot_uniform_initializer()`, as in TensorFlow."""
     if initializer is None:
         initializer = glorot_uniform_initializer()
-    values = np.asarray(initializer(shape, rng) if callable(initializer) else initializer)
+    given = initializer(shape, rng) if callable(initializer) else initializer
+    check.unmasked(f"initializer's value for {name}", given)
+    values = np.asarray(given)
     if values.ndim:
         check.has_shape(f"initializer's value for {name}", values, shape)
     return values
@@ -80,6 +82,7 @@ def orthogonal_initializer(gain: float = 1.0, *, seed: int | np.random.Generator
 
 def constant_initializer(value: npt.ArrayLike = 0.0) -> Draw:
     """One number everywhere, or an array of the variable's shape."""
+    check.unmasked("value", value)
     return lambda shape, rng: np.broadcast_to(np.asarray(value), shape) if np.ndim(value) == 0 else value
 
 

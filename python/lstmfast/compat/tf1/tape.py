@@ -122,6 +122,8 @@ def clip_by_global_norm(
     """
     if not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, got {clip_norm}")
+    for k, t in enumerate(t_list):
+        check.unmasked(f"t_list[{k}]", t)
     norm = math.sqrt(sum(float(np.vdot(t, t)) for t in t_list if t is not None))
     scale = clip_norm / max(norm, clip_norm)
     return [None if t is None else t * t.dtype.type(scale) for t in t_list], norm

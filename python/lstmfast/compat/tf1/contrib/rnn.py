@@ -1,5 +1,6 @@
 """What TensorFlow 1 called `tf.contrib.rnn`, from which most of its scripts took their cells. Nothing of its own."""
 
+from lstmfast.compat.tf1 import absent as _absent
 from lstmfast.compat.tf1.rnn import static_bidirectional_rnn, static_rnn
 from lstmfast.compat.tf1.rnn_cell import (
     BasicLSTMCell,
@@ -20,3 +21,4 @@ __all__ = [
     "static_bidirectional_rnn",
     "static_rnn",
 ]
+_absent.answer_in(__name__, "contrib.rnn")
