@@ -29,11 +29,26 @@ def autocasts() -> bool:
     return bool(torch._C._is_any_autocast_enabled())
 
 
-def result_dtypes(module: nn.Module, x: Tensor, c0: Tensor | None, is_packed: bool) -> tuple[torch.dtype, torch.dtype]:
+def is_one_operation(module: nn.Module, x: Tensor, sizes: Tensor | None) -> bool:
+    """Whether torch has one operation on the CPU for such sequences. sizes: the batch sizes of a packed one.
+
+    It has for dense ones, packed ones whose rows are equally long among them, of a dtype that oneDNN has, without
+    projection. The others are many operations, whose backward reads no output and whose states have dtypes of their own.
+    """
+    if isinstance(module, nn.LSTMCell) or module.proj_size or x.numel() == 0 or not torch._C._get_mkldnn_enabled():
+        return False
+    if sizes is not None and int(sizes[0]) != int(sizes[-1]):
+        return False
+    return x.dtype is torch.float32 or (x.dtype in ROUNDED and _has_onednn(x.dtype))
+
+
+def result_dtypes(
+    module: nn.Module, x: Tensor, c0: Tensor | None, sizes: Tensor | None
+) -> tuple[torch.dtype, torch.dtype]:
     """The dtypes of h and c that torch returns: the input's, or what autocast makes of it.
 
-    Under autocast torch runs dense float32 sequences as one operation, which returns autocast's dtype. Packed
-    sequences, projections and cells are single operations: gates have autocast's dtype and states are promoted with it.
+    Under autocast torch's one operation for a sequence returns autocast's dtype. Where it runs many operations, gates
+    have autocast's dtype and states are promoted with it.
     """
     kind = x.device.type
     if not autocasts() or kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
@@ -41,12 +56,10 @@ def result_dtypes(module: nn.Module, x: Tensor, c0: Tensor | None, is_packed: bo
     if x.dtype is torch.float64:
         return x.dtype, x.dtype
     lower = torch.get_autocast_dtype(kind)
-    is_cell, projects = isinstance(module, nn.LSTMCell), bool(getattr(module, "proj_size", 0))
-    is_one_operation = not (is_cell or projects or is_packed) and (x.dtype is torch.float32 or _has_onednn(x.dtype))
-    if kind == "cuda" or is_one_operation:
+    if kind == "cuda" or is_one_operation(module, x, sizes):
         return lower, lower
     state = torch.promote_types(lower, x.dtype if c0 is None else c0.dtype)
-    return lower if projects else state, state
+    return lower if getattr(module, "proj_size", 0) else state, state
 
 
 def _has_onednn(dtype: torch.dtype) -> bool:
@@ -62,18 +75,25 @@ def without_autocast(x: Tensor) -> Any:
 
 
 def computed(
-    x: Tensor, hx: State | None, weights: list[Weights], dtype: torch.dtype | None
+    x: Tensor, hx: State | None, weights: list[Weights], dtype: torch.dtype | None, *, copies: bool
 ) -> tuple[Tensor, State | None, list[Weights]]:
-    """Cast every tensor to `dtype`; with None to what the CPU kernels compute in: float32 for lower or mixed ones."""
+    """Cast every tensor to `dtype`; with None to what the CPU kernels compute in: float32 for lower or mixed ones.
+
+    copies: of tensors that have the dtype already too, as autocast makes them; writes before backward are then allowed.
+    """
     tensors = [x, *(hx or ()), *(w for layer in weights for w in layer if w is not None)]
     dtypes = {t.dtype for t in tensors}
-    if len(dtypes) == 1 and (x.dtype in COMPUTED if dtype is None else x.dtype is dtype):
+    if not copies and len(dtypes) == 1 and (x.dtype in COMPUTED if dtype is None else x.dtype is dtype):
         return x, hx, weights
     target = dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(target, copy=copies)
+
     return (
-        x.to(target),
-        None if hx is None else (hx[0].to(target), hx[1].to(target)),
-        [Weights(*(None if w is None else w.to(target) for w in layer)) for layer in weights],
+        cast(x),
+        None if hx is None else (cast(hx[0]), cast(hx[1])),
+        [Weights(*(None if w is None else cast(w) for w in layer)) for layer in weights],
     )
 
 
@@ -95,10 +115,18 @@ def _kinds(value: Any) -> str:
     return type(value).__name__
 
 
+def pair_of(x: Tensor, dims: int, hx: Any) -> Any:
+    """hx, or the first two of what torch takes for one row alone: any sequence of states, or a tensor of them.
+
+    dims: the axes of an input of many rows.
+    """
+    if hx is None or x.dim() >= dims or not (isinstance(hx, (tuple, list, Tensor)) and len(hx) >= 2):
+        return hx
+    return hx[0], hx[1]
+
+
 def check_cell(module: nn.Module, x: Any, hx: Any) -> None:
     """Refuse what torch's own cell would die of, or notice only deep inside."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"LSTMCell: input must be a tensor, got {type(x).__name__}")
     check_pair(hx, "LSTMCell")
     if x.dim() not in (1, 2):
         raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {x.dim()}D instead")

@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lstmfast.torch import serving, weights
 from lstmfast.torch.modules import LSTM, LSTMCell
 from lstmfast.torch.serving import MARK, originals
 
 _SERVE: dict[type[nn.Module], Callable[..., Any]] = {nn.LSTM: serving.lstm, nn.LSTMCell: serving.cell}
+_COMPUTE_WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
 _OURS: dict[type[nn.Module], type[nn.Module]] = {LSTM: nn.LSTM, LSTMCell: nn.LSTMCell}
 
 
@@ -101,6 +105,9 @@ def freeze(model: nn.Module) -> int:
     """
     served = [module for module in _parts(model) if MARK in module.__dict__ or serving.is_ours(module)]
     for module in served:
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, _COMPUTE_WEIGHTS):  # for the next call, which freezing is for
+                hook(module, None)
         weights.keep_frozen(module)
     return len(served)
 

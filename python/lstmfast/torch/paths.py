@@ -41,7 +41,7 @@ def choose(module: nn.Module, tensors: tuple[Tensor | None, ...], *, is_ours: bo
         if not isinstance(module, nn.LSTM):
             return Path("torch", "single steps on CUDA are left to torch's fused cell")
         refusal = on_cuda.refusal(
-            present, module.hidden_size, module.proj_size, arguments.result_dtypes(module, present[0], None, False)[0]
+            present, module.hidden_size, module.proj_size, arguments.result_dtypes(module, present[0], None, None)[0]
         )
         if refusal is not None:
             return Path("torch", refusal)

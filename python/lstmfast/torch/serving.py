@@ -49,6 +49,7 @@ def lstm(
     x = input.data if is_packed else input
     if not isinstance(x, Tensor):  # a torch.fx proxy, or a mistake
         return _by_torch(module, nn.LSTM, paths.Path("torch", "its input is no tensor"), extras, input, hx)
+    hx = arguments.pair_of(x, 3, hx) if not is_packed else hx
     arguments.check_pair(hx, "LSTM")
     layers = weights.by_layer(module)
     path = paths.choose(module, _tensors(x, hx, layers), is_ours=is_ours(module), wants_cells=return_cells)
@@ -60,12 +61,19 @@ def lstm(
         return _by_torch(module, nn.LSTM, path, extras, input, hx)
     if is_packed and extras:
         raise ValueError("lengths, resets and return_cells must not be given with a PackedSequence")
-    h_dtype, c_dtype = arguments.result_dtypes(module, x, None if hx is None else hx[1], is_packed)
+    sizes = input.batch_sizes if is_packed else None
+    h_dtype, c_dtype = arguments.result_dtypes(module, x, None if hx is None else hx[1], sizes)
     precision = arguments.precision_of(matmul_precision)
+    is_cast = arguments.autocasts()
     with arguments.without_autocast(x):
         form, x = arguments.Form.of(module, input)
         state = form.state_in(hx)
-        x, state, layers = arguments.computed(x, state, layers, h_dtype if path.name == "cuda" else None)
+        records = paths.may_have_gradients(_tensors(x, state, layers))
+        x, state, layers = arguments.computed(
+            x, state, layers, h_dtype if path.name == "cuda" else None, copies=records and is_cast
+        )
+        if records and state is not None:  # torch copies states too, and its caller may write into them
+            state = state[0].clone(), state[1].clone()
         is_traced = torch.compiler.is_compiling() or paths.is_under_func()
         if resets is not None and form.batch_first and form.is_batched:
             resets = torch.as_tensor(resets).t()
@@ -77,21 +85,21 @@ def lstm(
         if h_dtype is not h.dtype or c_dtype is not c_n.dtype:
             h, h_n, c_n = h.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype)
             cells = None if cells is None else cells.to(c_dtype)
-        elif path.name in ("kernels", "cuda") and _may_be_written(module, h, is_packed):
+        elif path.name in ("kernels", "cuda") and _may_be_written(module, h, sizes):
             h = h.clone()
         output, state = form.out(h, input), form.state_out((h_n, c_n))
         return (output, state, form.out(cells, input)) if return_cells else (output, state)
 
 
-def _may_be_written(module: nn.Module, h: Tensor, is_packed: bool) -> bool:
-    """Whether torch lets its caller write into the output and then go back through it.
+def _may_be_written(module: nn.Module, h: Tensor, sizes: Tensor | None) -> bool:
+    """Whether torch lets its caller write into the output and then go back through it, and ours must be a copy for that.
 
-    It does wherever the output is not what its backward reads: only its one operation for dense float32 sequences
-    returns that, and two directions are put together in new memory.
+    It does wherever the output is not what its backward reads: only its one operation for a sequence returns that. The
+    outputs of two directions, and of packed sequences, are put together in new memory anyway.
     """
-    if not h.requires_grad or is_packed or module.bidirectional:
+    if not h.requires_grad or sizes is not None or module.bidirectional:
         return False
-    return h.dtype is torch.float64 or bool(module.proj_size) or not torch._C._get_mkldnn_enabled()
+    return not arguments.is_one_operation(module, h, None)
 
 
 def _fast_lstm(module: nn.Module, x: Any, hx: Any, precision: str | None) -> Any:
@@ -106,12 +114,14 @@ def _fast_lstm(module: nn.Module, x: Any, hx: Any, precision: str | None) -> Any
         if not _are_plain_states(hx, (1, x.shape[1], module.hidden_size), x.dtype):
             return None
         h0, c0 = hx[0][0], hx[1][0]
+        if torch.is_grad_enabled():  # torch copies them too, and its caller may write into them
+            h0, c0 = h0.clone(), c0.clone()
     names = _LAYER if module.bias else _LAYER[:2]
     found = _fast_layer(module, names, x, h0, c0, arguments.precision_of(precision), keep_layer_axis=True)
     if found is None:
         return None
     h, h_n, c_n = found
-    if _may_be_written(module, h, False):
+    if _may_be_written(module, h, None):
         h = h.clone()
     return h.transpose(0, 1) if batch_first else h, (h_n, c_n)
 
@@ -162,8 +172,9 @@ def cell(module: nn.Module, input: Tensor, hx: tuple[Tensor, Tensor] | None = No
         found = _fast_cell(module, input, hx)
         if found is not None:
             return found
-    if _is_proxy(input):
+    if not isinstance(input, Tensor):  # a torch.fx proxy, or a mistake
         return originals[nn.LSTMCell](module, input, hx)  # type: ignore[no-any-return]
+    hx = arguments.pair_of(input, 2, hx)
     arguments.check_cell(module, input, hx)
     (own,) = weights.by_layer(module)
     path = paths.choose(module, _tensors(input, hx, [own]), is_ours=is_ours(module), wants_cells=False)
@@ -173,10 +184,11 @@ def cell(module: nn.Module, input: Tensor, hx: tuple[Tensor, Tensor] | None = No
     x = input.unsqueeze(0) if is_batched else input[None, None]
     if hx is not None and not is_batched:
         hx = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
-    h_dtype, c_dtype = arguments.result_dtypes(module, x, None if hx is None else hx[1], False)
+    h_dtype, c_dtype = arguments.result_dtypes(module, x, None if hx is None else hx[1], None)
     options = CallOptions(matmul_precision=arguments.precision_of(None))
+    copies = arguments.autocasts() and paths.may_have_gradients(_tensors(x, hx, [own]))
     with arguments.without_autocast(x):
-        x, state, layers = arguments.computed(x, hx, [own], None)
+        x, state, layers = arguments.computed(x, hx, [own], None, copies=copies)
         h0, c0 = state if state is not None else (None, None)
         kept, layers = _kept(module, path.name, x, state, layers)
         _, h, c, _ = _run_layer(path.name, x, h0, c0, layers[0], options, None if kept is None else kept[0], False)
@@ -313,6 +325,8 @@ def _run_layer(
         c0 = x.new_zeros((batch, hidden_size)) if c0 is None else c0
         if wants_cells:
             return Result(*composite.forward(x, h0, c0, own, options))
+        if paths.is_under_func():  # as torch does; its caller may then write into them
+            x, h0, c0 = x.clone(), h0.clone(), c0.clone()
         call = operators.TransformedLayer.apply if paths.is_under_func() else operators.layer
         h, h_n, c_n = call(x, h0, c0, *own, *options)
         return Result(h, h_n, c_n, None)
@@ -336,10 +350,6 @@ def _run_layer(
 
 def _tensors(x: Tensor, hx: Any, layers: list[Weights]) -> tuple[Tensor | None, ...]:
     return (x, *(hx or ()), *(w for layer in layers for w in layer))
-
-
-def _is_proxy(input: Any) -> bool:
-    return isinstance(input, torch.fx.Proxy)
 
 
 def _by_torch(module: nn.Module, base: type, path: paths.Path, extras: bool, input: Any, hx: Any) -> Any:
@@ -373,7 +383,8 @@ def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool
         "operators": "lstmfast's operators, which run its kernels",
         "composite": "torch operations, step by step",
     }
-    h_dtype, _ = arguments.result_dtypes(module, x, None if hx is None else hx[1], is_packed)
+    sizes = input.batch_sizes if is_packed else None
+    h_dtype, _ = arguments.result_dtypes(module, x, None if hx is None else hx[1], sizes)
     lower = " in float32, rounded at the end" if path.name != "cuda" and h_dtype in arguments.ROUNDED else ""
     frozen = ", with frozen weights" if path.name == "kernels" and weights.frozen(module) is not None else ""
     return f"{names[path.name]}{lower}: {path.why}{frozen}"
