@@ -1,0 +1,587 @@
+"""An ONNX model laid flat: the nodes of its graph, of bodies of If, Loop and Scan, and of its functions in one list.
+
+A value is one value here, whatever functions call it. Of each it is known whether the file holds it, whether shapes
+decide it, whether it has the elements of another one, moved, or is computed. What the file holds is worked out by the
+reference evaluator of ONNX, node by node. Refuses to run a model, and to know what an LSTM is (see `onnx_nodes`). The
+package `onnx`, an extra, is imported when a model is laid flat.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from lstmfast._checks import Array
+
+Shape: TypeAlias = tuple[int, ...]
+Names: TypeAlias = "ChainMap[str, Value]"
+
+# What moves elements, and which of its inputs have them (None: all of them). Everything else computes.
+_MOVERS: dict[str, tuple[int, ...] | None] = {
+    "Cast": (0,), "CastLike": (0,), "Concat": None, "Dropout": (0,), "Expand": (0,), "Flatten": (0,), "Gather": (0,),
+    "Identity": (0,), "Reshape": (0,), "Slice": (0,), "Split": (0,), "Squeeze": (0,), "Tile": (0,), "Transpose": (0,),
+    "Unsqueeze": (0,),
+}  # fmt: skip
+# What exporters compute shapes by. Comparisons, minima and maxima are left out: what they give at a few sizes says
+# nothing of others.
+_OF_SHAPES = {
+    "Add", "Cast", "CastLike", "Concat", "ConstantOfShape", "Div", "Expand", "Flatten", "Gather", "Identity", "Mul",
+    "Neg", "Range", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
+_CHANCE = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+_LARGE = 4096  # bytes; no stored array above this is a shape
+# Sizes of the free axes of a graph's inputs, in their order: all different, none of them one; small, and large enough
+# for strides and windows.
+_SIZES = ((3, 2, 5, 7, 4, 6), (2, 5, 3, 4, 7, 9), (32, 6, 48, 16, 24, 40), (48, 4, 32, 64, 80, 16))
+
+
+class NotKnown(ValueError):
+    """A value depends on something that is not known; the message is what, in words."""
+
+
+@dataclass(eq=False)
+class Value:
+    """One value of a model.
+
+    name: as in its graph, behind the path of the body or function it is in. input_of: in words, whose input it is.
+    readers: the nodes that take it, None for an output of a graph. origin: "constant" if the file holds it, "shape" if
+    shapes decide it, "moved" if it has the elements of `sources` and no others, "computed" otherwise.
+    """
+
+    name: str
+    maker: Node | None = None
+    stored: Any = None
+    input_of: str | None = None
+    elem_type: int = 0
+    readers: list[Node | None] = field(default_factory=list)
+    origin: Literal["constant", "shape", "moved", "computed"] = "computed"
+    sources: frozenset[Value] = frozenset()
+
+
+@dataclass(eq=False)
+class Node:
+    """One node. kind: its operator, with the domain if that is not ONNX's own. place: in the order of execution.
+
+    name: its own or, if it has none, that of its first output, behind its path. frame: the graph or body it runs in.
+    captured: what its bodies take from outside. attributes: by name, as calls of functions set them.
+    """
+
+    kind: str
+    name: str
+    place: int
+    frame: object
+    opsets: Mapping[str, int]
+    inputs: tuple[Value | None, ...]
+    captured: Mapping[str, Value]
+    attributes: Mapping[str, Any]
+    proto: Any
+    outputs: tuple[Value | None, ...] = ()
+
+    def input(self, place: int) -> Value | None:
+        """The input at a place, None if it is left out."""
+        return self.inputs[place] if place < len(self.inputs) else None
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's own operators."""
+        return self.opsets.get("", 1)
+
+    @property
+    def taken(self) -> list[Value]:
+        """All that it reads, itself and by its bodies."""
+        return [value for value in (*self.inputs, *self.captured.values()) if value is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Scope:
+    """Where nodes are laid flat: values by name, and of a function the attributes and the calls that led there."""
+
+    names: Names
+    path: str
+    frame: object
+    opsets: Mapping[str, int]
+    attributes: Mapping[str, Any]
+    calls: tuple[Any, ...]
+
+    def value(self, name: str) -> Value:
+        """The value of a name; one that nothing makes, or that a call leaves out, depends on nothing known."""
+        if name not in self.names:
+            self.names[name] = Value(self.joined(name))
+        return self.names[name]
+
+    def joined(self, name: str) -> str:
+        """A name behind the path."""
+        return f"{self.path}/{name.lstrip('/')}" if self.path else name
+
+
+class Graph:
+    """A model laid flat. model: an `onnx.ModelProto`. Raises ValueError for functions that call themselves."""
+
+    choices = range(len(_SIZES))  # of sizes for the free axes of the inputs, see `shapes`
+
+    def __init__(self, model: Any) -> None:
+        self.nodes: list[Node] = []
+        self._model = model
+        self._functions = {_key(each.domain, each.name, each): each for each in model.functions}
+        self._known: dict[Value, Array] = {}
+        self._shapes: dict[int, dict[Value, Shape]] = {}
+        self._main = _Scope(ChainMap({}), "", object(), _opsets(model.opset_import), {}, ())
+        self._add_graph(model.graph, self._main, "the graph")
+
+    # --- what is known of a value -------------------------------------------------------------------------------------
+
+    def constant(self, value: Value, meaning: str) -> Array:
+        """A value that the file holds or makes of what it holds. Raises ValueError saying what it was for if not."""
+        try:
+            if value.origin == "constant":
+                return self.evaluate(value)
+            if value.origin == "shape":
+                found, other = (self.evaluate(value, shapes=self.shapes(k)) for k in range(2))
+                if np.array_equal(found, other):
+                    return found
+                raise NotKnown("the shapes of the graph's inputs")
+            raise NotKnown(self._cause(value))
+        except NotKnown as error:
+            raise ValueError(f"{meaning} depends on {error}, so that the file does not hold it") from error
+        except Exception as error:
+            words = " ".join(str(error).split())[:160] or type(error).__name__
+            raise ValueError(f"{meaning} is made by the graph in a way that cannot be worked out: {words}") from error
+
+    def is_zero(self, value: Value) -> bool:
+        """Whether a value is proved to be nothing but zeros, whatever its shape."""
+        maker = value.maker
+        if value.origin == "constant":
+            try:
+                return not np.asarray(self.evaluate(value)).any()
+            except Exception:  # what cannot be worked out is not proved
+                return False
+        if maker is None:
+            return False
+        if maker.kind == "ConstantOfShape":
+            filled = maker.attributes.get("value")
+            return filled is None or not array_of(filled.t).any()
+        moved = _elements(maker)
+        return bool(moved) and _moves_to(maker, value) and self._passes(maker) and all(map(self.is_zero, moved))
+
+    def shapes(self, k: int) -> dict[Value, Shape]:
+        """Shapes in the main graph, as far as they can be inferred, for the k-th choice of sizes.
+
+        Each of `choices` gives the free axes of the graph's inputs other sizes.
+        """
+        if k not in self._shapes:
+            inferred = self._inferred(_SIZES[k], 100 + k)
+            self._shapes[k] = {self._main.value(name): shape for name, shape in inferred.items()}
+        return self._shapes[k]
+
+    def evaluate(
+        self, value: Value, given: Mapping[Value, Array] | None = None, shapes: Mapping[Value, Shape] | None = None
+    ) -> Array:
+        """A value that depends on nothing but constants, what is given, and shapes.
+
+        shapes: what `Shape` says of values that are not given. Raises NotKnown if the value depends on something else,
+        and whatever the reference evaluator raises.
+        """
+        results, shapes = dict(given or {}), shapes or {}
+        for node in self._needed(value, results, shapes):
+            for output, array in zip(node.outputs, self._run(node, results, shapes), strict=True):
+                if output is not None:
+                    (self._known if output.origin == "constant" else results)[output] = array
+        return results[value] if value in results else self._held(value)
+
+    def carriers(self, value: Value) -> list[Node]:
+        """The nodes by which a value has the elements of its sources."""
+        found: dict[Node, None] = {}
+        seen: set[Value] = set(value.sources)
+        waiting = [value]
+        while waiting:
+            current = waiting.pop()
+            if current not in seen and current.maker is not None:
+                seen.add(current)
+                found[current.maker] = None
+                waiting += [each for each in current.maker.taken if each.sources]
+        return list(found)
+
+    # --- laying flat --------------------------------------------------------------------------------------------------
+
+    def _add_graph(self, proto: Any, scope: _Scope, words: str) -> None:
+        own = scope.names.maps[0]
+        for each in (*proto.initializer, *proto.sparse_initializer):
+            name = each.name if hasattr(each, "data_type") else each.values.name
+            own[name] = Value(scope.joined(name), stored=each, origin="constant")
+        for each in proto.input:
+            if each.name not in own:  # else the file holds what it is by default
+                value = Value(scope.joined(each.name), input_of=words, origin="moved")
+                value.sources, value.elem_type = frozenset({value}), each.type.tensor_type.elem_type
+                own[each.name] = value
+        self._add_nodes(proto.node, scope)
+        for each in proto.output:
+            scope.value(each.name).readers.append(None)
+
+    def _add_nodes(self, protos: Sequence[Any], scope: _Scope) -> None:
+        for number, proto in _in_order(protos):
+            called = proto.name or f"{proto.op_type}_{number}"
+            if (key := _key(proto.domain, proto.op_type, proto)) in self._functions:
+                self._add_call(proto, key, scope, scope.joined(called))
+                continue
+            settings = _settings(proto.attribute, scope.attributes)
+            bodies = dict(_bodies(settings))
+            name = proto.name or next((name for name in proto.output if name), called)
+            node = Node(
+                _operator(proto), scope.joined(name), len(self.nodes), scope.frame, scope.opsets,
+                tuple(scope.value(name) if name else None for name in proto.input),
+                {name: scope.value(name) for body in bodies.values() for name in _free(body) if name in scope.names},
+                settings, proto,
+            )  # fmt: skip
+            self.nodes.append(node)
+            node.outputs = tuple(Value(scope.joined(name), node) if name else None for name in proto.output)
+            for value in node.inputs:
+                if value is not None:
+                    value.readers.append(node)
+            self._set_origins(node)
+            scope.names.update({name: value for name, value in zip(proto.output, node.outputs, strict=True) if value})
+            for name, body in bodies.items():
+                path = scope.joined(f"{called}/{name}")
+                inside = _Scope(scope.names.new_child(), path, object(), scope.opsets, scope.attributes, scope.calls)
+                self._add_graph(body, inside, path)
+
+    def _add_call(self, proto: Any, key: Any, scope: _Scope, path: str) -> None:
+        """The nodes of a function where it is called: its inputs and outputs are the caller's values."""
+        if key in scope.calls:
+            raise ValueError(f"the function {proto.op_type} calls itself")
+        function = self._functions[key]
+        defaults = {each.name: each for each in function.attribute_proto}
+        inside = _Scope(
+            ChainMap({}), path, scope.frame, _opsets(function.opset_import),
+            defaults | _settings(proto.attribute, scope.attributes), (*scope.calls, key),
+        )  # fmt: skip
+        given = {formal: name for formal, name in zip(function.input, proto.input, strict=False) if name}
+        inside.names.update({formal: scope.value(name) for formal, name in given.items()})
+        self._add_nodes(_without(function.node, set(function.input) - given.keys()), inside)
+        for formal, name in zip(function.output, proto.output, strict=False):
+            if name:
+                scope.names[name] = inside.value(formal)
+
+    def _set_origins(self, node: Node) -> None:
+        """Say of the outputs of a node where they come from; that of its inputs is known."""
+        origins = {value.origin for value in node.taken}
+        moved = _elements(node)
+        for value in filter(None, node.outputs):
+            if node.kind == "LSTM":
+                value.origin, value.sources = "moved", frozenset({value})
+            elif not self._passes(node):
+                value.origin = "computed"
+            elif origins <= {"constant"}:
+                value.origin = "constant"
+            elif node.kind in ("Shape", "Size") or node.kind in _OF_SHAPES and origins <= {"constant", "shape"}:
+                value.origin = "shape"
+            elif _moves_to(node, value) and moved and all(each.origin == "moved" for each in moved):
+                others = {each.origin for each in node.taken if each not in moved}
+                if others <= {"constant", "shape"}:
+                    value.origin, value.sources = "moved", frozenset().union(*(each.sources for each in moved))
+
+    def _passes(self, node: Node) -> bool:
+        """Whether a node gives the same whenever it gets the same: no chance, and no dropout that is on."""
+        if node.kind != "Dropout":
+            return not _draws(node.kind, dict(_bodies(node.attributes)).values())
+        if node.opset < 7:
+            return "is_test" in node.attributes and node.attributes["is_test"].i == 1
+        training = node.input(2)
+        try:
+            return training is None or training.origin == "constant" and not self.evaluate(training).any()
+        except Exception:  # what cannot be worked out is not known
+            return False
+
+    def _cause(self, value: Value) -> str:
+        """In words, what a value depends on that is no constant: an input, or chance."""
+        seen: set[Value] = set()
+        waiting = [value]
+        while waiting:
+            current = waiting.pop()
+            if current in seen or current.origin == "constant":
+                continue
+            seen.add(current)
+            if current.input_of is not None:
+                name = current.name.removeprefix(f"{current.input_of}/")
+                return f"{current.input_of}'s input {name}"
+            if current.maker is None:
+                return f"{current.name}, which nothing makes"
+            if not self._passes(current.maker):
+                return f"chance ({current.maker.kind})"
+            waiting += reversed(current.maker.taken)
+        return "what the graph computes"
+
+    # --- evaluating ---------------------------------------------------------------------------------------------------
+
+    def _needed(self, value: Value, given: Mapping[Value, Array], shapes: Mapping[Value, Shape]) -> list[Node]:
+        """The nodes that make a value of constants and of what is given, in their order."""
+        found: set[Node] = set()
+        seen: set[Value] = set()
+        waiting = [value]
+        while waiting:
+            current = waiting.pop()
+            if current in seen or current in given or current in self._known or current.stored is not None:
+                continue
+            seen.add(current)
+            maker = current.maker
+            if maker is None or maker.kind == "LSTM" or not self._passes(maker):
+                raise NotKnown(self._cause(current) if maker is None else f"what {maker.kind} {maker.name} gives")
+            found.add(maker)
+            if _shape_alone(maker, given):
+                if maker.inputs[0] not in shapes:
+                    raise NotKnown(f"the shape of {maker.taken[0].name}")
+            else:
+                waiting += maker.taken
+        return sorted(found, key=lambda node: node.place)
+
+    def _held(self, value: Value) -> Array:
+        if value not in self._known:
+            self._known[value] = array_of(value.stored)
+        return self._known[value]
+
+    def _run(self, node: Node, results: Mapping[Value, Array], shapes: Mapping[Value, Shape]) -> list[Array]:
+        """The outputs of one node, by the reference evaluator."""
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        if node.kind == "Constant" and "sparse_value" in node.attributes:
+            return [array_of(node.attributes["sparse_value"].sparse_tensor)]
+
+        def array(value: Value) -> Array:
+            if value in results:
+                return results[value]
+            if value in self._known or value.stored is not None:
+                return self._held(value)
+            return np.broadcast_to(np.float32(0), shapes[value])  # only its shape is asked for
+
+        proto = onnx.NodeProto()
+        proto.op_type, proto.domain = node.proto.op_type, _domain(node.proto.domain)
+        proto.input.extend("" if value is None else f"{k}->" for k, value in enumerate(node.inputs))
+        proto.output.extend("" if value is None else f"->{k}" for k, value in enumerate(node.outputs))
+        proto.attribute.extend(node.attributes.values())
+        feeds = {f"{k}->": array(value) for k, value in enumerate(node.inputs) if value is not None}
+        feeds |= {name: array(value) for name, value in node.captured.items()}
+        graph = onnx.helper.make_graph(
+            [proto], "node", [_described(name, values) for name, values in feeds.items()],
+            [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name],
+        )  # fmt: skip
+        model = onnx.helper.make_model(
+            graph, functions=list(self._model.functions) if dict(_bodies(node.attributes)) else [],
+            opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in node.opsets.items()],
+        )  # fmt: skip
+        found = iter(ReferenceEvaluator(model).run(None, feeds))
+        return [np.asarray(next(found)) if name else np.empty(0) for name in proto.output]
+
+    # --- shapes -------------------------------------------------------------------------------------------------------
+
+    def _inferred(self, sizes: Sequence[int], others: int) -> dict[str, Shape]:
+        """Shapes in the main graph by name. sizes: of free axes in their order; others: of those beyond, from here on.
+
+        Large arrays stand for their shapes alone.
+        """
+        import onnx
+
+        main, outline = self._model.graph, onnx.ModelProto()
+        outline.ir_version = self._model.ir_version
+        outline.opset_import.extend(self._model.opset_import)
+        outline.functions.extend(self._model.functions)
+        graph = outline.graph
+        graph.name = main.name or "graph"
+        graph.node.extend(node for node in main.node if node.op_type != "Constant" or node.ByteSize() < _LARGE)
+        graph.output.extend(onnx.helper.make_empty_tensor_value_info(each.name) for each in main.output)
+        small = [each for each in main.initializer if each.ByteSize() < _LARGE and not each.external_data]
+        graph.initializer.extend(small)
+        kept = {each.name for each in small}
+        for each in main.initializer:
+            if each.name not in kept:
+                graph.input.append(onnx.helper.make_tensor_value_info(each.name, each.data_type, list(each.dims)))
+        stored = {each.name for each in main.initializer}
+        graph.input.extend(each for each in main.input if each.name not in stored)
+        remaining = iter([*sizes, *range(others, others + 10_000, 7)])
+        chosen: dict[object, int] = {}
+        for each in graph.input:
+            for axis in each.type.tensor_type.shape.dim:
+                if not axis.HasField("dim_value"):
+                    symbol = axis.dim_param or object()
+                    chosen[symbol] = axis.dim_value = chosen.get(symbol) or next(remaining)
+        for each in main.value_info:  # what the exporter said, where it says it in the inputs' axes
+            axes = each.type.tensor_type.shape.dim
+            if axes and all(axis.HasField("dim_value") or axis.dim_param in chosen for axis in axes):
+                graph.value_info.append(each)
+                for axis in graph.value_info[-1].type.tensor_type.shape.dim:
+                    if not axis.HasField("dim_value"):
+                        axis.dim_value = chosen[axis.dim_param]
+        try:
+            graph = onnx.shape_inference.infer_shapes(outline, data_prop=True).graph
+        except Exception:  # what cannot be inferred is not known
+            return {}
+        found = {}
+        for each in (*graph.input, *graph.value_info, *graph.output):
+            axes = each.type.tensor_type.shape.dim
+            if each.type.tensor_type.HasField("shape") and all(axis.HasField("dim_value") for axis in axes):
+                found[each.name] = tuple(axis.dim_value for axis in axes)
+        return found
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def array_of(stored: Any) -> Array:
+    """The array in a TensorProto or SparseTensorProto. Raises ValueError for data in a file that was not loaded."""
+    import onnx
+
+    if not hasattr(stored, "data_type"):
+        return _dense(stored)
+    if stored.data_location == onnx.TensorProto.EXTERNAL:
+        place = next((each.value for each in stored.external_data if each.key == "location"), "")
+        raise ValueError(f"its data are in the file {place}, which was not loaded with the model: give the path")
+    return np.array(onnx.numpy_helper.to_array(stored))
+
+
+def _dense(stored: Any) -> Array:
+    values, indices, shape = array_of(stored.values), array_of(stored.indices), tuple(stored.dims)
+    dense = np.zeros(shape, values.dtype)
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return dense
+
+
+def _described(name: str, values: Array) -> Any:
+    """An input of this array's type and shape; of its name alone where ONNX has no such type."""
+    import onnx
+
+    try:
+        kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+    except (KeyError, ValueError):
+        return onnx.helper.make_empty_tensor_value_info(name)
+    return onnx.helper.make_tensor_value_info(name, kind, values.shape)
+
+
+# --- protos -----------------------------------------------------------------------------------------------------------
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _operator(proto: Any) -> str:
+    return f"{proto.domain}.{proto.op_type}" if _domain(proto.domain) else str(proto.op_type)
+
+
+def _key(domain: str, name: str, proto: Any) -> tuple[str, str, str]:
+    """What functions and calls of them are matched by. Overloads came with IR version 10."""
+    return _domain(domain), name, getattr(proto, "overload", "")
+
+
+def _opsets(imports: Any) -> dict[str, int]:
+    return {_domain(each.domain): each.version for each in imports}
+
+
+def _bodies(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The graphs among attributes, by name."""
+    for name, setting in settings.items():
+        if setting.HasField("g"):
+            yield name, setting.g
+        for k, body in enumerate(setting.graphs):
+            yield f"{name}_{k}", body
+
+
+def _free(body: Any) -> set[str]:
+    """The names that a body takes from outside."""
+    own = {each.name for each in (*body.input, *body.initializer)}
+    own |= {each.values.name for each in body.sparse_initializer}
+    own |= {name for node in body.node for name in node.output}
+    used = {name for node in body.node for name in (*node.input, *_free_of_bodies(node))}
+    return (used | {each.name for each in body.output}) - own - {""}
+
+
+def _free_of_bodies(node: Any) -> set[str]:
+    return set().union(*(_free(body) for _, body in _bodies({each.name: each for each in node.attribute})))
+
+
+def _in_order(protos: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Nodes behind those whose outputs they take, with their numbers in the file."""
+    made = {name for proto in protos for name in proto.output if name}
+    waiting, done = list(enumerate(protos)), set[str]()
+    while waiting:
+        later = []
+        for number, proto in waiting:
+            if ({*proto.input} | _free_of_bodies(proto)) & made <= done:
+                done.update(proto.output)
+                yield number, proto
+            else:
+                later.append((number, proto))
+        if len(later) == len(waiting):
+            yield from later  # in a circle: the values behind it are not known
+            return
+        waiting = later
+
+
+def _settings(attributes: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a node, with those of the function's call in the place of references to them."""
+    found = {}
+    for each in attributes:
+        if each.ref_attr_name and each.ref_attr_name not in given:
+            continue
+        setting = type(each)()
+        setting.CopyFrom(given[each.ref_attr_name] if each.ref_attr_name else each)
+        setting.name = each.name
+        for body in (*([setting.g] if setting.HasField("g") else ()), *setting.graphs):
+            _set_in_body(body, given)
+        found[each.name] = setting
+    return found
+
+
+def _set_in_body(body: Any, given: Mapping[str, Any]) -> None:
+    if given:
+        for node in body.node:
+            settings = _settings(node.attribute, given)
+            del node.attribute[:]
+            node.attribute.extend(settings.values())
+
+
+def _without(protos: Sequence[Any], left_out: set[str]) -> list[Any]:
+    """The nodes of a function whose call leaves out some inputs: they are left out there too."""
+    if not left_out:
+        return list(protos)
+    copies = [type(proto)() for proto in protos]
+    for copy, proto in zip(copies, protos, strict=True):
+        copy.CopyFrom(proto)
+        for k, name in enumerate(proto.input):
+            copy.input[k] = "" if name in left_out else name
+    return copies
+
+
+def _draws(kind: str, bodies: Any) -> bool:
+    """Whether an operator, or one in its bodies, draws random numbers."""
+    return kind in _CHANCE or any(
+        _draws(node.op_type, dict(_bodies({each.name: each for each in node.attribute})).values())
+        for body in bodies for node in body.node
+    )  # fmt: skip
+
+
+def _elements(node: Node) -> list[Value]:
+    """The inputs whose elements a node moves; none if it computes."""
+    places = _MOVERS.get(node.kind, ())
+    return [value for k, value in enumerate(node.inputs) if value is not None and (places is None or k in places)]
+
+
+def _moves_to(node: Node, value: Value) -> bool:
+    """Whether an output has moved elements: of what moves, the first, and every one of Split."""
+    return node.kind in _MOVERS and (value is node.outputs[0] or node.kind == "Split")
+
+
+def _shape_alone(node: Node, given: Mapping[Value, Array]) -> bool:
+    """Whether a node asks for the shape of a value that cannot be worked out itself."""
+    if node.kind not in ("Shape", "Size") or node.inputs[0] is None:
+        return False
+    asked = node.inputs[0]
+    return not (
+        asked in given or asked.origin in ("constant", "shape") or asked.sources and asked.sources <= given.keys()
+    )
