@@ -34,6 +34,9 @@ _OF_SHAPES = {
     "Unsqueeze",
 }  # fmt: skip
 _CHANCE = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+# Operators that the reference evaluator begins with at this version, and that mean the same before it.
+_FIRST = {"DequantizeLinear": 19}
+_BROADCASTING = {"Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "PRelu", "Sub", "Xor"}
 _LARGE = 4096  # bytes; no stored array above this is a shape
 # Sizes of the free axes of a graph's inputs, in their order: all different, none of them one; small, and large enough
 # for strides and windows.
@@ -48,16 +51,17 @@ class NotKnown(ValueError):
 class Value:
     """One value of a model.
 
-    name: as in its graph, behind the path of the body or function it is in. input_of: in words, whose input it is.
-    readers: the nodes that take it, None for an output of a graph. origin: "constant" if the file holds it, "shape" if
-    shapes decide it, "moved" if it has the elements of `sources` and no others, "computed" otherwise.
+    name: as in its graph, behind the path of the body or function it is in. input_of: in words, whose input it is; type:
+    what is declared of that. readers: the nodes that take it, None for an output of a graph. origin: "constant" if the
+    file holds it, "shape" if shapes decide it, "moved" if it has the elements of `sources` and no others, "computed"
+    otherwise.
     """
 
     name: str
     maker: Node | None = None
     stored: Any = None
     input_of: str | None = None
-    elem_type: int = 0
+    type: Any = None
     readers: list[Node | None] = field(default_factory=list)
     origin: Literal["constant", "shape", "moved", "computed"] = "computed"
     sources: frozenset[Value] = frozenset()
@@ -128,6 +132,8 @@ class Graph:
         self.nodes: list[Node] = []
         self._model = model
         self._functions = {_key(each.domain, each.name, each): each for each in model.functions}
+        self._inputs: list[Value] = []  # of the graph and of bodies
+        self._stored: list[Value] = []
         self._known: dict[Value, Array] = {}
         self._shapes: dict[int, dict[Value, Shape]] = {}
         self._main = _Scope(ChainMap({}), "", object(), _opsets(model.opset_import), {}, ())
@@ -169,13 +175,12 @@ class Graph:
         return bool(moved) and _moves_to(maker, value) and self._passes(maker) and all(map(self.is_zero, moved))
 
     def shapes(self, k: int) -> dict[Value, Shape]:
-        """Shapes in the main graph, as far as they can be inferred, for the k-th choice of sizes.
+        """Shapes as far as they can be inferred, for the k-th choice of sizes.
 
         Each of `choices` gives the free axes of the graph's inputs other sizes.
         """
         if k not in self._shapes:
-            inferred = self._inferred(_SIZES[k], 100 + k)
-            self._shapes[k] = {self._main.value(name): shape for name, shape in inferred.items()}
+            self._shapes[k] = self._inferred(_SIZES[k], 100 + k)
         return self._shapes[k]
 
     def evaluate(
@@ -213,11 +218,12 @@ class Graph:
         for each in (*proto.initializer, *proto.sparse_initializer):
             name = each.name if hasattr(each, "data_type") else each.values.name
             own[name] = Value(scope.joined(name), stored=each, origin="constant")
+            self._stored.append(own[name])
         for each in proto.input:
             if each.name not in own:  # else the file holds what it is by default
-                value = Value(scope.joined(each.name), input_of=words, origin="moved")
-                value.sources, value.elem_type = frozenset({value}), each.type.tensor_type.elem_type
-                own[each.name] = value
+                value = own[each.name] = Value(scope.joined(each.name), None, None, words, each.type, origin="moved")
+                value.sources = frozenset({value})
+                self._inputs.append(value)
         self._add_nodes(proto.node, scope)
         for each in proto.output:
             scope.value(each.name).readers.append(None)
@@ -348,6 +354,8 @@ class Graph:
         import onnx
         from onnx.reference import ReferenceEvaluator
 
+        if node.kind in _BROADCASTING and node.opset < 7 and "axis" in node.attributes:
+            raise ValueError(f"{node.kind} had another way to broadcast before version 7 of ONNX's operators")
         if node.kind == "Constant" and "sparse_value" in node.attributes:
             return [array_of(node.attributes["sparse_value"].sparse_tensor)]
 
@@ -371,59 +379,80 @@ class Graph:
         )  # fmt: skip
         model = onnx.helper.make_model(
             graph, functions=list(self._model.functions) if dict(_bodies(node.attributes)) else [],
-            opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in node.opsets.items()],
+            opset_imports=[
+                onnx.helper.make_opsetid(domain, version if domain else max(version, _FIRST.get(node.kind, 1)))
+                for domain, version in node.opsets.items()
+            ],
         )  # fmt: skip
         found = iter(ReferenceEvaluator(model).run(None, feeds))
         return [np.asarray(next(found)) if name else np.empty(0) for name in proto.output]
 
     # --- shapes -------------------------------------------------------------------------------------------------------
 
-    def _inferred(self, sizes: Sequence[int], others: int) -> dict[str, Shape]:
-        """Shapes in the main graph by name. sizes: of free axes in their order; others: of those beyond, from here on.
+    def _inferred(self, sizes: Sequence[int], others: int) -> dict[Value, Shape]:
+        """Shapes as ONNX infers them. sizes: of free axes in their order; others: of those beyond, from here on.
 
-        Large arrays stand for their shapes alone.
+        What is inferred is an outline: all nodes side by side, without those that have bodies, and of large arrays the
+        shape alone.
         """
         import onnx
 
-        main, outline = self._model.graph, onnx.ModelProto()
-        outline.ir_version = self._model.ir_version
-        outline.opset_import.extend(self._model.opset_import)
-        outline.functions.extend(self._model.functions)
-        graph = outline.graph
-        graph.name = main.name or "graph"
-        graph.node.extend(node for node in main.node if node.op_type != "Constant" or node.ByteSize() < _LARGE)
-        graph.output.extend(onnx.helper.make_empty_tensor_value_info(each.name) for each in main.output)
-        small = [each for each in main.initializer if each.ByteSize() < _LARGE and not each.external_data]
-        graph.initializer.extend(small)
-        kept = {each.name for each in small}
-        for each in main.initializer:
-            if each.name not in kept:
-                graph.input.append(onnx.helper.make_tensor_value_info(each.name, each.data_type, list(each.dims)))
-        stored = {each.name for each in main.initializer}
-        graph.input.extend(each for each in main.input if each.name not in stored)
-        remaining = iter([*sizes, *range(others, others + 10_000, 7)])
-        chosen: dict[object, int] = {}
+        values: list[Value] = []
+        names: dict[Value, str] = {}
+
+        def named(value: Value) -> str:
+            if value not in names:
+                names[value] = f"v{len(values)}"
+                values.append(value)
+            return names[value]
+
+        graph = onnx.GraphProto(name="outline")
+        for value in self._stored:
+            if isinstance(value.stored, onnx.TensorProto) and _is_small(value.stored):
+                graph.initializer.add().CopyFrom(value.stored)
+                graph.initializer[-1].name = named(value)
+            else:
+                kind, axes = _kind_and_shape(value.stored)
+                graph.input.append(onnx.helper.make_tensor_value_info(named(value), kind, axes))
+        for value in self._inputs:
+            graph.input.append(onnx.ValueInfoProto(name=named(value), type=value.type))
+        remaining, chosen = iter([*sizes, *range(others, others + 10_000, 7)]), dict[object, int]()
         for each in graph.input:
             for axis in each.type.tensor_type.shape.dim:
                 if not axis.HasField("dim_value"):
                     symbol = axis.dim_param or object()
                     chosen[symbol] = axis.dim_value = chosen.get(symbol) or next(remaining)
-        for each in main.value_info:  # what the exporter said, where it says it in the inputs' axes
+        for node in self.nodes:
+            if dict(_bodies(node.attributes)):
+                continue
+            stored = node.attributes["value"].t if node.kind == "Constant" and "value" in node.attributes else None
+            if stored is not None and not _is_small(stored):
+                name = named(next(filter(None, node.outputs)))
+                graph.input.append(onnx.helper.make_tensor_value_info(name, *_kind_and_shape(stored)))
+                continue
+            copy = graph.node.add(op_type=node.proto.op_type, domain=_domain(node.proto.domain))
+            copy.input.extend("" if value is None else named(value) for value in node.inputs)
+            copy.output.extend("" if value is None else named(value) for value in node.outputs)
+            copy.attribute.extend(node.attributes.values())
+        for each in self._model.graph.value_info:  # what the exporter said, where it says it in the inputs' axes
             axes = each.type.tensor_type.shape.dim
             if axes and all(axis.HasField("dim_value") or axis.dim_param in chosen for axis in axes):
-                graph.value_info.append(each)
-                for axis in graph.value_info[-1].type.tensor_type.shape.dim:
-                    if not axis.HasField("dim_value"):
-                        axis.dim_value = chosen[axis.dim_param]
+                shape = [axis.dim_value if axis.HasField("dim_value") else chosen[axis.dim_param] for axis in axes]
+                name = named(self._main.value(each.name))
+                graph.value_info.append(
+                    onnx.helper.make_tensor_value_info(name, each.type.tensor_type.elem_type, shape)
+                )
+        imports = [onnx.helper.make_opsetid(*each) for each in self._main.opsets.items()]
         try:
-            graph = onnx.shape_inference.infer_shapes(outline, data_prop=True).graph
+            model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=self._model.ir_version)
+            graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         except Exception:  # what cannot be inferred is not known
             return {}
         found = {}
-        for each in (*graph.input, *graph.value_info, *graph.output):
+        for each in (*graph.input, *graph.value_info):
             axes = each.type.tensor_type.shape.dim
             if each.type.tensor_type.HasField("shape") and all(axis.HasField("dim_value") for axis in axes):
-                found[each.name] = tuple(axis.dim_value for axis in axes)
+                found[values[int(each.name[1:])]] = tuple(axis.dim_value for axis in axes)
         return found
 
 
@@ -440,6 +469,16 @@ def array_of(stored: Any) -> Array:
         place = next((each.value for each in stored.external_data if each.key == "location"), "")
         raise ValueError(f"its data are in the file {place}, which was not loaded with the model: give the path")
     return np.array(onnx.numpy_helper.to_array(stored))
+
+
+def _is_small(stored: Any) -> bool:
+    """Whether an array may say shapes."""
+    return stored.ByteSize() < _LARGE and not stored.external_data
+
+
+def _kind_and_shape(stored: Any) -> tuple[int, list[int]]:
+    """The type and shape of an array, dense or sparse."""
+    return getattr(stored, "values", stored).data_type, list(stored.dims)
 
 
 def _dense(stored: Any) -> Array:

@@ -370,7 +370,7 @@ def _number_type(source: Value) -> Any:
     import onnx
 
     kinds = {onnx.TensorProto.INT32: np.int32, onnx.TensorProto.INT64: np.int64}
-    return kinds.get(source.elem_type, np.float32)
+    return kinds.get(source.type.tensor_type.elem_type, np.float32)
 
 
 # --- joints -----------------------------------------------------------------------------------------------------------
