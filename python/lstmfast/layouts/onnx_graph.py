@@ -9,7 +9,7 @@ package `onnx`, an extra, is imported when a model is laid flat.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +18,7 @@ import numpy as np
 from lstmfast._checks import Array
 
 Shape: TypeAlias = tuple[int, ...]
+Shapes: TypeAlias = "dict[Value, Shape | None]"
 Names: TypeAlias = "ChainMap[str, Value]"
 
 # What moves elements, and which of its inputs have them (None: all of them). Everything else computes.
@@ -51,10 +52,10 @@ class NotKnown(ValueError):
 class Value:
     """One value of a model.
 
-    name: as in its graph, behind the path of the body or function it is in. input_of: in words, whose input it is; type:
-    what is declared of that. readers: the nodes that take it, None for an output of a graph. origin: "constant" if the
-    file holds it, "shape" if shapes decide it, "moved" if it has the elements of `sources` and no others, "computed"
-    otherwise.
+    name: as in its graph, behind the path of the body or function it is in. input_of: in words, whose input it is.
+    type: what is declared of an input. readers: the nodes that take it, None for an output of a graph. origin:
+    "constant" if the file holds it, "shape" if shapes decide it, "moved" if it has the elements of `sources` and no
+    others, "computed" otherwise.
     """
 
     name: str
@@ -135,7 +136,7 @@ class Graph:
         self._inputs: list[Value] = []  # of the graph and of bodies
         self._stored: list[Value] = []
         self._known: dict[Value, Array] = {}
-        self._shapes: dict[int, dict[Value, Shape]] = {}
+        self._shapes: dict[int, Shapes] = {}
         self._main = _Scope(ChainMap({}), "", object(), _opsets(model.opset_import), {}, ())
         self._add_graph(model.graph, self._main, "the graph")
 
@@ -174,7 +175,7 @@ class Graph:
         moved = _elements(maker)
         return bool(moved) and _moves_to(maker, value) and self._passes(maker) and all(map(self.is_zero, moved))
 
-    def shapes(self, k: int) -> dict[Value, Shape]:
+    def shapes(self, k: int) -> Shapes:
         """Shapes as far as they can be inferred, for the k-th choice of sizes.
 
         Each of `choices` gives the free axes of the graph's inputs other sizes.
@@ -183,15 +184,41 @@ class Graph:
             self._shapes[k] = self._inferred(_SIZES[k], 100 + k)
         return self._shapes[k]
 
-    def evaluate(
-        self, value: Value, given: Mapping[Value, Array] | None = None, shapes: Mapping[Value, Shape] | None = None
-    ) -> Array:
+    def shape_of(self, value: Value, shapes: Shapes) -> Shape | None:
+        """The shape of a value where others have these, None if it cannot be told; it is put there."""
+        if value not in shapes:
+            shapes[value] = None  # while it is asked for
+            try:
+                shapes[value] = self._shape_of(value, shapes)
+            except Exception:  # what cannot be worked out is not known
+                shapes[value] = None
+        return shapes[value]
+
+    def _shape_of(self, value: Value, shapes: Shapes) -> Shape | None:
+        maker = value.maker
+        if value.origin in ("constant", "shape"):
+            return self.evaluate(value, shapes=shapes).shape
+        if maker is not None and maker.kind == "LSTM":
+            x, r = (None if each is None else self.shape_of(each, shapes) for each in (maker.input(0), maker.input(2)))
+            if x is None or r is None:
+                return None
+            batch_first = "layout" in maker.attributes and maker.attributes["layout"].i == 1
+            directions, batch, hidden_size = r[0], x[0 if batch_first else 1], r[2]
+            if value is not maker.outputs[0]:
+                return (batch, directions, hidden_size) if batch_first else (directions, batch, hidden_size)
+            return (*x[:2], directions, hidden_size) if batch_first else (x[0], directions, batch, hidden_size)
+        given = {source: self.shape_of(source, shapes) for source in value.sources - {value}}
+        if not given or None in given.values():
+            return None
+        return self.evaluate(value, {source: _of_shape(shape or ()) for source, shape in given.items()}, shapes).shape
+
+    def evaluate(self, value: Value, given: Mapping[Value, Array] | None = None, shapes: Shapes | None = None) -> Array:
         """A value that depends on nothing but constants, what is given, and shapes.
 
-        shapes: what `Shape` says of values that are not given. Raises NotKnown if the value depends on something else,
-        and whatever the reference evaluator raises.
+        shapes: of values that are not given, as far as they are known; what follows from them is put there. Raises
+        NotKnown if the value depends on something else, and whatever the reference evaluator raises.
         """
-        results, shapes = dict(given or {}), shapes or {}
+        results, shapes = dict(given or {}), {} if shapes is None else shapes
         for node in self._needed(value, results, shapes):
             for output, array in zip(node.outputs, self._run(node, results, shapes), strict=True):
                 if output is not None:
@@ -323,7 +350,7 @@ class Graph:
 
     # --- evaluating ---------------------------------------------------------------------------------------------------
 
-    def _needed(self, value: Value, given: Mapping[Value, Array], shapes: Mapping[Value, Shape]) -> list[Node]:
+    def _needed(self, value: Value, given: Mapping[Value, Array], shapes: Shapes) -> list[Node]:
         """The nodes that make a value of constants and of what is given, in their order."""
         found: set[Node] = set()
         seen: set[Value] = set()
@@ -337,11 +364,10 @@ class Graph:
             if maker is None or maker.kind == "LSTM" or not self._passes(maker):
                 raise NotKnown(self._cause(current) if maker is None else f"what {maker.kind} {maker.name} gives")
             found.add(maker)
-            if _shape_alone(maker, given):
-                if maker.inputs[0] not in shapes:
-                    raise NotKnown(f"the shape of {maker.taken[0].name}")
-            else:
+            if not _shape_alone(maker, given):
                 waiting += maker.taken
+            elif self.shape_of(maker.taken[0], shapes) is None:
+                raise NotKnown(f"the shape of {maker.taken[0].name}")
         return sorted(found, key=lambda node: node.place)
 
     def _held(self, value: Value) -> Array:
@@ -349,7 +375,7 @@ class Graph:
             self._known[value] = array_of(value.stored)
         return self._known[value]
 
-    def _run(self, node: Node, results: Mapping[Value, Array], shapes: Mapping[Value, Shape]) -> list[Array]:
+    def _run(self, node: Node, results: Mapping[Value, Array], shapes: Shapes) -> list[Array]:
         """The outputs of one node, by the reference evaluator."""
         import onnx
         from onnx.reference import ReferenceEvaluator
@@ -364,7 +390,7 @@ class Graph:
                 return results[value]
             if value in self._known or value.stored is not None:
                 return self._held(value)
-            return np.broadcast_to(np.float32(0), shapes[value])  # only its shape is asked for
+            return _of_shape(self.shape_of(value, shapes) or ())  # nothing else is asked for
 
         proto = onnx.NodeProto()
         proto.op_type, proto.domain = node.proto.op_type, _domain(node.proto.domain)
@@ -377,8 +403,9 @@ class Graph:
             [proto], "node", [_described(name, values) for name, values in feeds.items()],
             [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name],
         )  # fmt: skip
+        calls = self._calls(dict(_bodies(node.attributes)).values())
         model = onnx.helper.make_model(
-            graph, functions=list(self._model.functions) if dict(_bodies(node.attributes)) else [],
+            graph, functions=list(self._model.functions) if calls else [],
             opset_imports=[
                 onnx.helper.make_opsetid(domain, version if domain else max(version, _FIRST.get(node.kind, 1)))
                 for domain, version in node.opsets.items()
@@ -387,9 +414,17 @@ class Graph:
         found = iter(ReferenceEvaluator(model).run(None, feeds))
         return [np.asarray(next(found)) if name else np.empty(0) for name in proto.output]
 
+    def _calls(self, bodies: Iterable[Any]) -> bool:
+        """Whether a node in these bodies calls a function of the model."""
+        return any(
+            _key(node.domain, node.op_type, node) in self._functions
+            or self._calls(dict(_bodies({each.name: each for each in node.attribute})).values())
+            for body in bodies for node in body.node
+        )  # fmt: skip
+
     # --- shapes -------------------------------------------------------------------------------------------------------
 
-    def _inferred(self, sizes: Sequence[int], others: int) -> dict[Value, Shape]:
+    def _inferred(self, sizes: Sequence[int], others: int) -> Shapes:
         """Shapes as ONNX infers them. sizes: of free axes in their order; others: of those beyond, from here on.
 
         What is inferred is an outline: all nodes side by side, without those that have bodies, and of large arrays the
@@ -448,7 +483,7 @@ class Graph:
             graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         except Exception:  # what cannot be inferred is not known
             return {}
-        found = {}
+        found: Shapes = {}
         for each in (*graph.input, *graph.value_info):
             axes = each.type.tensor_type.shape.dim
             if each.type.tensor_type.HasField("shape") and all(axis.HasField("dim_value") for axis in axes):
@@ -489,6 +524,11 @@ def _dense(stored: Any) -> Array:
     else:
         dense[tuple(indices.T)] = values
     return dense
+
+
+def _of_shape(shape: Shape) -> Array:
+    """Zeros of a shape that take no memory."""
+    return np.broadcast_to(np.float32(0), shape)
 
 
 def _described(name: str, values: Array) -> Any:
@@ -597,7 +637,7 @@ def _without(protos: Sequence[Any], left_out: set[str]) -> list[Any]:
     return copies
 
 
-def _draws(kind: str, bodies: Any) -> bool:
+def _draws(kind: str, bodies: Iterable[Any]) -> bool:
     """Whether an operator, or one in its bodies, draws random numbers."""
     return kind in _CHANCE or any(
         _draws(node.op_type, dict(_bodies({each.name: each for each in node.attribute})).values())

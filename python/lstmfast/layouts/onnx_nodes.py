@@ -9,7 +9,7 @@ is imported when a function is called.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,13 +17,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from lstmfast._checks import Array
-from lstmfast.layouts.onnx_graph import Graph, Node, Shape, Value
+from lstmfast.layouts.onnx_graph import Graph, Node, Shape, Shapes, Value
 
 _WEIGHTS = {"W": 1, "R": 2, "B": 3, "P": 7}  # where the operator takes them
 _LENGTHS, _STATES = 4, {"initial_h": 5, "initial_c": 6}
 _AXES = {"W": 3, "R": 3, "B": 2, "P": 2}
 _DEFAULT_ACTIVATIONS = ("sigmoid", "tanh", "tanh")  # ONNX does not mind their case
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+_WORDS = {"states": "initial states", "lengths": "lengths of its rows"}
+_NOT_GIVEN = {"held": "the file holds", "computed": "the graph computes or turns round"}
 _ROWS = 3  # of a state whose batch is not known
 _EXACT = 2**24  # whole numbers below are exact in float32
 _NO_CLIP = float(np.finfo(np.float32).max)
@@ -79,14 +81,13 @@ class LSTMNode:
             raise ValueError(f"LSTM node {self.name} has no forward direction, which every LSTM here has")
         if not weights_only:
             for what, origin, instead in (
-                ("initial states", self.states, "an LSTM here starts from zeros unless a call gives `state`"),
-                ("lengths of its rows", self.lengths, "an LSTM here runs to the end unless a call gives `lengths`"),
+                ("states", self.states, "starts from zeros unless a call gives `state`"),
+                ("lengths", self.lengths, "runs all rows to their end unless a call gives `lengths`"),
             ):
-                if origin in ("held", "computed"):
-                    maker = "the file holds" if origin == "held" else "the graph computes"
+                if origin in _NOT_GIVEN:
                     raise ValueError(
-                        f"LSTM node {self.name} has {what} that {maker}, and {instead}: "
-                        "lstmfast.onnx.load(..., weights_only=True) reads it without them"
+                        f"LSTM node {self.name} has {_WORDS[what]} that {_NOT_GIVEN[origin]}, and an LSTM here "
+                        f"{instead}: lstmfast.onnx.load(..., weights_only=True) reads it without them"
                     )
 
     @property
@@ -113,10 +114,11 @@ class LSTMNode:
         ]  # fmt: skip
         if self.batch_first:
             words.append(f"LSTM node {self.name} has layout=1: a layer of it needs batch_first=True.")
-        for what, origin in (("Initial states", self.states), ("Lengths of the rows", self.lengths)):
-            if origin in ("held", "computed"):
-                maker = "the file holds" if origin == "held" else "the graph computes"
-                words.append(f"{what} of LSTM node {self.name}, which {maker}, are not among its weights.")
+        for what, origin in (("states", self.states), ("lengths", self.lengths)):
+            if origin in _NOT_GIVEN:
+                words.append(
+                    f"LSTM node {self.name} has {_WORDS[what]} that {_NOT_GIVEN[origin]}, which are no weights."
+                )
         return tuple(words)
 
     def can_go_on(self, stack: Sequence[LSTMNode]) -> bool:
@@ -320,12 +322,14 @@ def _lengths(node: LSTMNode) -> Origin:
         return "given" if _are_inputs(node.graph, [lengths], (_ROWS,)) else "computed"
     if lengths.origin == "computed":
         return "computed"
-    known = [shapes for k in node.graph.choices if x in (shapes := node.graph.shapes(k))]
-    time = 1 if node.batch_first else 0
-    try:
-        whole = [(node.graph.evaluate(lengths, shapes=shapes) == shapes[x][time]).all() for shapes in known if x]
-    except Exception:  # what cannot be worked out is not proved
-        return "held"
+    whole = []
+    for shapes in map(node.graph.shapes, node.graph.choices):
+        try:
+            axes = None if x is None else node.graph.shape_of(x, shapes)
+            if axes is not None:
+                whole.append((node.graph.evaluate(lengths, shapes=shapes) == axes[1 if node.batch_first else 0]).all())
+        except Exception:  # what cannot be worked out is not proved
+            return "held"
     return "none" if whole and all(whole) else "held"
 
 
@@ -340,10 +344,10 @@ def _are_inputs(graph: Graph, values: Sequence[Value], shape: Shape, batch_first
         return False
     for k in range(2):
         known = graph.shapes(k)
-        shapes = {each: known.get(each, shape if each in values else None) for each in sources}
         numbers: dict[Value, Array] = {}
-        count = 0
-        for source, axes in shapes.items():
+        count = 1
+        for source in sources:
+            axes = graph.shape_of(source, known) or (shape if source in values else None)
             if axes is None:
                 return False
             numbers[source] = count + np.arange(math.prod(axes), dtype=_number_type(source)).reshape(axes)
@@ -359,7 +363,7 @@ def _are_inputs(graph: Graph, values: Sequence[Value], shape: Shape, batch_first
         flat = np.concatenate([part.ravel() for part in parts])
         whole = (sum(len(part) for part in parts), *parts[0].shape[1:])
         for array in numbers.values():
-            taken = flat[(flat >= array.min(initial=0)) & (flat <= array.max(initial=0))]
+            taken = flat[(flat >= array.min(initial=count)) & (flat <= array.max(initial=0))]
             if (np.diff(taken) <= 0).any() or array.shape == whole and not np.array_equal(flat, array.ravel()):
                 return False
     return True
@@ -390,10 +394,9 @@ def _reads_as_it_is(upper: LSTMNode, lower: LSTMNode) -> bool:
     carriers = graph.carriers(x)
     if not _is_read_alone(upper.node, carriers, y):
         return False
-    own: list[tuple[Shape, Mapping[Value, Shape]]] = [
-        (inferred[y], inferred) for k in graph.choices if (inferred := graph.shapes(k)).get(y)
-    ]
-    runs: list[tuple[Shape, Mapping[Value, Shape]]] = [
+    inferred = [(graph.shape_of(y, known), known) for known in map(graph.shapes, graph.choices)]
+    own = [(shape, known) for shape, known in inferred if shape is not None and 0 not in shape]
+    runs: list[tuple[Shape, Shapes]] = [
         (_output_shape(lower, *sizes), {}) for sizes in _sizes({size for shape, _ in own for size in shape})
     ]
     rng = np.random.default_rng(0)
@@ -401,7 +404,7 @@ def _reads_as_it_is(upper: LSTMNode, lower: LSTMNode) -> bool:
     for shape, known in runs + own:
         outputs = rng.standard_normal(shape).astype(lower.arrays["R"].dtype)
         wanted = _side_by_side(outputs, lower.batch_first)
-        shapes: dict[Value, Shape] = dict(known)
+        shapes = dict(known)
         if (below := lower.node.input(0)) is not None:
             shapes[below] = (*wanted.shape[:2], lower.arrays["W"].shape[2])
         try:
