@@ -309,8 +309,13 @@ def test_outputs_that_are_read_elsewhere_end_a_stack(read: str, by: str, rng: np
 
 
 def test_final_states_and_shapes_may_be_read_elsewhere(rng: np.random.Generator) -> None:
-    between = [node("Squeeze", ["low_y", "one"], "between"), node("Shape", ["low_y"], "s")]
-    model = two_nodes(rng, [*between, node("Cast", ["s"], "sizes", to=1)], outputs=["low_h", "low_c", "sizes"])
+    between = [
+        node("Squeeze", ["low_y", "one"], "between"),
+        node("Transpose", ["between"], "turned", perm=[1, 0, 2]),
+        node("Shape", ["turned"], "s"),
+        node("Cast", ["s"], "sizes", to=TensorProto.FLOAT),
+    ]
+    model = two_nodes(rng, between, outputs=["low_h", "low_c", "sizes"])
     assert lstmfast.onnx.load(model).num_layers == 2
 
 

@@ -229,7 +229,7 @@ def _unique(names: Sequence[str]) -> Iterator[str]:
 
 def _read(graph: Graph, node: Node, name: str) -> LSTMNode:
     settings = {key: _setting(each) for key, each in node.attributes.items()}
-    direction, clip = settings.get("direction", "forward"), settings.get("clip")
+    direction, clip = str(settings.get("direction", "forward")), settings.get("clip")
     values = {letter: value for letter, place in _WEIGHTS.items() if (value := node.input(place)) is not None}
     arrays, trouble = {}, ""
     for letter, value in values.items():
@@ -240,7 +240,7 @@ def _read(graph: Graph, node: Node, name: str) -> LSTMNode:
     trouble = trouble or _misfit(name, arrays, direction, settings.get("hidden_size"))
     found = LSTMNode(
         name, arrays, {letter: value.name for letter, value in values.items()}, direction,
-        tuple(each.lower() for each in settings.get("activations", ())), clip, bool(settings.get("input_forget", 0)),
+        tuple(str(each).lower() for each in settings.get("activations", ())), clip, bool(settings.get("input_forget", 0)),
         bool(settings.get("layout", 0)), trouble, "none", "none", None, graph, node,
     )  # fmt: skip
     if trouble:
@@ -391,9 +391,9 @@ def _reads_as_it_is(upper: LSTMNode, lower: LSTMNode) -> bool:
         return False
     if upper.batch_first != lower.batch_first or upper.arrays["W"].shape[2] != lower.width:
         return False
-    carriers = graph.carriers(x)
-    if not _is_read_alone(upper.node, carriers, y):
+    if not _is_read_alone(upper.node, y):
         return False
+    carriers = graph.carriers(x)
     inferred = [(graph.shape_of(y, known), known) for known in map(graph.shapes, graph.choices)]
     own = [(shape, known) for shape, known in inferred if shape is not None and 0 not in shape]
     runs: list[tuple[Shape, Shapes]] = [
@@ -444,14 +444,25 @@ def _side_by_side(outputs: Array, batch_first: bool) -> Array:
     return outputs.reshape(*outputs.shape[:2], -1)
 
 
-def _is_read_alone(upper: Node, carriers: Sequence[Node], y: Value) -> bool:
-    """Whether outputs reach one node, as its input, and nothing else but questions for their shape."""
-    values = [y, *(value for node in carriers for value in node.outputs if value is not None and value.sources)]
-    readers = [reader for value in values for reader in value.readers]
-    return not any(value in upper.inputs[1:] for value in values) and all(
-        reader is not None and (reader is upper or reader in carriers or reader.kind in ("Shape", "Size"))
-        for reader in readers
-    )
+def _is_read_alone(upper: Node, y: Value) -> bool:
+    """Whether outputs, moved or not, reach one node, as its input, and nothing else but questions for their shape."""
+    seen: set[Value] = set()
+    waiting = [y]
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        for reader in value.readers:
+            if reader is None:
+                return False
+            if reader.kind in ("Shape", "Size") or reader is upper and value not in upper.inputs[1:]:
+                continue
+            moved = [each for each in reader.outputs if each is not None and y in each.sources]
+            if not moved:
+                return False
+            waiting += moved
+    return True
 
 
 def _fixed_cuts(graph: Graph, carriers: Sequence[Node]) -> Iterator[tuple[Node, int]]:
