@@ -240,8 +240,9 @@ def _read(graph: Graph, node: Node, name: str) -> LSTMNode:
     trouble = trouble or _misfit(name, arrays, direction, settings.get("hidden_size"))
     found = LSTMNode(
         name, arrays, {letter: value.name for letter, value in values.items()}, direction,
-        tuple(str(each).lower() for each in settings.get("activations", ())), clip, bool(settings.get("input_forget", 0)),
-        bool(settings.get("layout", 0)), trouble, "none", "none", None, graph, node,
+        tuple(str(each).lower() for each in settings.get("activations", ())), clip,
+        bool(settings.get("input_forget", 0)), bool(settings.get("layout", 0)), trouble, "none", "none", None, graph,
+        node,
     )  # fmt: skip
     if trouble:
         return found
