@@ -663,6 +663,14 @@ def test_a_refusal_of_one_lstm_does_not_keep_from_reading_another(rng: np.random
         lstmfast.onnx.read_weights(model)
 
 
+def test_a_stack_of_which_one_node_has_no_bias_is_inspected(rng: np.random.Generator, tmp_path: Path) -> None:
+    nodes = [lstm("low"), node("Squeeze", ["low_y", "one"], "b"), lstm("high", "b", "2")]
+    nodes[2].input[3] = ""
+    onnx.save(model_of(nodes, weights(rng) | weights(rng, "2", HIDDEN_SIZE) | AXES, ["high_y"]), tmp_path / "w.onnx")
+    [found] = lf.inspect(tmp_path / "w.onnx").lstms
+    assert found.num_layers == 2
+
+
 # --- exporters --------------------------------------------------------------------------------------------------------
 
 

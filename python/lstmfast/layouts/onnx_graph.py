@@ -285,7 +285,7 @@ class Graph:
     def _add_call(self, proto: Any, key: Any, scope: _Scope, path: str) -> None:
         """The nodes of a function where it is called: its inputs and outputs are the caller's values."""
         if key in scope.calls:
-            raise ValueError(f"the function {proto.op_type} calls itself")
+            raise ValueError(f"model must have no function that calls itself, got {proto.op_type}")
         function = self._functions[key]
         defaults = {each.name: each for each in function.attribute_proto}
         inside = _Scope(
@@ -604,6 +604,8 @@ def _in_order(protos: Sequence[Any]) -> Iterator[tuple[int, Any]]:
 
 def _settings(attributes: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of a node, with those of the function's call in the place of references to them."""
+    if not given:
+        return {each.name: each for each in attributes if not each.ref_attr_name}
     found = {}
     for each in attributes:
         if each.ref_attr_name and each.ref_attr_name not in given:

@@ -30,7 +30,8 @@ _ROWS = 3  # of a state whose batch is not known
 _EXACT = 2**24  # whole numbers below are exact in float32
 _NO_CLIP = float(np.finfo(np.float32).max)
 _TO_THE_END = 2**31 - 1  # from here on exporters mean "to the end" by the end of a slice
-_PRIMES = (23, 29, 31, 37, 41, 43, 47)
+_NARROW = ("float16", "bfloat16")
+_PRIMES = (23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
 
 # Where states or lengths of a node are from. "none": it starts from zeros, or runs to the end. "given": inputs of the
 # graph, as they are. "held": the file. "computed": anything else in the graph.
@@ -110,7 +111,7 @@ class LSTMNode:
         """What is to be known of it besides its weights, in sentences."""
         words = [
             f"{self.values[letter]} is {array.dtype} in the file and was widened to float32, which is exact."
-            for letter, array in self.arrays.items() if array.dtype.itemsize == 2
+            for letter, array in self.arrays.items() if array.dtype.name in _NARROW
         ]  # fmt: skip
         if self.batch_first:
             words.append(f"LSTM node {self.name} has layout=1: a layer of it needs batch_first=True.")
@@ -210,7 +211,7 @@ def stack_arrays(stack: list[LSTMNode]) -> dict[str, Array]:
 
 
 def _widened(values: Array) -> Array:
-    return values.astype(np.float32) if values.dtype.itemsize == 2 else values
+    return values.astype(np.float32) if values.dtype.name in _NARROW else values
 
 
 # --- one node ---------------------------------------------------------------------------------------------------------
@@ -428,7 +429,7 @@ def _reads_as_it_is(upper: LSTMNode, lower: LSTMNode) -> bool:
 
 def _sizes(known: set[int]) -> list[tuple[int, int]]:
     """Time steps and rows to try: primes, so that what was written for the known sizes does not run by chance."""
-    a, b, c = [prime for prime in _PRIMES if all(size % prime for size in known)][:3]
+    a, b, c, *_ = [prime for prime in _PRIMES if all(size % prime for size in known)] + 3 * [1]
     return [(a, b), (b, c), (a, 1), (1, b)]
 
 
