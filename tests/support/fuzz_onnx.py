@@ -47,6 +47,7 @@ class Layer:
     """What was asked of one node: its tensors by name, its sizes, and whether it has anything odd.
 
     user: of initial_h, initial_c and lengths, the graph's input that a caller would take it from; None if it is none.
+    must_join: it reads the node before it as it is, and both are plain. read_elsewhere: its outputs are.
     """
 
     x: str
@@ -59,6 +60,7 @@ class Layer:
     odd: str = ""
     user: dict[str, str | None] = field(default_factory=dict)
     must_join: bool = False
+    read_elsewhere: bool = False
 
 
 class Builder:
@@ -433,6 +435,7 @@ def joined_wrongly(b: Builder, layer: Layer) -> str:
         return str(b.node("Concat", x, x if b.chance(0.5) else b.node("Neg", x), axis=-1))
     if way == "residual":
         return str(b.node("Add", x, b.node("Sigmoid", x)))
+    layer.read_elsewhere = True
     if way == "an output":
         b.outputs.append(b.pick([x, y]))
     elif way == "read twice":
@@ -816,6 +819,8 @@ def check(b: Builder, counts: Counter[str]) -> None:
         outputs = [node.node.proto.output for node in stack]
         layers = [by_output[each[0] or each[1].removesuffix("_h")] for each in outputs]
         counts["joined"] += len(layers) - 1
+        if any(layer.read_elsewhere for layer in layers[:-1]):
+            raise Failure(f"{stack[0].name} was joined, though the outputs of a layer are read elsewhere")
         hold(b, made.model, stack[0].name, layers, truth, counts)
         if layers[0].must_join and "scan" not in b.words[-1] and "loop" not in b.words[-1]:
             raise Failure(f"{stack[0].name} stands alone, though it goes on a stack")
