@@ -244,6 +244,9 @@ def test_a_shape_that_was_fixed_by_the_exporter_joins_what_the_graph_itself_fixe
     assert lstmfast.onnx.load(two_nodes(rng, between, stored, x=(TIME_STEPS, 1, INPUT_SIZE))).num_layers == 2
     free = two_nodes(rng, between, stored, x=("time", 1, INPUT_SIZE))
     assert list(lstmfast.onnx.read_weights(free)) == ["low", "high"]
+    rows = {"shape": np.array([-1, 1, HIDDEN_SIZE])}
+    assert lstmfast.onnx.load(two_nodes(rng, between, rows, x=("time", 1, INPUT_SIZE))).num_layers == 2
+    assert len(lstmfast.onnx.read_weights(two_nodes(rng, between, rows))) == 2
 
 
 def after_squeeze(*nodes: Any) -> list[Any]:

@@ -27,10 +27,10 @@ _MOVERS: dict[str, tuple[int, ...] | None] = {
     "Identity": (0,), "Reshape": (0,), "Slice": (0,), "Split": (0,), "Squeeze": (0,), "Tile": (0,), "Transpose": (0,),
     "Unsqueeze": (0,),
 }  # fmt: skip
-# What exporters compute shapes by. Comparisons, minima and maxima are left out: what they give at a few sizes says
-# nothing of others.
+# What exporters compute shapes by. Comparisons, minima, maxima and divisions are left out: what they give at a few
+# sizes says nothing of others.
 _OF_SHAPES = {
-    "Add", "Cast", "CastLike", "Concat", "ConstantOfShape", "Div", "Expand", "Flatten", "Gather", "Identity", "Mul",
+    "Add", "Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Mul",
     "Neg", "Range", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose",
     "Unsqueeze",
 }  # fmt: skip

@@ -402,8 +402,9 @@ def _reads_as_it_is(upper: LSTMNode, lower: LSTMNode) -> bool:
         (_output_shape(lower, *sizes), {}) for sizes in _sizes({size for shape, _ in own for size in shape})
     ]
     rng = np.random.default_rng(0)
-    fitting, cut = [], dict[tuple[Node, int], set[int]]()
-    for shape, known in runs + own:
+    fitting, cut = set[tuple[int, ...]](), dict[tuple[Node, int], set[int]]()
+    own_fitting = 0
+    for k, (shape, known) in enumerate(own + runs):
         outputs = rng.standard_normal(shape).astype(lower.arrays["R"].dtype)
         wanted = _side_by_side(outputs, lower.batch_first)
         shapes = dict(known)
@@ -417,14 +418,17 @@ def _reads_as_it_is(upper: LSTMNode, lower: LSTMNode) -> bool:
                 cut.setdefault((node, axis), set()).add(size)
         except Exception:  # the graph does not run in this size, or it cannot be worked out: nothing is proved
             continue
-        if got.ndim == wanted.ndim and got.shape[-1] == wanted.shape[-1]:
-            if got.dtype != outputs.dtype or not np.array_equal(got, wanted):
-                return False
-            fitting.append(wanted.shape[:2])
+        if got.ndim != wanted.ndim or got.shape[-1] != wanted.shape[-1]:
+            continue  # nor does the upper node run
+        if got.dtype == outputs.dtype and np.array_equal(got, wanted):
+            fitting.add(wanted.shape[:2])
+            own_fitting = len(fitting) if k < len(own) else own_fitting
+        elif k < len(own) or own_fitting < 2:  # what fits in all sizes of the graph need not in others
+            return False
     if cut and not all(len({sizes[axis] for sizes in fitting}) > 1 for axis in (0, 1)):
         return False
     one_size = len(own) == len(graph.choices) and len({shape for shape, _ in own}) == 1
-    return all(len(sizes) == 1 for sizes in cut.values()) and len(set(fitting)) >= (1 if one_size else 2)
+    return all(len(sizes) == 1 for sizes in cut.values()) and len(fitting) >= (1 if one_size else 2)
 
 
 def _sizes(known: set[int]) -> list[tuple[int, int]]:
