@@ -23,6 +23,8 @@ _WEIGHTS = {"W": 1, "R": 2, "B": 3, "P": 7}  # where the operator takes them
 _LENGTHS, _STATES = 4, {"initial_h": 5, "initial_c": 6}
 _AXES = {"W": 3, "R": 3, "B": 2, "P": 2}
 _DEFAULT_ACTIVATIONS = ("sigmoid", "tanh", "tanh")  # ONNX does not mind their case
+# Types of the attributes that are read, as `onnx.AttributeProto` numbers them: a float, an integer, words.
+_TYPES = {"clip": 1, "hidden_size": 2, "input_forget": 2, "layout": 2, "direction": 3, "activations": 8}
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 _WORDS = {"states": "initial states", "lengths": "lengths of its rows"}
 _NOT_GIVEN = {"held": "the file holds", "computed": "the graph computes or turns round"}
@@ -229,10 +231,13 @@ def _unique(names: Sequence[str]) -> Iterator[str]:
 
 
 def _read(graph: Graph, node: Node, name: str) -> LSTMNode:
-    settings = {key: _setting(each) for key, each in node.attributes.items()}
-    direction, clip = str(settings.get("direction", "forward")), settings.get("clip")
+    settings = {key: _setting(each) for key, each in node.attributes.items() if _TYPES.get(key) == each.type}
+    direction, clip = settings.get("direction", "forward"), settings.get("clip")
     values = {letter: value for letter, place in _WEIGHTS.items() if (value := node.input(place)) is not None}
     arrays, trouble = {}, ""
+    for key, each in node.attributes.items():
+        if key in _TYPES and each.type != _TYPES[key]:
+            trouble = f"{key} of LSTM node {name} must be of the attribute type {_TYPES[key]}, got {each.type}"
     for letter, value in values.items():
         try:
             arrays[letter] = graph.constant(value, f"{letter} of LSTM node {name}")
@@ -241,7 +246,7 @@ def _read(graph: Graph, node: Node, name: str) -> LSTMNode:
     trouble = trouble or _misfit(name, arrays, direction, settings.get("hidden_size"))
     found = LSTMNode(
         name, arrays, {letter: value.name for letter, value in values.items()}, direction,
-        tuple(str(each).lower() for each in settings.get("activations", ())), clip,
+        tuple(each.lower() for each in settings.get("activations", ())), clip,
         bool(settings.get("input_forget", 0)), bool(settings.get("layout", 0)), trouble, "none", "none", None, graph,
         node,
     )  # fmt: skip
