@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-import lstmfast.onnx
-import tolerances
-from lstmfast.layouts import onnx_nodes
-from lstmfast.layouts.onnx_graph import Graph
+sys.path.append(str(Path(__file__).parent.parent))  # where `tolerances` is, for the script
+
+import lstmfast.onnx  # noqa: E402
+import tolerances  # noqa: E402
+from lstmfast.layouts import onnx_nodes  # noqa: E402
+from lstmfast.layouts.onnx_graph import Graph  # noqa: E402
 
 Array = npt.NDArray[Any]
 
@@ -923,9 +926,10 @@ def try_one(seed: int, number: int, counts: Counter[str]) -> None:
     except NotRunnable as error:
         counts["not runnable"] += 1
         counts[f"  {error}"] += 1
-    except Failure as error:
+    except Exception as error:
+        words = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
         raise Failure(
-            f"{error}\nagain: python tests/support/fuzz_onnx.py --seed {seed} --first {number} --graphs 1\n"
+            f"{words}\nagain: python tests/support/fuzz_onnx.py --seed {seed} --first {number} --graphs 1\n"
             f"graph: {'; '.join(b.words) if b else ''}\n{text_of(b) if b else ''}"
         ) from error
 
