@@ -8,6 +8,7 @@ package `onnx`, an extra, is imported when a model is laid flat.
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ _CHANCE = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "Rand
 # Operators that the reference evaluator begins with at this version, and that mean the same before it.
 _FIRST = {"DequantizeLinear": 19}
 _BROADCASTING = {"Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "PRelu", "Sub", "Xor"}
-_LARGE = 4096  # bytes; no stored array above this is a shape
+_LARGE = 1024  # no stored array of so many elements is a shape
 # Sizes of the free axes of a graph's inputs, in their order: all different, none of them one; small, and large enough
 # for strides and windows.
 _SIZES = ((3, 2, 5, 7, 4, 6), (2, 5, 3, 4, 7, 9), (32, 6, 48, 16, 24, 40), (48, 4, 32, 64, 80, 16))
@@ -508,7 +509,7 @@ def array_of(stored: Any) -> Array:
 
 def _is_small(stored: Any) -> bool:
     """Whether an array may say shapes."""
-    return stored.ByteSize() < _LARGE and not stored.external_data
+    return math.prod(stored.dims) < _LARGE and not stored.external_data
 
 
 def _kind_and_shape(stored: Any) -> tuple[int, list[int]]:
