@@ -225,7 +225,7 @@ def test_shapes_that_do_not_fit_are_refused_with_the_node_named(rng: np.random.G
 
 
 def test_other_graphs_and_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="path must have an LSTM node in its main graph, got nodes of the kinds Relu"):
+    with pytest.raises(ValueError, match="path must have an LSTM node in its graph, got nodes of the kinds Relu"):
         lstmfast.onnx.load(graph_of(helper.make_node("Relu", ["x"], ["y"])))
     (tmp_path / "text.onnx").write_text("not a model at all")
     with pytest.raises(ValueError, match="text.onnx is no ONNX model that can be used"):

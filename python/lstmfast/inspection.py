@@ -214,7 +214,8 @@ def _inspection(
         said += weights.assumptions
         if lstm.arrays.forget_bias:
             said.append(f"Forget bias {lstm.arrays.forget_bias:g} is added at run time and is no variable.")
-        roles |= {lstm.names[name]: (variable, sizes) for name, variable, sizes in parts}
+        named = [part for part in parts if part[0] in lstm.names]  # a bias of zeros may stand for one that is not there
+        roles |= {lstm.names[name]: (variable, sizes) for name, variable, sizes in named}
         infos.append(_info(lstm, weights))
         present = tuple(dict.fromkeys(variable for _, variable, _ in parts))
         general += [line for line in _in_words(layout, present) if line not in general]

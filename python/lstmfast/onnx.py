@@ -23,6 +23,7 @@ from lstmfast._checks import Array
 from lstmfast.data import Vocabulary
 from lstmfast.layers import LSTM
 from lstmfast.layouts import LSTMWeights, from_arrays, onnx_nodes, to_arrays
+from lstmfast.layouts.onnx_graph import Graph
 from lstmfast.models import CharLM, SequenceClassifier
 from lstmfast.run_folder import load_model
 
@@ -82,46 +83,68 @@ def to_model_proto(
     return graph.finish(type(model).__name__, opset, vocabulary)
 
 
-def read_weights(path: str | os.PathLike[str] | onnx.ModelProto) -> dict[str, LSTMWeights]:
-    """Return the weights of every LSTM in a graph, by the name of its first node.
+def read_weights(
+    path: str | os.PathLike[str] | onnx.ModelProto, *, weights_only: bool = False
+) -> dict[str, LSTMWeights]:
+    """Return the weights of every LSTM in a model, by the name of its first node.
 
-    path: a file, of any exporter, or a loaded model. Nodes of which one reads nothing but the other's outputs, and that
-    are alike, are the layers of one LSTM. Weights may be stored or be made by the graph of what is stored. Initial
-    states, and what else the graph does, are not read. Only the main graph is looked through, not bodies of loops.
-    Raises ValueError naming the node if weights depend on an input, if activations are not sigmoid, tanh, tanh, if
-    `clip` is set or the direction is reverse alone; if there is no LSTM node; if the file is no ONNX model; OSError if
-    it cannot be read; TypeError for weights of other types than float32 and float64.
+    path: a file, of any exporter, or a loaded model. Nodes are looked for in the graph, in bodies of If, Loop and Scan
+    and in functions; names there stand behind a path, and a node without a name is called as its first output. Nodes
+    are the layers of one LSTM where the graph proves that each reads the outputs of the one below as they are, and
+    nothing else does. Weights may be stored or be made by the graph of what is stored; those of 16 bits are widened to
+    float32. weights_only: read nodes whose initial states or lengths the graph stores or computes without them; the
+    caller gives them. What is to be known besides the weights is in their `assumptions`.
+    Raises ValueError naming the node for what no LSTM here computes (weights that depend on an input; activations but
+    sigmoid, tanh, tanh; `clip`; a reverse direction alone; such states and lengths), for sizes that do not fit, if
+    there is no LSTM node, and if the file is no ONNX model; OSError if it cannot be read; TypeError for weights of
+    other types than float16, bfloat16, float32 and float64.
     """
-    model = path if isinstance(path, onnx.ModelProto) else onnx_nodes.read_model(Path(path))
-    nodes = onnx_nodes.lstm_nodes(model)
-    if not nodes:
-        kinds = ", ".join(sorted({node.op_type for node in model.graph.node})) or "none"
-        raise ValueError(f"path must have an LSTM node in its main graph, got nodes of the kinds {kinds}")
-    found = {}
-    for stack in onnx_nodes.stacks(nodes):
-        for node in stack:
-            node.refuse_what_differs()
-        try:
-            weights = from_arrays(onnx_nodes.stack_arrays(stack), "onnx")
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"LSTM node {stack[0].name}: {error}") from error
-        found[stack[0].name] = replace(weights, coupled_gates=stack[0].input_forget)
-    return found
+    return {name: _weights(stack, weights_only) for name, stack in _stacks(path).items()}
 
 
-def load(path: str | os.PathLike[str] | onnx.ModelProto, *, name: str | None = None, **options: Any) -> LSTM:
-    """Return the LSTM in a graph as a layer. path and errors as of `read_weights`.
+def load(
+    path: str | os.PathLike[str] | onnx.ModelProto,
+    *,
+    name: str | None = None,
+    weights_only: bool = False,
+    **options: Any,
+) -> LSTM:
+    """Return the LSTM in a model as a layer. path, weights_only and errors as of `read_weights`, of this LSTM alone.
 
-    name: of its first node, where there are several. options: batch_first, dropout, rng of `LSTM`. A second bias that
-    is the same number in the forget gate and zero elsewhere, as `export` writes it, becomes forget_bias; any other is
-    added to the first, and forget_bias is 0. Raises ValueError listing the names where `name` must choose.
+    name: of its first node, where there are several. options: batch_first, dropout, rng of `LSTM`; batch_first is True
+    for nodes with layout=1 if it is not given. x is what the first node reads, h what the last one puts out. A second
+    bias that is the same number in the forget gate and zero elsewhere, as `export` writes it, becomes forget_bias; any
+    other is added to the first, and forget_bias is 0. Raises ValueError listing the names where `name` must choose.
     """
-    found = read_weights(path)
+    found = _stacks(path)
     if name is None and len(found) > 1:
         raise ValueError(f"name must choose one of the LSTMs in the graph: {', '.join(found)}")
     if name is not None and name not in found:
         raise ValueError(f"name must be one of the LSTMs in the graph: {', '.join(found)}, got {name!r}")
-    return found[next(iter(found)) if name is None else name].to_layer(**options)
+    stack = found[next(iter(found)) if name is None else name]
+    return _weights(stack, weights_only).to_layer(**{"batch_first": stack[0].batch_first, **options})
+
+
+def _stacks(path: str | os.PathLike[str] | onnx.ModelProto) -> dict[str, list[onnx_nodes.LSTMNode]]:
+    """The nodes of every LSTM in a model, by the name of its first one. Raises ValueError if there is none."""
+    model = path if isinstance(path, onnx.ModelProto) else onnx_nodes.read_model(Path(path))
+    graph = Graph(model)
+    nodes = onnx_nodes.lstm_nodes(graph)
+    if not nodes:
+        kinds = ", ".join(sorted({node.kind for node in graph.nodes})) or "none"
+        raise ValueError(f"path must have an LSTM node in its graph, got nodes of the kinds {kinds}")
+    return {stack[0].name: stack for stack in onnx_nodes.stacks(nodes)}
+
+
+def _weights(stack: list[onnx_nodes.LSTMNode], weights_only: bool) -> LSTMWeights:
+    for node in stack:
+        node.refuse_what_differs(weights_only=weights_only)
+    try:
+        weights = from_arrays(onnx_nodes.stack_arrays(stack), "onnx")
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"LSTM node {stack[0].name}: {error}") from error
+    notes = tuple(note for node in stack for note in node.notes)
+    return replace(weights, coupled_gates=stack[0].input_forget, assumptions=(*weights.assumptions, *notes))
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from lstmfast._checks import Array
 from lstmfast.layouts import onnx_nodes, pickles, tensor_bundle
 from lstmfast.layouts.converters import LayoutArrays
 from lstmfast.layouts.finder import FoundLSTM
+from lstmfast.layouts.onnx_graph import Graph
 from lstmfast.layouts.tensor_bundle import widened_bfloat16
 
 
@@ -497,7 +498,7 @@ def read_onnx(path: Path) -> File:
     model = onnx_nodes.read_model(path)
     try:
         arrays = {each.name: np.asarray(onnx.numpy_helper.to_array(each)) for each in model.graph.initializer}
-        nodes = onnx_nodes.lstm_nodes(model)
+        nodes = onnx_nodes.lstm_nodes(Graph(model))
     except _DAMAGED as error:
         raise ValueError(f"{path} is no ONNX model that can be used: {_reason(error)}") from error
     lstms = []
@@ -506,10 +507,11 @@ def read_onnx(path: Path) -> File:
         for k, node in enumerate(stack):
             scope = f"layer{k}." if len(stack) > 1 else ""
             names |= {f"{scope}{letter}": value for letter, value in node.values.items()}
-            arrays |= {value: node.arrays[letter] for letter, value in node.values.items()}
+            arrays |= {value: node.arrays[letter] for letter, value in node.values.items() if letter in node.arrays}
         lstms.append(
             FoundLSTM(
                 stack[0].name, LayoutArrays(onnx_nodes.stack_arrays(stack), "onnx"), names,
+                notes=tuple(note for node in stack for note in node.notes),
                 differs=tuple(_onnx_difference(node) for node in stack if _onnx_difference(node)),
                 coupled_gates=stack[0].input_forget,
             )

@@ -1,34 +1,52 @@
-"""LSTM nodes of an ONNX graph: the weights they were given, what they are set to, and which one feeds which.
+"""LSTM nodes of an ONNX model: the weights they were given, what they are set to, and which of them are one stack.
 
-Weights may be stored or be made by the graph of what is stored, as exporters do it (slices, concatenations,
-transposes); those are worked out. Refuses to run anything that depends on an input. The package `onnx`, an extra, is
-imported when a function is called.
+Nodes are looked for in the graph, in bodies of If, Loop and Scan, and in functions. Two are joined only where the graph
+proves that the upper one reads the outputs of the lower one as they are, and that nothing else does. Refuses, by name,
+nodes that compute what no LSTM here does. How values are worked out is in `onnx_graph`. The package `onnx`, an extra,
+is imported when a function is called.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from lstmfast._checks import Array
+from lstmfast.layouts.onnx_graph import Graph, Node, Shape, Shapes, Value
 
-# What may stand between two layers without changing a number: shapes are moved, and dropout is off.
-_MOVES = {"Squeeze", "Unsqueeze", "Transpose", "Reshape", "Flatten", "Identity", "Dropout"}
 _WEIGHTS = {"W": 1, "R": 2, "B": 3, "P": 7}  # where the operator takes them
-_CHANCE = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+_LENGTHS, _STATES = 4, {"initial_h": 5, "initial_c": 6}
+_AXES = {"W": 3, "R": 3, "B": 2, "P": 2}
 _DEFAULT_ACTIVATIONS = ("sigmoid", "tanh", "tanh")  # ONNX does not mind their case
-_DOMAINS = ("", "ai.onnx")
+# Types of the attributes that are read, as `onnx.AttributeProto` numbers them: a float, an integer, words.
+_TYPES = {"clip": 1, "hidden_size": 2, "input_forget": 2, "layout": 2, "direction": 3, "activations": 8}
+_DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+_WORDS = {"states": "initial states", "lengths": "lengths of its rows"}
+_NOT_GIVEN = {"held": "the file holds", "computed": "the graph computes or turns round"}
+_ROWS = 3  # of a state whose batch is not known
+_EXACT = 2**24  # whole numbers below are exact in float32
+_NO_CLIP = float(np.finfo(np.float32).max)
+_TO_THE_END = 2**31 - 1  # from here on exporters mean "to the end" by the end of a slice
+_NARROW = ("float16", "bfloat16")
+_PRIMES = (23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
+
+# Where states or lengths of a node are from. "none": it starts from zeros, or runs to the end. "given": inputs of the
+# graph, as they are. "held": the file. "computed": anything else in the graph.
+Origin: TypeAlias = Literal["none", "given", "held", "computed"]
 
 
 @dataclass(frozen=True, eq=False)
 class LSTMNode:
     """One node: arrays W, R and, where given, B and P; attributes with the operator's defaults filled in.
 
-    values: what the graph calls each of the arrays. below: the node whose outputs this one reads through nothing but
-    moves, None if there is none.
+    name: no other node's. values: what the graph calls each of the arrays. trouble: why it cannot be used at all, in a
+    sentence, and then arrays may be missing. below: the node whose outputs, as they are, this one reads, and no other
+    does; None if there is none. states, lengths: where they are from.
     """
 
     name: str
@@ -38,35 +56,95 @@ class LSTMNode:
     activations: tuple[str, ...]
     clip: float | None
     input_forget: bool
+    batch_first: bool
+    trouble: str
+    states: Origin
+    lengths: Origin
     below: LSTMNode | None
+    graph: Graph
+    node: Node
 
-    def refuse_what_differs(self) -> None:
-        """Raise ValueError naming the node and the first setting that no LSTM of ours has."""
+    def refuse_what_differs(self, *, weights_only: bool = False) -> None:
+        """Raise ValueError naming the node and the first thing that no LSTM of ours has.
+
+        weights_only: states and lengths that are not the caller's are none.
+        """
+        if self.trouble:
+            raise ValueError(self.trouble)
         if self.activations != _DEFAULT_ACTIVATIONS * self.directions:
             raise ValueError(
                 f"LSTM node {self.name} has activations {', '.join(self.activations)}; only "
                 f"{', '.join(_DEFAULT_ACTIVATIONS)} are an LSTM here"
             )
-        if self.clip:
+        if self.clip is not None:
             raise ValueError(
                 f"LSTM node {self.name} clips what enters its gates' functions to {self.clip:g}, and no LSTM here does"
             )
         if self.direction == "reverse":
             raise ValueError(f"LSTM node {self.name} has no forward direction, which every LSTM here has")
+        if not weights_only:
+            for what, origin, instead in (
+                ("states", self.states, "starts from zeros unless a call gives `state`"),
+                ("lengths", self.lengths, "runs all rows to their end unless a call gives `lengths`"),
+            ):
+                if origin in _NOT_GIVEN:
+                    raise ValueError(
+                        f"LSTM node {self.name} has {_WORDS[what]} that {_NOT_GIVEN[origin]}, and an LSTM here "
+                        f"{instead}: lstmfast.onnx.load(..., weights_only=True) reads it without them"
+                    )
 
     @property
     def directions(self) -> int:
         """1 or 2."""
-        return 2 if self.direction == "bidirectional" else 1
+        return _DIRECTIONS.get(self.direction, 1)
 
-    def goes_on(self, lower: LSTMNode) -> bool:
-        """Whether this node can be the layer above another one in one stack."""
+    @property
+    def hidden_size(self) -> int:
+        """Units in one direction."""
+        return int(self.arrays["R"].shape[2])
+
+    @property
+    def width(self) -> int:
+        """Numbers in its output at each step, all directions."""
+        return self.directions * self.hidden_size
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known of it besides its weights, in sentences."""
+        words = [
+            f"{self.values[letter]} is {array.dtype} in the file and was widened to float32, which is exact."
+            for letter, array in self.arrays.items() if array.dtype.name in _NARROW
+        ]  # fmt: skip
+        if self.batch_first:
+            words.append(f"LSTM node {self.name} has layout=1: a layer of it needs batch_first=True.")
+        for what, origin in (("states", self.states), ("lengths", self.lengths)):
+            if origin in _NOT_GIVEN:
+                words.append(
+                    f"LSTM node {self.name} has {_WORDS[what]} that {_NOT_GIVEN[origin]}, which are no weights."
+                )
+        return tuple(words)
+
+    def can_go_on(self, stack: Sequence[LSTMNode]) -> bool:
+        """Whether this node can be the layer above a stack, whose last node it reads."""
+        lower = stack[-1]
         return (
             self.below is lower
+            and all(node._is_plain() for node in (self, lower))
             and self.arrays["R"].shape == lower.arrays["R"].shape
+            and self.arrays["R"].dtype == lower.arrays["R"].dtype
             and self.arrays.keys() ^ lower.arrays.keys() <= {"B"}
             and (self.direction, self.input_forget) == (lower.direction, lower.input_forget)
+            and (self.states, self.lengths) == (lower.states, lower.lengths)
+            and (self.lengths == "none" or self.node.input(_LENGTHS) is lower.node.input(_LENGTHS))
+            and (self.states in ("none", "held") or self.states == "given" and _are_given([*stack, self]))
         )
+
+    def _is_plain(self) -> bool:
+        try:
+            self.refuse_what_differs(weights_only=True)
+        except ValueError:
+            return False
+        return True
 
 
 def read_model(path: Path) -> Any:
@@ -84,136 +162,334 @@ def read_model(path: Path) -> Any:
     return model
 
 
-def lstm_nodes(model: Any) -> list[LSTMNode]:
-    """The LSTM nodes of a model's main graph, in its order. model: an `onnx.ModelProto`.
+def lstm_nodes(graph: Graph) -> list[LSTMNode]:
+    """The LSTM nodes of a model, wherever they are, in the order of execution.
 
-    Raises ValueError naming a node whose weights depend on an input of the graph, or cannot be worked out.
+    Those that cannot be used are among them: see `LSTMNode.trouble` and `LSTMNode.refuse_what_differs`.
     """
-    from onnx import inliner
-
-    if model.functions:
-        model = inliner.inline_local_functions(model)
-    constants = _Constants(model)
-    makers = {output: node for node in model.graph.node for output in node.output if output}
-    found: list[LSTMNode] = []
-    by_outputs: dict[str, LSTMNode] = {}
-    for node in model.graph.node:
-        if node.op_type == "LSTM" and node.domain in _DOMAINS:
-            found.append(_read(node, constants, by_outputs.get(_source(node.input[0], makers))))
-            if node.output[0]:
-                by_outputs[node.output[0]] = found[-1]
+    nodes = [node for node in graph.nodes if node.kind == "LSTM"]
+    by_output: dict[Value, LSTMNode] = {}
+    found = []
+    for name, node in zip(_unique([node.name for node in nodes]), nodes, strict=True):
+        read = _read(graph, node, name)
+        x = node.input(0)
+        lower = by_output.get(next(iter(x.sources))) if x is not None and len(x.sources) == 1 else None
+        if lower is not None and not read.trouble and not lower.trouble and _reads_as_it_is(read, lower):
+            read = replace(read, below=lower)
+        found.append(read)
+        if node.outputs and node.outputs[0] is not None:
+            by_output[node.outputs[0]] = read
     return found
 
 
 def stacks(nodes: list[LSTMNode]) -> list[list[LSTMNode]]:
-    """Nodes that stand upon each other, from the lowest on. A node that feeds two others ends its stack."""
-    above: dict[int, list[LSTMNode]] = {}
-    for node in nodes:
-        if node.below is not None:
-            above.setdefault(id(node.below), []).append(node)
-
-    def next_of(node: LSTMNode) -> LSTMNode | None:
-        others = above.get(id(node), [])
-        return others[0] if len(others) == 1 and others[0].goes_on(node) else None
-
-    continued = {id(upper) for node in nodes if (upper := next_of(node)) is not None}
-    found = []
-    for node in nodes:
-        if id(node) not in continued:
+    """Nodes that stand upon each other, from the lowest on."""
+    above = {id(node.below): node for node in nodes if node.below is not None}
+    found, taken = [], set[int]()
+    for node in nodes:  # a lower one comes before an upper one
+        if id(node) not in taken:
             stack = [node]
-            while (upper := next_of(stack[-1])) is not None:
+            while (upper := above.get(id(stack[-1]))) is not None and upper.can_go_on(stack):
                 stack.append(upper)
+                taken.add(id(upper))
             found.append(stack)
     return found
 
 
 def stack_arrays(stack: list[LSTMNode]) -> dict[str, Array]:
-    """The arrays of a stack by the names of the layout `onnx`. Where only some nodes have a bias, others get zeros."""
+    """The arrays of a stack by the names of the layout `onnx`, those of 16 bits widened to float32.
+
+    Where only some nodes have a bias, others get zeros.
+    """
     some_bias = any("B" in node.arrays for node in stack)
     arrays: dict[str, Array] = {}
     for k, node in enumerate(stack):
         scope = f"layer{k}." if len(stack) > 1 else ""
-        arrays |= {f"{scope}{letter}": values for letter, values in node.arrays.items()}
+        arrays |= {f"{scope}{letter}": _widened(values) for letter, values in node.arrays.items()}
         if some_bias and "B" not in node.arrays:
-            r = node.arrays["R"]
+            r = arrays[f"{scope}R"]
             arrays[f"{scope}B"] = np.zeros((r.shape[0], 2 * r.shape[1]), r.dtype)
     return arrays
 
 
-def _source(name: str, makers: dict[str, Any]) -> str:
-    """Where a value comes from, before all moves."""
-    while (maker := makers.get(name)) is not None and maker.op_type in _MOVES:
-        name = maker.input[0]
-    return name
+def _widened(values: Array) -> Array:
+    return values.astype(np.float32) if values.dtype.name in _NARROW else values
 
 
-def _read(node: Any, constants: _Constants, below: LSTMNode | None) -> LSTMNode:
-    import onnx
+# --- one node ---------------------------------------------------------------------------------------------------------
 
-    set_to = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-    name = node.name or node.output[0]
-    direction = set_to.get("direction", b"forward").decode()
-    activations = tuple(each.decode().lower() for each in set_to.get("activations", ()))
-    values = {
-        letter: node.input[place] for letter, place in _WEIGHTS.items() if place < len(node.input) and node.input[place]
-    }
-    arrays = {letter: constants.value(value, f"{letter} of LSTM node {name}") for letter, value in values.items()}
-    for letter, array in arrays.items():
-        wanted = 3 if letter in "WR" else 2
-        if array.ndim != wanted:
-            raise ValueError(f"{letter} of LSTM node {name} must have {wanted} axes, got shape {array.shape}")
-    return LSTMNode(
-        name, arrays, values, direction,
-        activations or _DEFAULT_ACTIVATIONS * (2 if direction == "bidirectional" else 1),
-        set_to.get("clip"), bool(set_to.get("input_forget", 0)), below,
+
+def _unique(names: Sequence[str]) -> Iterator[str]:
+    """The names, with a number behind those that came before."""
+    used: set[str] = set()
+    for name in names:
+        given, number = name, 2
+        while given in used or number > 2 and given in names:
+            given, number = f"{name}_{number}", number + 1
+        used.add(given)
+        yield given
+
+
+def _read(graph: Graph, node: Node, name: str) -> LSTMNode:
+    settings = {key: _setting(each) for key, each in node.attributes.items() if _TYPES.get(key) == each.type}
+    direction, clip = settings.get("direction", "forward"), settings.get("clip")
+    values = {letter: value for letter, place in _WEIGHTS.items() if (value := node.input(place)) is not None}
+    arrays, trouble = {}, ""
+    for key, each in node.attributes.items():
+        if key in _TYPES and each.type != _TYPES[key]:
+            trouble = f"{key} of LSTM node {name} must be of the attribute type {_TYPES[key]}, got {each.type}"
+    for letter, value in values.items():
+        try:
+            arrays[letter] = graph.constant(value, f"{letter} of LSTM node {name}")
+        except ValueError as error:
+            trouble = trouble or str(error)
+    trouble = trouble or _misfit(name, arrays, direction, settings.get("hidden_size"))
+    found = LSTMNode(
+        name, arrays, {letter: value.name for letter, value in values.items()}, direction,
+        tuple(each.lower() for each in settings.get("activations", ())), clip,
+        bool(settings.get("input_forget", 0)), bool(settings.get("layout", 0)), trouble, "none", "none", None, graph,
+        node,
+    )  # fmt: skip
+    if trouble:
+        return found
+    return replace(
+        found, activations=found.activations or _DEFAULT_ACTIVATIONS * found.directions,
+        clip=None if clip is None or clip >= _NO_CLIP else clip, states=_states(found), lengths=_lengths(found),
     )  # fmt: skip
 
 
-class _Constants:
-    """Values that a graph holds, or makes of what it holds."""
+def _setting(proto: Any) -> Any:
+    """The value of an attribute, its words as str."""
+    import onnx
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._stored = {each.name: each for each in model.graph.initializer}
-        self._makers = {output: node for node in model.graph.node for output in node.output if output}
+    value = onnx.helper.get_attribute_value(proto)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if proto.type == onnx.AttributeProto.STRINGS:
+        return [each.decode(errors="replace") for each in value]
+    return value
 
-    def value(self, name: str, meaning: str) -> Array:
-        """A value as an array. Raises ValueError saying what it was for if it depends on an input."""
-        import onnx
-        from onnx.reference import ReferenceEvaluator
 
-        if name in self._stored:
-            return np.array(onnx.numpy_helper.to_array(self._stored[name]))
-        needed, stored = self._ancestors(name, meaning)
-        graph = onnx.helper.make_graph(
-            [node for node in self._model.graph.node if id(node) in needed], "constants", [],
-            [onnx.helper.make_empty_tensor_value_info(name)], [self._stored[each] for each in stored],
-        )  # fmt: skip
-        part = onnx.helper.make_model(graph, opset_imports=self._model.opset_import)
+def _misfit(name: str, arrays: dict[str, Array], direction: str, hidden_size: int | None) -> str:
+    """What of a node does not fit together, in a sentence; nothing if all does."""
+    if direction not in _DIRECTIONS:
+        return f"direction of LSTM node {name} must be one of {', '.join(_DIRECTIONS)}, got {direction!r}"
+    for letter in "WR":
+        if letter not in arrays:
+            return f"LSTM node {name} must have {letter}, got none"
+    for letter, array in arrays.items():
+        if array.ndim != _AXES[letter]:
+            return f"{letter} of LSTM node {name} must have {_AXES[letter]} axes, got shape {array.shape}"
+        if len(array) != _DIRECTIONS[direction]:
+            return (
+                f"{letter} of LSTM node {name}, which is {direction}, must have {_DIRECTIONS[direction]} along its "
+                f"first axis, got shape {array.shape}"
+            )
+    rows = arrays["R"].shape[1]
+    if hidden_size is not None and rows != 4 * hidden_size:
+        return f"R of LSTM node {name} must have 4 * {hidden_size} rows, as hidden_size says, got {rows}"
+    if len({array.dtype for array in arrays.values()}) > 1:
+        types = ", ".join(f"{letter} {array.dtype}" for letter, array in arrays.items())
+        return f"The weights of LSTM node {name} must be of one type, got {types}"
+    return ""
+
+
+# --- states and lengths -----------------------------------------------------------------------------------------------
+
+
+def _states(node: LSTMNode) -> Origin:
+    values = list(_initial_states(node).values())
+    if all(value.origin in ("constant", "shape") for value in values):
+        return "held" if values else "none"
+    return "given" if _are_given([node]) else "computed"
+
+
+def _initial_states(node: LSTMNode) -> dict[str, Value]:
+    """Those that are not proved to be zeros, by the operator's names."""
+    values = {name: node.node.input(place) for name, place in _STATES.items()}
+    return {name: value for name, value in values.items() if value is not None and not node.graph.is_zero(value)}
+
+
+def _are_given(stack: Sequence[LSTMNode]) -> bool:
+    """Whether the initial states of a stack, one node's behind the other's, are inputs of the graph as they are."""
+    lowest, states = stack[0], [_initial_states(node) for node in stack]
+    shape = (lowest.directions, _ROWS, lowest.hidden_size)
+    if lowest.batch_first:
+        shape = (_ROWS, lowest.directions, lowest.hidden_size)
+    return all(each.keys() == states[0].keys() for each in states) and all(
+        _are_inputs(lowest.graph, [each[name] for each in states], shape, lowest.batch_first) for name in states[0]
+    )
+
+
+def _lengths(node: LSTMNode) -> Origin:
+    lengths, x = node.node.input(_LENGTHS), node.node.input(0)
+    if lengths is None:
+        return "none"
+    if lengths.origin == "moved":
+        return "given" if _are_inputs(node.graph, [lengths], (_ROWS,)) else "computed"
+    if lengths.origin == "computed":
+        return "computed"
+    whole = []
+    for shapes in map(node.graph.shapes, node.graph.choices):
         try:
-            return np.array(ReferenceEvaluator(part).run(None, {})[0])
-        except Exception as error:
-            words = " ".join(str(error).split())[:160]
-            raise ValueError(f"{meaning} is made by the graph in a way that cannot be worked out: {words}") from error
+            axes = None if x is None else node.graph.shape_of(x, shapes)
+            if axes is not None:
+                whole.append((node.graph.evaluate(lengths, shapes=shapes) == axes[1 if node.batch_first else 0]).all())
+        except Exception:  # what cannot be worked out is not proved
+            return "held"
+    return "none" if whole and all(whole) else "held"
 
-    def _ancestors(self, name: str, meaning: str) -> tuple[set[int], list[str]]:
-        """Which nodes a value needs, and which stored ones."""
-        needed: set[int] = set()
-        stored: list[str] = []
-        seen: set[str] = set()
-        waiting = [name]
-        while waiting:
-            current = waiting.pop()
-            if not current or current in seen:
+
+def _are_inputs(graph: Graph, values: Sequence[Value], shape: Shape, batch_first: bool = False) -> bool:
+    """Whether values, one behind the other, are inputs of the graph with nothing turned round.
+
+    Then a caller who takes the states out of what he would feed the graph has them in our order; an input of just the
+    shape of all states together must be them. shape: of a value that is itself an input of unknown shape.
+    """
+    sources = sorted(frozenset().union(*(value.sources for value in values)), key=lambda source: source.name)
+    if any(value.origin != "moved" for value in values) or any(source.input_of is None for source in sources):
+        return False
+    for k in range(2):
+        known = graph.shapes(k)
+        numbers: dict[Value, Array] = {}
+        count = 1
+        for source in sources:
+            axes = graph.shape_of(source, known) or (shape if source in values else None)
+            if axes is None:
+                return False
+            numbers[source] = count + np.arange(math.prod(axes), dtype=_number_type(source)).reshape(axes)
+            count += numbers[source].size
+        try:
+            parts = [graph.evaluate(value, numbers, known) for value in values]
+        except Exception:  # what cannot be worked out is not proved
+            return False
+        if any(part.ndim != len(shape) for part in parts) or count > _EXACT:
+            return False
+        if batch_first:
+            parts = [part.swapaxes(0, 1) for part in parts]
+        flat = np.concatenate([part.ravel() for part in parts])
+        whole = (sum(len(part) for part in parts), *parts[0].shape[1:])
+        for array in numbers.values():
+            taken = flat[(flat >= array.min(initial=count)) & (flat <= array.max(initial=0))]
+            if (np.diff(taken) <= 0).any() or array.shape == whole and not np.array_equal(flat, array.ravel()):
+                return False
+    return True
+
+
+def _number_type(source: Value) -> Any:
+    """A type for numbered elements of an input: integers where it has them."""
+    import onnx
+
+    kinds = {onnx.TensorProto.INT32: np.int32, onnx.TensorProto.INT64: np.int64}
+    return kinds.get(source.type.tensor_type.elem_type, np.float32)
+
+
+# --- joints -----------------------------------------------------------------------------------------------------------
+
+
+def _reads_as_it_is(upper: LSTMNode, lower: LSTMNode) -> bool:
+    """Whether the graph proves that a node reads the outputs of another as they are, and that nothing else reads them.
+
+    Random numbers in the place of the outputs must come out as the layer above takes them, all directions side by side,
+    in every size that the graph runs in: those of its inputs, free axes set to several, and some of our own.
+    """
+    graph, x, y = upper.graph, upper.node.input(0), lower.node.outputs[0]
+    if x is None or y is None or x.sources != {y} or upper.node.frame is not lower.node.frame:
+        return False
+    if upper.batch_first != lower.batch_first or upper.arrays["W"].shape[2] != lower.width:
+        return False
+    if not _is_read_alone(upper.node, y):
+        return False
+    carriers = graph.carriers(x)
+    inferred = [(graph.shape_of(y, known), known) for known in map(graph.shapes, graph.choices)]
+    own = [(shape, known) for shape, known in inferred if shape is not None and 0 not in shape]
+    runs: list[tuple[Shape, Shapes]] = [
+        (_output_shape(lower, *sizes), {}) for sizes in _sizes({size for shape, _ in own for size in shape})
+    ]
+    rng = np.random.default_rng(0)
+    fitting, cut = set[tuple[int, ...]](), dict[tuple[Node, int], set[int]]()
+    own_fitting = 0
+    for k, (shape, known) in enumerate(own + runs):
+        outputs = rng.standard_normal(shape).astype(lower.arrays["R"].dtype)
+        wanted = _side_by_side(outputs, lower.batch_first)
+        shapes = dict(known)
+        if (below := lower.node.input(0)) is not None:
+            shapes[below] = (*wanted.shape[:2], lower.arrays["W"].shape[2])
+        try:
+            got = graph.evaluate(x, {y: outputs}, shapes)
+            for node, axis in _fixed_cuts(graph, carriers):
+                data = node.inputs[0]
+                size = graph.evaluate(data, {y: outputs}, shapes).shape[axis] if data is not None else 0
+                cut.setdefault((node, axis), set()).add(size)
+        except Exception:  # the graph does not run in this size, or it cannot be worked out: nothing is proved
+            continue
+        if got.ndim != wanted.ndim or got.shape[-1] != wanted.shape[-1]:
+            continue  # nor does the upper node run
+        if got.dtype == outputs.dtype and np.array_equal(got, wanted):
+            fitting.add(wanted.shape[:2])
+            own_fitting = len(fitting) if k < len(own) else own_fitting
+        elif k < len(own) or own_fitting < 2:  # what fits in all sizes of the graph need not in others
+            return False
+    if cut and not all(len({sizes[axis] for sizes in fitting}) > 1 for axis in (0, 1)):
+        return False
+    one_size = len(own) == len(graph.choices) and len({shape for shape, _ in own}) == 1
+    return all(len(sizes) == 1 for sizes in cut.values()) and len(fitting) >= (1 if one_size else 2)
+
+
+def _sizes(known: set[int]) -> list[tuple[int, int]]:
+    """Time steps and rows to try: primes, so that what was written for the known sizes does not run by chance."""
+    a, b, c, *_ = [prime for prime in _PRIMES if all(size % prime for size in known)] + 3 * [1]
+    return [(a, b), (b, c), (a, 1), (1, b)]
+
+
+def _output_shape(node: LSTMNode, time_steps: int, batch: int) -> Shape:
+    if node.batch_first:
+        return batch, time_steps, node.directions, node.hidden_size
+    return time_steps, node.directions, batch, node.hidden_size
+
+
+def _side_by_side(outputs: Array, batch_first: bool) -> Array:
+    """The outputs of a node as the layer above takes them: all directions in one row, forward first."""
+    if not batch_first:
+        outputs = outputs.transpose(0, 2, 1, 3)
+    return outputs.reshape(*outputs.shape[:2], -1)
+
+
+def _is_read_alone(upper: Node, y: Value) -> bool:
+    """Whether outputs, moved or not, reach one node, as its input, and nothing else but questions for their shape."""
+    seen: set[Value] = set()
+    waiting = [y]
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        for reader in value.readers:
+            if reader is None:
+                return False
+            if reader.kind in ("Shape", "Size") or reader is upper and value not in upper.inputs[1:]:
                 continue
-            seen.add(current)
-            if current in self._stored:
-                stored.append(current)
-                continue
-            maker = self._makers.get(current)
-            if maker is None or maker.op_type in _CHANCE:
-                source = f"the graph's input {current}" if maker is None else f"chance ({maker.op_type})"
-                raise ValueError(f"{meaning} depends on {source}, so that the file does not hold it")
-            needed.add(id(maker))
-            waiting.extend(maker.input)
-        return needed, stored
+            moved = [each for each in reader.outputs if each is not None and y in each.sources]
+            if not moved:
+                return False
+            waiting += moved
+    return True
+
+
+def _fixed_cuts(graph: Graph, carriers: Sequence[Node]) -> Iterator[tuple[Node, int]]:
+    """Slices that begin or end at a fixed place, and their axes: more steps than were tried might be cut off."""
+    for node in carriers:
+        if node.kind == "Slice":
+            axes = _slice_setting(graph, node, 3, "axes")
+            for setting, place in (("starts", 1), ("ends", 2)):
+                for k, number in enumerate(_slice_setting(graph, node, place, setting) or ()):  # others: made of shapes
+                    if abs(number) < _TO_THE_END and not (setting == "starts" and number == 0):
+                        yield node, k if axes is None else axes[k]
+
+
+def _slice_setting(graph: Graph, node: Node, place: int, name: str) -> list[int] | None:
+    """The starts, ends or axes of a Slice, where they are constants."""
+    if name in node.attributes:
+        return list(node.attributes[name].ints)
+    value = node.input(place)
+    return None if value is None or value.origin != "constant" else [int(each) for each in graph.evaluate(value)]
