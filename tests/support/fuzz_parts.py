@@ -256,7 +256,9 @@ def _convert_twice(world: World, holder: Holder) -> None:
 
 def _freeze(world: World, holder: Holder) -> None:
     lt.convert(holder.root)
-    lt.freeze(holder.root)
+    # Weights that torch cannot compute either, once it is called: orthogonal ones in bfloat16, pruned ones set anew.
+    with contextlib.suppress(NotImplementedError, TypeError):
+        lt.freeze(holder.root)
 
 
 MADE["convert"] = Part((_convert, _nothing), often=4)
@@ -277,7 +279,7 @@ def thawed(world: World) -> Iterator[None]:
         yield
     finally:
         for holder in world.holders if frozen else ():
-            lt.freeze(holder.root)
+            _freeze(world, holder)
 
 
 # --- where the module stands ------------------------------------------------------------------------------------------

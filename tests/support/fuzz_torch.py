@@ -167,6 +167,14 @@ def _with_meaning(step: Step, treatments: tuple[str, ...]) -> Step:
         step = replace(step, shape=parts.SHAPES.plain)
     elif shape.is_ours and step.layout == "a subclass of Tensor":
         step = replace(step, layout=parts.LAYOUTS.plain)
+    if shape.is_packed and step.layout == "a subclass of Tensor":  # packing loses the class, checkpointing too
+        step = replace(step, layout=parts.LAYOUTS.plain)
+    if shape.is_packed and shape.is_ours:  # packing copies: torch's caller may write into what ours holds, in one dtype
+        step = replace(step, change=parts.CHANGES.plain)
+        if context.lowest is not None:
+            step = replace(step, context=parts.CONTEXTS.plain)
+    if step.derivative == "weights written before backward":  # one write at a time
+        step = replace(step, change=parts.CHANGES.plain)
     if context.is_concurrent or (change.is_uncounted and context.lowest is not None):
         # written by several threads, or to what autocast may have copied
         step = replace(step, change=parts.CHANGES.plain)

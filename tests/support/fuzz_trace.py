@@ -103,16 +103,25 @@ def compare(torchs: Trace, ours: Trace, right: Callable[[], Trace], *, unit: flo
             exact = judge.calls.get(call, {}).get(label)
             if isinstance(exact, Seen) and _close(mine, exact, unit, terms):
                 continue
+            if isinstance(exact, Seen) and label in known and not _close(theirs, exact, unit, terms):
+                break  # torch is wrong itself: of a write that nobody counts, or of errors that grow from step to step
+            if label not in known and not isinstance(exact, Seen):  # torch refuses it, and nobody can tell what is right
+                continue
             said = [
                 f"torch: {_shown(theirs, mine) if label in known else _raised(torch_error)}",
                 f"ours: {_shown(mine, theirs or exact)}",
                 f"the equations: {_shown(exact, mine) if isinstance(exact, Seen) else _raised(judge.errors.get(call))}",
             ]
-            differ(
-                "values" if label in known or isinstance(exact, Seen) else "accepted",
-                "\n".join([f"{call}, {label}", *said]),
-            )
+            differ("values", "\n".join([f"{call}, {label}", *said]))
             break
+        if str(our_error).startswith("lengths, resets and return_cells need lstmfast's kernels"):
+            break  # which have no tensor subclasses
+        if "modified by an inplace operation" in str(our_error) and torch_error is None:
+            judge = judge or right()
+            exacts = judge.calls.get(call, {})
+            pairs = [(known[label], exacts.get(label)) for label in known if label not in entries]
+            if any(isinstance(a, Seen) and isinstance(b, Seen) and not _close(a, b, unit, terms) for a, b in pairs):
+                break  # torch is wrong in silence where ours refuses
         if our_error is not None and (torch_error is None or len(entries) < len(known)):
             at = next((label for label in known if label not in entries), "its end")
             said = [f"torch: {_raised(torch_error)}", f"ours: {_raised(our_error)}"]
@@ -142,7 +151,7 @@ def _structure(label: str, mine: Any, theirs: Any) -> list[Difference]:
         differ("shape", tuple(mine.value.shape), tuple(theirs.value.shape))
     if mine.value.dtype != theirs.value.dtype:
         differ("dtype", mine.value.dtype, theirs.value.dtype)
-    if mine.requires_grad != theirs.requires_grad:
+    if mine.requires_grad != theirs.requires_grad and theirs.value.numel():
         differ("requires_grad", mine.requires_grad, theirs.requires_grad)
     if mine.kind != theirs.kind:
         differ("type of tensor", mine.kind, theirs.kind)

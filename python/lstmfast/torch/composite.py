@@ -80,5 +80,5 @@ def gradients(
             outputs, [arguments[k] for k in wanted], upstream, create_graph=create_graph, allow_unused=True
         )
         for k, d in zip(wanted, given, strict=True):
-            found[k] = d
+            found[k] = None if d is None else d.contiguous()
     return found

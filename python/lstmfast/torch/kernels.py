@@ -8,7 +8,6 @@ Refuses to check shapes (see `arguments`) and to be traced (see `operators`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,13 +193,10 @@ class LayerFunction(torch.autograd.Function):
         need = ctx.needs_input_grad
         recurs = x.shape[0] > 1
         ctx.options, ctx.keep_layer_axis = options, keep_layer_axis
-        # Only second derivatives read these, or x and h0 where no weight asks for a gradient.
-        by_weights = any(need[3:8])
-        ctx.unsaved = (None if by_weights else x, None if by_weights else h0, *weights)
-        ctx.versions = _versions(ctx.unsaved)
+        ctx.weights, ctx.versions = weights, _versions(weights)  # which only second derivatives read
         ctx.save_for_backward(
-            x if by_weights else None, h0 if by_weights else None, c0, w_ih if need[0] else None, w_hh if recurs or need[1] else None, w_hr,
-            h if recurs and by_weights else None, saved,
+            x, h0, c0, w_ih if need[0] else None, w_hh if recurs or need[1] else None, w_hr,
+            h if recurs and any(need[3:8]) else None, saved,
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         return h, h_n, c_n
@@ -208,14 +204,13 @@ class LayerFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_h: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None) -> Any:
         x, h0, c0, w_ih, w_hh, w_hr, h, saved = ctx.saved_tensors
-        need, (unsaved_x, unsaved_h0, *own) = ctx.needs_input_grad, ctx.unsaved
-        x, h0, weights = unsaved_x if x is None else x, unsaved_h0 if h0 is None else h0, Weights(*own)
+        weights, need = ctx.weights, ctx.needs_input_grad
         if ctx.keep_layer_axis:
             d_h_n, d_c_n = None if d_h_n is None else d_h_n[0], None if d_c_n is None else d_c_n[0]
         upstream = d_h, d_h_n, d_c_n
         differentiable = torch.is_grad_enabled()  # create_graph: somebody will differentiate these gradients
         if differentiable or any(d is not None and _is_batched(d) for d in upstream):
-            _check_versions(ctx.unsaved, ctx.versions)
+            _check_versions(weights, ctx.versions)
             found = composite.gradients(x, h0, c0, weights, ctx.options, *upstream, need, create_graph=differentiable)
             return (*found, None, None)
         wanted = Wanted(need[0], need[1], need[2], any(need[3:8]))
@@ -233,16 +228,13 @@ class LayerFunction(torch.autograd.Function):
         return (d.x, d.h0, d.c0, *d_weights, None, None)
 
 
-_UNSAVED = ("input", "h_0", *Weights._fields)
+def _versions(weights: Weights) -> list[int | None]:
+    return [None if w is None or w.is_inference() else w._version for w in weights]
 
 
-def _versions(tensors: Sequence[Tensor | None]) -> list[int | None]:
-    return [None if t is None or t.is_inference() else t._version for t in tensors]
-
-
-def _check_versions(tensors: Sequence[Tensor | None], versions: list[int | None]) -> None:
-    """What autograd checks of saved tensors, for those that only second derivatives read."""
-    for name, found, expected in zip(_UNSAVED, _versions(tensors), versions, strict=True):
+def _check_versions(weights: Weights, versions: list[int | None]) -> None:
+    """What autograd checks of saved tensors, for weights, which are not saved."""
+    for name, found, expected in zip(Weights._fields, _versions(weights), versions, strict=True):
         if found != expected:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "

@@ -171,8 +171,8 @@ def _mapped_backward(call: Any, info: Any, in_dims: tuple[Any, ...], arguments: 
     """One call for each: weights have a gradient of their own for every sample."""
     if info.batch_size == 0:
         given = [(a, d) for a, d in zip(arguments[:_TENSORS], in_dims, strict=False) if a is not None]
-        shapes = [a.shape if d is None else a.movedim(d, 0).shape[1:] for a, d in given]
-        return [a.new_empty((0, *shape)) for (a, _), shape in zip(given, shapes, strict=True)], [0] * len(given)
+        none = [a.unsqueeze(0)[:0] if d is None else a.movedim(d, 0) for a, d in given]
+        return none, [0] * len(none)
     calls = [call(*_select(arguments, in_dims, k)) for k in range(info.batch_size)]
     stacked = [torch.stack(parts) for parts in zip(*calls, strict=True)]
     return stacked, [0] * len(stacked)

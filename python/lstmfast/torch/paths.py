@@ -20,6 +20,7 @@ from lstmfast.torch import arguments, on_cuda
 
 _forward_ad = torch.autograd.forward_ad
 _functorch = torch._C._functorch
+is_wrapped = _functorch.is_functorch_wrapped_tensor  # by a transform of torch.func, which threads do not share
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # new in torch 2.7
 
 
@@ -70,6 +71,8 @@ def choose(module: nn.Module, tensors: tuple[Tensor | None, ...], *, is_ours: bo
         return Path("composite", "gradients may come back through the cell states")
     if transforms:
         return Path("operators", "torch.func transforms it")
+    if any(map(is_wrapped, present)):
+        return Path("torch", "a tensor of a torch.func transform in another thread is involved")
     for tensor in present:
         if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
             return Path("torch", f"a tensor subclass ({type(tensor).__name__}) is involved")

@@ -65,6 +65,7 @@ def lstm(
     h_dtype, c_dtype = arguments.result_dtypes(module, x, None if hx is None else hx[1], sizes)
     precision = arguments.precision_of(matmul_precision)
     is_cast = arguments.autocasts()
+    may_be_written = path.name in ("kernels", "cuda") and (extras or _may_be_written(module, x, sizes))
     with arguments.without_autocast(x):
         form, x = arguments.Form.of(module, input)
         state = form.state_in(hx)
@@ -85,21 +86,22 @@ def lstm(
         if h_dtype is not h.dtype or c_dtype is not c_n.dtype:
             h, h_n, c_n = h.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype)
             cells = None if cells is None else cells.to(c_dtype)
-        elif path.name in ("kernels", "cuda") and _may_be_written(module, h, sizes):
+        elif may_be_written and h.requires_grad:
             h = h.clone()
         output, state = form.out(h, input), form.state_out((h_n, c_n))
         return (output, state, form.out(cells, input)) if return_cells else (output, state)
 
 
-def _may_be_written(module: nn.Module, h: Tensor, sizes: Tensor | None) -> bool:
+def _may_be_written(module: nn.Module, x: Tensor, sizes: Tensor | None) -> bool:
     """Whether torch lets its caller write into the output and then go back through it, and ours must be a copy for that.
 
     It does wherever the output is not what its backward reads: only its one operation for a sequence returns that. The
-    outputs of two directions, and of packed sequences, are put together in new memory anyway.
+    outputs of two directions, and of packed sequences, are put together in new memory anyway. Under hooks on saved
+    tensors, nobody would notice the write.
     """
-    if not h.requires_grad or sizes is not None or module.bidirectional:
+    if sizes is not None or module.bidirectional:
         return False
-    return not arguments.is_one_operation(module, h, None)
+    return not arguments.is_one_operation(module, x, None) or _has_saved_tensor_hooks()
 
 
 def _fast_lstm(module: nn.Module, x: Any, hx: Any, precision: str | None) -> Any:
@@ -121,7 +123,7 @@ def _fast_lstm(module: nn.Module, x: Any, hx: Any, precision: str | None) -> Any
     if found is None:
         return None
     h, h_n, c_n = found
-    if _may_be_written(module, h, None):
+    if h.requires_grad and _may_be_written(module, x, None):
         h = h.clone()
     return h.transpose(0, 1) if batch_first else h, (h_n, c_n)
 
@@ -222,6 +224,7 @@ def _is_plain(x: Any, dims: int, input_size: int) -> bool:
         and x.is_cpu
         and x.layout is torch.strided
         and 0 not in x.shape
+        and not paths.is_wrapped(x)
     )
 
 
@@ -273,8 +276,7 @@ def _fast_layer(
         wanted = wanted or weight.requires_grad
     given = Weights(*own, *_NOTHING[len(own) :])
     if wanted and torch.is_grad_enabled():
-        # torch saves such a copy too, and its caller may then write into x.
-        return kernels.LayerFunction.apply(x.contiguous(), h0, c0, *given, options, keep_layer_axis)
+        return kernels.LayerFunction.apply(_to_be_saved(x, given), h0, c0, *given, options, keep_layer_axis)
     (workspace,) = weights.workspaces(module, 1)
     frozen = weights.frozen(module)
     found = kernels.forward(
@@ -282,6 +284,21 @@ def _fast_layer(
         same_weights=frozen is not None, keep_layer_axis=keep_layer_axis,
     )  # fmt: skip
     return found[:3]
+
+
+def _to_be_saved(x: Tensor, own: Weights) -> Tensor:
+    """x, or a copy where torch's own operations save none or one of their own, so that their caller may write into x.
+
+    They do so of an x that is not contiguous, or if the weights that multiply it ask for no gradient. Under hooks on
+    saved tensors, nobody would notice such a write.
+    """
+    if _has_saved_tensor_hooks() or not own.weight_ih.requires_grad:
+        return x.clone()
+    return x.contiguous()
+
+
+def _has_saved_tensor_hooks() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 _NOTHING = (None,) * 5
@@ -325,8 +342,9 @@ def _run_layer(
         c0 = x.new_zeros((batch, hidden_size)) if c0 is None else c0
         if wants_cells:
             return Result(*composite.forward(x, h0, c0, own, options))
-        if paths.is_under_func():  # as torch does; its caller may then write into them
+        if paths.is_under_func():  # as torch does; its caller may then write into them, and exchange parameters
             x, h0, c0 = x.clone(), h0.clone(), c0.clone()
+            own = Weights(*(None if w is None else w.view_as(w) for w in own))
         call = operators.TransformedLayer.apply if paths.is_under_func() else operators.layer
         h, h_n, c_n = call(x, h0, c0, *own, *options)
         return Result(h, h_n, c_n, None)
@@ -337,7 +355,7 @@ def _run_layer(
         found = on_cuda.forward(x, h0, c0, own, options, keep_cells=wants_cells)
         return Result(found.h, found.h_n, found.c_n, None if found.cells is None else found.cells.to(x.dtype))
     if kept is None:
-        h, h_n, c_n = kernels.LayerFunction.apply(x.contiguous(), h0, c0, *own, options, False)
+        h, h_n, c_n = kernels.LayerFunction.apply(_to_be_saved(x, own), h0, c0, *own, options, False)
         return Result(h, h_n, c_n, None)
     return kernels.forward(
         x, h0, c0, kept.view.of(own), options, kept.sequence,
