@@ -49,6 +49,7 @@ def keras() -> Any:
 @pytest.fixture(scope="module")
 def model(keras: Any) -> Any:
     """Two layers with dropout between, both directions, cells stacked in one layer, a GRU, a dense layer."""
+    keras.utils.clear_session()  # names of layers are counted from here on
     layers = keras.layers
     given = {"return_sequences": True, "bias_initializer": "random_normal"}
     cells = [layers.LSTMCell(4, bias_initializer="random_normal") for _ in range(2)]

@@ -167,7 +167,7 @@ def test_counters_of_operations_count_it():
 
 
 def test_a_default_device_changes_nothing():
-    module, x = converted(nn.LSTM(INPUT, H)), torch.randn(T, B, INPUT)
+    module = converted(nn.LSTM(INPUT, H))
     with torch.device("cpu"):
         assert is_served(module)
 

@@ -105,8 +105,8 @@ def compare(torchs: Trace, ours: Trace, right: Callable[[], Trace], *, unit: flo
                 continue
             if isinstance(exact, Seen) and label in known and not _close(theirs, exact, unit, terms):
                 break  # torch is wrong itself: of a write that nobody counts, or of errors that grow from step to step
-            if label not in known and not isinstance(exact, Seen):  # torch refuses it, and nobody can tell what is right
-                continue
+            if label not in known and not isinstance(exact, Seen):
+                continue  # torch refuses it, and nobody can tell what is right
             said = [
                 f"torch: {_shown(theirs, mine) if label in known else _raised(torch_error)}",
                 f"ours: {_shown(mine, theirs or exact)}",

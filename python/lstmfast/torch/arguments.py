@@ -32,8 +32,8 @@ def autocasts() -> bool:
 def is_one_operation(module: nn.Module, x: Tensor, sizes: Tensor | None) -> bool:
     """Whether torch has one operation on the CPU for such sequences. sizes: the batch sizes of a packed one.
 
-    It has for dense ones, packed ones whose rows are equally long among them, of a dtype that oneDNN has, without
-    projection. The others are many operations, whose backward reads no output and whose states have dtypes of their own.
+    It has for dense ones, and packed ones whose rows are equally long, of a dtype that oneDNN has, without projection.
+    The others are many operations, whose backward reads no output and whose states have dtypes of their own.
     """
     if isinstance(module, nn.LSTMCell) or module.proj_size or x.numel() == 0 or not torch._C._get_mkldnn_enabled():
         return False

@@ -67,7 +67,8 @@ def gradients(
     with torch.enable_grad():
         # Views: hooks of the arguments run once, in the backward pass that asks, and one tensor given twice is two.
         arguments: list[Any] = [None if a is None else a.view_as(a) for a in (x, h0, c0, *weights)]
-        h, h_n, c_n, _ = forward(*arguments[:3], Weights(*arguments[3:]), options)
+        x, h0, c0, *own = arguments
+        h, h_n, c_n, _ = forward(x, h0, c0, Weights(*own), options)
     outputs, upstream = [], []
     for output, d in ((h, d_h), (h_n, d_h_n), (c_n, d_c_n)):
         if d is not None:

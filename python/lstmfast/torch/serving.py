@@ -93,7 +93,7 @@ def lstm(
 
 
 def _may_be_written(module: nn.Module, x: Tensor, sizes: Tensor | None) -> bool:
-    """Whether torch lets its caller write into the output and then go back through it, and ours must be a copy for that.
+    """Whether torch lets its caller write into the output before backward, for which ours must be a copy.
 
     It does wherever the output is not what its backward reads: only its one operation for a sequence returns that. The
     outputs of two directions, and of packed sequences, are put together in new memory anyway. Under hooks on saved
@@ -254,7 +254,10 @@ def _fast_layer(
     *,
     keep_layer_axis: bool,
 ) -> Any:
-    """h, h_n, c_n of a module of one layer, whose parameters have these names; None where a weight is of an unusual type, dtype or place."""
+    """h, h_n, c_n of a module of one layer, whose parameters have these names.
+
+    None where a weight is of an unusual type, dtype or place.
+    """
     kernels.follow_torchs_threads()
     options = CallOptions(matmul_precision=precision)
     if not torch.is_grad_enabled():

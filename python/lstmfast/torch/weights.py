@@ -133,13 +133,18 @@ def workspaces(module: nn.Module, count: int) -> list[Workspace]:
 _frozen: weakref.WeakKeyDictionary[nn.Module, list[Weights]] = weakref.WeakKeyDictionary()
 
 
+_some_are_frozen = False
+
+
 def frozen(module: nn.Module) -> list[Weights] | None:
     """The weights that calls without gradients use in place of the module's own; None if it is not frozen."""
-    return _frozen.get(module) if _frozen.data else None  # this is asked in every call
+    return _frozen.get(module) if _some_are_frozen else None  # asked in every call; asking the dictionary takes 0.5 us
 
 
 def keep_frozen(module: nn.Module) -> None:
     """Take a copy of the weights as they are now for all calls without gradients."""
+    global _some_are_frozen
+    _some_are_frozen = True
     _frozen[module] = [
         Weights(*(None if w is None else w.detach().clone() for w in layer)) for layer in by_layer(module)
     ]
