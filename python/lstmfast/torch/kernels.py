@@ -27,6 +27,9 @@ NUMPY: dict[torch.dtype, np.dtype[Any]] = {
 }
 
 
+Upstream = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
 class Arrays(NamedTuple):
     """Weights as the extension takes them: transposed kernels, and what the bias is the sum of."""
 
@@ -44,6 +47,10 @@ def arrays(weights: Weights) -> Arrays:
     else:
         bias = array(b_ih), array(b_hh)
     return Arrays(kernel, bias, None if w_hr is None else array(w_hr))
+
+
+def _optional(tensor: Tensor | None) -> Array | None:
+    return None if tensor is None else array(tensor)
 
 
 def array(tensor: Tensor) -> Array:
@@ -75,26 +82,52 @@ def forward(
     saved [`saved_size`] receives what `backward` needs. same_weights: the caller's promise that a sequence which has
     packed these weights still has them. weights_once: that it will not be called with them again.
     """
-    values = array(x)
-    time_steps, batch = values.shape[:2]
+    h, h_n, c_n, cells = _run_forward(
+        Inputs(array(x), _optional(h0), _optional(c0), weights), options, sequence,
+        keep_cells=keep_cells, saved=saved, same_weights=same_weights, weights_once=weights_once,
+    )  # fmt: skip
+    if not keep_layer_axis:
+        h_n, c_n = h_n[0], c_n[0]
+    return Result(torch.from_numpy(h), torch.from_numpy(h_n), torch.from_numpy(c_n), _shared(cells))
+
+
+class Inputs(NamedTuple):
+    """What a forward pass reads, as arrays."""
+
+    x: Array
+    h0: Array | None
+    c0: Array | None
+    weights: Arrays
+
+
+def _run_forward(
+    given: Inputs,
+    options: CallOptions,
+    sequence: _core.Sequence,
+    *,
+    keep_cells: bool = False,
+    saved: Array | None = None,
+    same_weights: bool = False,
+    weights_once: bool = False,
+) -> tuple[Array, Array, Array, Array | None]:
+    """h [T, B, P], h_n [1, B, P], c_n [1, B, H], cells."""
+    x, h0, c0, weights = given
+    time_steps, batch = x.shape[:2]
     hidden_size = len(weights.kernel[1]) // 4
     output_size = hidden_size if weights.projection is None else len(weights.projection)
-    dtype = values.dtype
+    dtype = x.dtype
     h = of_thread.arrays.empty((time_steps, batch, output_size), dtype)
     h_n, c_n = np.empty((1, batch, output_size), dtype), np.empty((1, batch, hidden_size), dtype)
     cells = of_thread.arrays.empty((time_steps, batch, hidden_size), dtype) if keep_cells else None
     # By position: pybind11 takes 100 ns to look up a name, and a step of a small layer takes 2 microseconds.
     sequence.forward(
-        values, weights.kernel, weights.bias, h, h_n[0], c_n[0],
-        None if h0 is None else array(h0), None if c0 is None else array(c0),
+        x, weights.kernel, weights.bias, h, h_n[0], c_n[0], h0, c0,
         None if options.lengths is None else options.lengths.numpy(),
         None if options.resets is None else options.resets.numpy(),
         options.reverse, 0.0, cells, None, saved is not None, options.matmul_precision, same_weights, None,
         weights.projection, None, False, weights_once, saved,
     )  # fmt: skip
-    if not keep_layer_axis:
-        h_n, c_n = h_n[0], c_n[0]
-    return Result(torch.from_numpy(h), torch.from_numpy(h_n), torch.from_numpy(c_n), _shared(cells))
+    return h, h_n, c_n, cells
 
 
 def saved_size(x: Tensor, weights: Weights, options: CallOptions) -> int:
@@ -113,33 +146,47 @@ def backward(
     options: CallOptions,
     h: Tensor,
     saved: Tensor,
-    upstream: tuple[Tensor | None, Tensor | None, Tensor | None],
+    upstream: Upstream,
     wanted: Wanted,
     sequence: _core.Sequence,
 ) -> Gradients:
     """Gradients of a forward pass that returned h and left `saved`. upstream: those of h, h_n [B, P], c_n [B, H]."""
-    values = array(x)
-    (columns, output_size), dtype, batch = weights.weight_hh.shape, values.dtype, values.shape[1]
-    hidden_size = columns // 4
-    kernel = array(weights.weight_ih), array(weights.weight_hh)
+    given = Inputs(array(x), _optional(h0), _optional(c0), arrays(weights))
+    has_bias = weights.bias_ih is not None
+    return _run_backward(given, options, array(h), array(saved), upstream, wanted, sequence, has_bias=has_bias)
+
+
+def _run_backward(
+    given: Inputs,
+    options: CallOptions,
+    h: Array,
+    saved: Array,
+    upstream: Upstream,
+    wanted: Wanted,
+    sequence: _core.Sequence,
+    *,
+    has_bias: bool,
+) -> Gradients:
+    x, h0, c0, weights = given
+    columns, output_size = weights.kernel[1].shape
+    dtype, batch, hidden_size = x.dtype, x.shape[1], columns // 4
     sequence.forward(
-        values, kernel, None, array(h), None, None,
-        None if h0 is None else array(h0), None if c0 is None else array(c0),
+        x, weights.kernel, None, h, None, None, h0, c0,
         None if options.lengths is None else options.lengths.numpy(),
         None if options.resets is None else options.resets.numpy(),
         options.reverse, 0.0, None, None, True, options.matmul_precision, False, None,
-        None if weights.weight_hr is None else array(weights.weight_hr), None, False, True, array(saved), True,
+        weights.projection, None, False, True, saved, True,
     )  # fmt: skip
     empty = of_thread.arrays.empty
-    d_x = empty(values.shape, dtype) if wanted.x else None
+    d_x = empty(x.shape, dtype) if wanted.x else None
     d_h0 = np.empty((batch, output_size), dtype) if wanted.h0 else None
     d_c0 = np.empty((batch, hidden_size), dtype) if wanted.c0 else None
     d_kernel = d_bias = d_projection = None
     if wanted.weights:
-        d_kernel = empty((columns, values.shape[2]), dtype), empty((columns, output_size), dtype)
-        d_bias = None if weights.bias_ih is None else np.empty(columns, dtype)
-        d_projection = None if weights.weight_hr is None else np.empty((output_size, hidden_size), dtype)
-    d_h, d_h_n, d_c_n = (None if d is None else array(d) for d in upstream)
+        d_kernel = empty((columns, x.shape[2]), dtype), empty((columns, output_size), dtype)
+        d_bias = np.empty(columns, dtype) if has_bias else None
+        d_projection = None if weights.projection is None else np.empty((output_size, hidden_size), dtype)
+    d_h, d_h_n, d_c_n = map(_optional, upstream)
     try:
         sequence.backward(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, None, d_projection)
     finally:
@@ -184,22 +231,27 @@ class LayerFunction(torch.autograd.Function):
         # As torch's operations do, backward reads aliases, which stay where they are when a parameter's `data` is
         # exchanged, and leaves alone what no gradient depends on: writes there are no error.
         w_ih, w_hh, w_hr = weight_ih.detach(), weight_hh.detach(), None if weight_hr is None else weight_hr.detach()
-        saved = torch.from_numpy(of_thread.arrays.empty((saved_size(x, weights, options),), NUMPY[x.dtype]))
-        h, h_n, c_n, _ = forward(
-            x, h0, c0, arrays(Weights(w_ih, w_hh, bias_ih, bias_hh, w_hr)), options, of_thread.sequence,
-            saved=saved.numpy(), weights_once=True, keep_layer_axis=keep_layer_axis,
+        given = Inputs(
+            array(x), _optional(h0), _optional(c0), arrays(Weights(w_ih, w_hh, bias_ih, bias_hh, w_hr))
         )  # fmt: skip
+        saved = of_thread.arrays.empty((saved_size(x, weights, options),), given.x.dtype)
+        h, h_n, c_n, _ = _run_forward(given, options, of_thread.sequence, saved=saved, weights_once=True)
         of_thread.sequence.release()
+        output, kept = torch.from_numpy(h), torch.from_numpy(saved)
         need = ctx.needs_input_grad
-        recurs = x.shape[0] > 1
+        recurs = len(h) > 1
         ctx.options, ctx.keep_layer_axis = options, keep_layer_axis
+        # Without hooks what autograd gives back is this memory; the arrays spare the first backward to ask for them.
+        ctx.arrays = None if has_saved_tensor_hooks() else (given, h, saved)
         ctx.weights, ctx.versions = weights, _versions(weights)  # which only second derivatives read
         ctx.save_for_backward(
             x, h0, c0, w_ih if need[0] else None, w_hh if recurs or need[1] else None, w_hr,
-            h if recurs and any(need[3:8]) else None, saved,
+            output if recurs and any(need[3:8]) else None, kept,
         )  # fmt: skip
         ctx.set_materialize_grads(False)
-        return h, h_n, c_n
+        if not keep_layer_axis:
+            h_n, c_n = h_n[0], c_n[0]
+        return output, torch.from_numpy(h_n), torch.from_numpy(c_n)
 
     @staticmethod
     def backward(ctx: Any, d_h: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None) -> Any:
@@ -214,14 +266,22 @@ class LayerFunction(torch.autograd.Function):
             found = composite.gradients(x, h0, c0, weights, ctx.options, *upstream, need, create_graph=differentiable)
             return (*found, None, None)
         wanted = Wanted(need[0], need[1], need[2], any(need[3:8]))
-        read = weights._replace(
-            weight_ih=weights.weight_ih if w_ih is None else w_ih,
-            weight_hh=weights.weight_hh if w_hh is None else w_hh,
-            weight_hr=w_hr,
-        )
-        if h is None:  # only its shape is looked at
-            h = x.new_empty((*x.shape[:2], read.weight_hh.shape[1]))
-        d = backward(x, h0, c0, read, ctx.options, h, saved, upstream, wanted, of_thread.sequence)
+        known, ctx.arrays = ctx.arrays, None  # which would outlive what autograd frees after this
+        has_bias = weights.bias_ih is not None
+        if known is None:
+            read = weights._replace(
+                weight_ih=weights.weight_ih if w_ih is None else w_ih,
+                weight_hh=weights.weight_hh if w_hh is None else w_hh,
+                weight_hr=w_hr,
+            )
+            given = Inputs(array(x), _optional(h0), _optional(c0), arrays(read))
+            # Where h is not saved, only its shape is looked at.
+            values = np.empty((*x.shape[:2], read.weight_hh.shape[1]), given.x.dtype) if h is None else array(h)
+            known = given, values, array(saved)
+        given, values, kept = known
+        d = _run_backward(
+            given, ctx.options, values, kept, upstream, wanted, of_thread.sequence, has_bias=has_bias
+        )  # fmt: skip
         d_weights = d.weights or _NO_WEIGHTS
         if d_h is None and d_h_n is None and x.shape[0] == 1:  # no path from c_n of one step to the projection
             d_weights = (*d_weights[:4], None)
@@ -240,6 +300,11 @@ def _check_versions(weights: Weights, versions: list[int | None]) -> None:
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
                 f"{name} of an LSTM is at version {found}; expected version {expected} instead"
             )
+
+
+def has_saved_tensor_hooks() -> bool:
+    """Whether hooks see, and may replace, what autograd saves now."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _is_batched(tensor: Tensor) -> bool:

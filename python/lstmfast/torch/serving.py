@@ -101,7 +101,7 @@ def _may_be_written(module: nn.Module, x: Tensor, sizes: Tensor | None) -> bool:
     """
     if sizes is not None or module.bidirectional:
         return False
-    return not arguments.is_one_operation(module, x, None) or _has_saved_tensor_hooks()
+    return not arguments.is_one_operation(module, x, None) or kernels.has_saved_tensor_hooks()
 
 
 def _fast_lstm(module: nn.Module, x: Any, hx: Any, precision: str | None) -> Any:
@@ -295,13 +295,9 @@ def _to_be_saved(x: Tensor, own: Weights) -> Tensor:
     They do so of an x that is not contiguous, or if the weights that multiply it ask for no gradient. Under hooks on
     saved tensors, nobody would notice such a write.
     """
-    if _has_saved_tensor_hooks() or not own.weight_ih.requires_grad:
+    if kernels.has_saved_tensor_hooks() or not own.weight_ih.requires_grad:
         return x.clone()
     return x.contiguous()
-
-
-def _has_saved_tensor_hooks() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 _NOTHING = (None,) * 5

@@ -30,7 +30,9 @@ def flat(module: nn.Module) -> Sequence[Any]:
     if isinstance(module, nn.LSTMCell):
         names = _CELL if module.bias else _CELL[:2]
         found = [own.get(name) for name in names]
-        return [getattr(module, name) for name in names] if None in found else found  # parametrized, pruned
+        if any(weight is None for weight in found):  # computed: parametrized or pruned
+            return [getattr(module, name) for name in names]
+        return found
     if torch.compiler.is_compiling():
         return [getattr(module, name) for name in module._flat_weights_names]
     for name, reference in zip(module._flat_weights_names, module._flat_weight_refs, strict=False):
