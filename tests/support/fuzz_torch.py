@@ -20,7 +20,7 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,14 +123,24 @@ def draw(seed: int) -> Program:
     drawn = [parts.TREATMENTS.draw(rng, options) for _ in range(rng.choice([1, 1, 2]))]
     treatments = tuple(name for name in drawn if name != parts.TREATMENTS.plain)
     modules = 2 if rng.random() < 0.15 else 1
+    made, place = parts.MADE.draw(rng, options), parts.PLACES.draw(rng, options)
+    steps = [_draw_step(rng, options, treatments, number, modules) for number in range(rng.randint(2, 6))]
     return Program(
         seed,
         options,
-        parts.MADE.draw(rng, options),
-        parts.PLACES.draw(rng, options),
+        made,
+        place,
         treatments,
         modules,
-        tuple(_draw_step(rng, options, treatments, number, modules) for number in range(rng.randint(2, 6))),
+        tuple(replace(s, zeroes_gradients=True) if _follows_wrong(steps[:k]) else s for k, s in enumerate(steps)),
+    )
+
+
+def _follows_wrong(steps: Sequence[Step]) -> bool:
+    """Whether gradients of an earlier step are wrong, in torch too, so that nothing may be added to them."""
+    return any(
+        parts.CHANGES[step.change].is_uncounted or step.derivative == "weights written before backward"
+        for step in steps
     )
 
 
@@ -167,8 +177,11 @@ def _with_meaning(step: Step, treatments: tuple[str, ...]) -> Step:
         step = replace(step, shape=parts.SHAPES.plain)
     elif shape.is_ours and step.layout == "a subclass of Tensor":
         step = replace(step, layout=parts.LAYOUTS.plain)
-    if shape.is_packed and step.layout == "a subclass of Tensor":  # packing loses the class, checkpointing too
+    loses_class = shape.is_packed or "checkpoint" in step.context
+    if loses_class and step.layout == "a subclass of Tensor":
         step = replace(step, layout=parts.LAYOUTS.plain)
+    if context.is_concurrent and step.derivative == "vmap over weights":  # threads share what functional_call exchanges
+        step = replace(step, context=parts.CONTEXTS.plain)
     if shape.is_packed and shape.is_ours:  # packing copies: torch's caller may write into what ours holds, in one dtype
         step = replace(step, change=parts.CHANGES.plain)
         if context.lowest is not None:

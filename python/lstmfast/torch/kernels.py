@@ -282,10 +282,7 @@ class LayerFunction(torch.autograd.Function):
         d = _run_backward(
             given, ctx.options, values, kept, upstream, wanted, of_thread.sequence, has_bias=has_bias
         )  # fmt: skip
-        d_weights = d.weights or _NO_WEIGHTS
-        if d_h is None and d_h_n is None and x.shape[0] == 1:  # no path from c_n of one step to the projection
-            d_weights = (*d_weights[:4], None)
-        return (d.x, d.h0, d.c0, *d_weights, None, None)
+        return (d.x, d.h0, d.c0, *(d.weights or _NO_WEIGHTS), None, None)
 
 
 def _versions(weights: Weights) -> list[int | None]:
