@@ -63,6 +63,11 @@ class ArrayArg {
                            std::string(py::str(py::reinterpret_borrow<py::array>(object).dtype())));
     array_ = py::detail::array_proxy(object.ptr());
     using Flags = py::detail::npy_api;
+    // A mask would be forgotten. Python checks it too, but not in every step of a stream.
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != reinterpret_cast<PyObject*>(Flags::get().PyArray_Type_) &&
+        py::hasattr(object, "mask"))
+      throw py::type_error(std::string(name) + " must be an array without a mask, got a masked array; fill it, as by " +
+                           ".filled(0)");
     if (!std::is_const_v<T> && !(array_->flags & Flags::NPY_ARRAY_WRITEABLE_))
       fail("must be writable, got a read-only array");
     if (!(array_->flags & Flags::NPY_ARRAY_ALIGNED_)) fail("must be aligned to its element size");

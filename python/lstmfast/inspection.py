@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lstmfast import _checks as check
 from lstmfast import gates
 from lstmfast._checks import Array
 from lstmfast.layers import LSTM, Embedding, Linear, LSTMCell
@@ -165,6 +166,8 @@ def inspect(
     if isinstance(x, LSTMWeights):
         x = to_arrays(x, "lstmfast")
     if isinstance(x, Mapping):
+        for name, values in x.items():
+            check.unmasked(str(name), values)
         arrays = {str(name): np.asarray(values) for name, values in x.items()}
         bias = x.forget_bias if isinstance(x, LayoutArrays) else None
         name = x.layout if isinstance(x, LayoutArrays) else layout

@@ -94,6 +94,8 @@ def from_arrays(weights: Mapping[str, Array], source: str, *, forget_bias: float
     """The hub's object of arrays in the layout `source`, copied. Arguments and errors as of `convert`."""
     layout = layout_of(source)
     _check_forget_bias(layout, forget_bias)
+    for name, array in weights.items():
+        check.unmasked(name, array)
     assumptions: list[str] = []
     at_run_time = 0.0
     if layout.forget_bias is not None:
