@@ -445,6 +445,20 @@ def test_packed_input_of_another_size_is_an_error_which_torch_lacks():
         mine(pack_sequence([torch.randn(2, INPUT + 1)]))
 
 
+class Tagged(torch.Tensor):
+    """A subclass, which torch's own forward serves."""
+
+
+@pytest.mark.parametrize("subclass", [False, True])
+@pytest.mark.parametrize("shape", [(2, 2, H), (1, 3, H), (1, 2, H + 1), (1, 2)], ids=str)
+def test_states_of_a_packed_sequence_must_fit_because_torch_reads_beyond_them(shape, subclass):
+    _, mine = pair(INPUT, H)
+    rows = [torch.randn(n, INPUT) for n in (3, 2)]
+    packed = pack_sequence([row.as_subclass(Tagged) for row in rows] if subclass else rows)
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(1, 2, 6\), got"):
+        mine(packed, (torch.zeros(shape), torch.zeros(1, 2, H)))
+
+
 WRONG_STEPS = {
     "three axes": lambda m: m(torch.randn(1, B, INPUT)),
     "input size": lambda m: m(torch.randn(B, INPUT + 1)),

@@ -55,7 +55,7 @@ def lstm(
     path = paths.choose(module, _tensors(x, hx, layers), is_ours=is_ours(module), wants_cells=return_cells)
     if path.is_watched and extras:
         path = paths.Path("composite", path.why)
-    if is_packed and path.name != "torch":
+    if is_packed and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         arguments.check_packed(module, x, hx, int(input.batch_sizes[0]))
     if path.name == "torch" or not arguments.is_call(module, x, hx, layers, is_packed):
         return _by_torch(module, nn.LSTM, path, extras, input, hx)
