@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_random_programs_do_the_same_with_torch_and_with_lstmfast() -> None:
-    seed = int(os.environ.get("LSTMFAST_FUZZ_SEED") or int.from_bytes(os.urandom(4), "little"))
+    seed = int(os.environ.get("LSTMFAST_FUZZ_SEED") or 1)  # the script is for other ones
     report = fuzz_torch.fuzz(fuzz_torch.Plan(seed, seconds=SECONDS))
     print(f"LSTMFAST_FUZZ_SEED={seed}: {report.programs} programs")
     assert not report.failures, f"LSTMFAST_FUZZ_SEED={seed}\n\n" + "\n\n".join(f.text for f in report.failures.values())
