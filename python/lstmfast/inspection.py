@@ -166,8 +166,8 @@ def inspect(
     if isinstance(x, LSTMWeights):
         x = to_arrays(x, "lstmfast")
     if isinstance(x, Mapping):
-        for name, values in x.items():
-            check.unmasked(str(name), values)
+        for key, values in x.items():
+            check.unmasked(str(key), values)
         arrays = {str(name): np.asarray(values) for name, values in x.items()}
         bias = x.forget_bias if isinstance(x, LayoutArrays) else None
         name = x.layout if isinstance(x, LayoutArrays) else layout
