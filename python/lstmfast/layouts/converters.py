@@ -8,7 +8,6 @@ Refuses to drop what a layout has no place for (peepholes, projections), and to 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,7 @@ from lstmfast import gates
 from lstmfast._checks import Array
 from lstmfast.layouts.table import OURS, PEEPHOLES, Layout, Place, Stack, Variable, gate_order
 from lstmfast.layouts.table import layout as layout_of
-from lstmfast.layouts.weights import CellWeights, LSTMWeights, in_layers
+from lstmfast.layouts.weights import CellWeights, LSTMWeights, common_forget_bias, in_layers, same_bits
 
 
 class LayoutArrays(dict[str, Array]):
@@ -48,7 +47,7 @@ class LayoutArrays(dict[str, Array]):
         if len(cells) != len(self._sums):
             return cells
         return [
-            cell if made is None or not _same_bits(made.total, cell.bias) else made.before(cell)
+            cell if made is None or not same_bits(made.total, cell.bias) else made.before(cell)
             for cell, made in zip(cells, self._sums, strict=True)
         ]
 
@@ -190,26 +189,7 @@ def _run_time_forget_bias(cells: Sequence[CellWeights], layout: Layout, wanted: 
         return 0.0
     if wanted is not None:
         return float(wanted)
-    separable = {_separable_forget_bias(cell) for cell in cells}
-    alone = separable.pop()
-    return 0.0 if separable or alone is None else alone
-
-
-def _separable_forget_bias(cell: CellWeights) -> float | None:
-    """The forget bias that stands apart from `cell.bias`, as an addend of its own; None if something else does too."""
-    second = cell.recurrent_bias
-    if second is None:
-        return cell.forget_bias
-    value = float(gates.split(second)[OURS.index("f")][0])
-    alone = cell.forget_bias == 0.0 and math.isfinite(value) and _same_bits(second, _forget_bias_alone(cell, value))
-    return value if alone else None
-
-
-def _forget_bias_alone(cell: CellWeights, value: float) -> Array:
-    """A bias that is `value` at the forget gate and zero elsewhere."""
-    bias = np.zeros_like(cell.bias)
-    gates.split(bias)[OURS.index("f")][...] = value
-    return bias
+    return common_forget_bias(cells)
 
 
 def _fit_one_bias(
@@ -218,16 +198,9 @@ def _fit_one_bias(
     """The cells with one bias, beside which `at_run_time` is added: by leaving out if that can be, else by adding."""
     fitted, sums = [], []
     for cell in cells:
-        separable = _separable_forget_bias(cell)
-        kind = cell.dtype.type
-        if separable is not None and kind(separable) == kind(at_run_time):
-            total, made = cell.bias, None
-        else:
-            total = cell.bias.copy() if cell.recurrent_bias is None else cell.bias + cell.recurrent_bias
-            gates.split(total)[OURS.index("f")][...] += kind(cell.forget_bias - at_run_time)
-            made = _Sum(total.copy(), cell)
-        fitted.append(replace(cell, bias=total, recurrent_bias=None, forget_bias=at_run_time))
-        sums.append(made)
+        one = cell.with_one_bias(at_run_time)
+        fitted.append(one)
+        sums.append(None if one.bias is cell.bias else _Sum(one.bias.copy(), cell))
     moved = sorted({cell.forget_bias - at_run_time for cell, made in zip(cells, sums, strict=True) if made} - {0.0})
     two = any(made and cell.recurrent_bias is not None for cell, made in zip(cells, sums, strict=True))
     if two:
@@ -257,7 +230,7 @@ def _fit_two_biases(
     """The cells with two biases and nothing added at run time: a forget bias has the second one to itself."""
     fitted = []
     for cell in cells:
-        second = _forget_bias_alone(cell, cell.forget_bias)
+        second = cell.forget_bias_alone(cell.forget_bias)
         if cell.recurrent_bias is not None:
             second = cell.recurrent_bias + second if cell.forget_bias else cell.recurrent_bias
         fitted.append(replace(cell, recurrent_bias=second, forget_bias=0.0))
@@ -267,10 +240,6 @@ def _fit_two_biases(
             f"of the second bias, because {layout.name} adds none at run time; the first bias is as it was."
         )
     return fitted, [None] * len(fitted)
-
-
-def _same_bits(a: Array, b: Array) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 # --- what a layout has a place for ------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ Refuses to compute an LSTM (see `layers`) and to know another library's names an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from lstmfast import _checks as check
 from lstmfast import gates
 from lstmfast._checks import Array
 from lstmfast.layers import LSTM
+
+_FORGET = gates.NAMES.index("forget")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +78,33 @@ class CellWeights:
     def dtype(self) -> np.dtype[Any]:
         """float32 or float64."""
         return self.kernel.dtype
+
+    def separable_forget_bias(self) -> float | None:
+        """The forget bias that stands apart from `bias`, as an addend of its own; None if something else does too."""
+        second = self.recurrent_bias
+        if second is None:
+            return self.forget_bias
+        value = float(gates.split(second)[_FORGET][0])
+        alone = self.forget_bias == 0.0 and math.isfinite(value) and same_bits(second, self.forget_bias_alone(value))
+        return value if alone else None
+
+    def forget_bias_alone(self, value: float) -> Array:
+        """A bias that is `value` at the forget gate and zero elsewhere."""
+        bias = np.zeros_like(self.bias)
+        gates.split(bias)[_FORGET][...] = value
+        return bias
+
+    def with_one_bias(self, forget_bias: float) -> CellWeights:
+        """The cell with one bias, beside which `forget_bias` is added at run time.
+
+        Where that is just what stands apart now, `bias` stays the same array; otherwise it is a sum, rounded.
+        """
+        separable, kind = self.separable_forget_bias(), self.dtype.type
+        bias = self.bias
+        if separable is None or kind(separable) != kind(forget_bias):
+            bias = bias.copy() if self.recurrent_bias is None else bias + self.recurrent_bias
+            gates.split(bias)[_FORGET][...] += kind(self.forget_bias - forget_bias)
+        return replace(self, bias=bias, recurrent_bias=None, forget_bias=forget_bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,9 +215,7 @@ class LSTMWeights:
         A layer has one bias and one forget_bias for all cells. Where these weights have more, they are added, which
         rounds; `layouts.to_arrays(weights, "lstmfast").assumptions` says what it would do.
         """
-        from lstmfast.layouts.converters import to_arrays  # converters build weights; weights ask them only here
-
-        arrays = to_arrays(self, "lstmfast")
+        forget_bias = common_forget_bias(self.cells)
         for name in ("cell_clip", "coupled_gates"):
             if value := getattr(self, name):
                 options[name] = value
@@ -197,11 +225,25 @@ class LSTMWeights:
             options["projection_size"] = self.output_size
         layer = LSTM(
             self.input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=self.bidirectional,
-            forget_bias=arrays.forget_bias or 0.0, dtype=self.dtype, **options,
+            forget_bias=forget_bias, dtype=self.dtype, **options,
         )  # fmt: skip
-        for name, values in arrays.items():
-            layer.parameters[name][...] = values
+        for weights, cell in zip(self.cells, layer.cells, strict=True):
+            one = weights.with_one_bias(forget_bias)
+            for name, values in cell.parameters.items():
+                values[...] = getattr(one, name)
         return layer
+
+
+def common_forget_bias(cells: Sequence[CellWeights]) -> float:
+    """The forget bias that all of these cells have apart from their biases, 0.0 if they do not agree on one."""
+    separable = {cell.separable_forget_bias() for cell in cells}
+    alone = separable.pop()
+    return 0.0 if separable or alone is None else alone
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Whether two arrays are the same in dtype, shape and every bit."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def in_layers(cells: Sequence[CellWeights], directions: int) -> tuple[tuple[CellWeights, ...], ...]:
