@@ -267,7 +267,7 @@ def test_backward_needs_no_more_than_arrays_of_the_forward_call(rng: np.random.G
     p = {name: torch.from_numpy(value) for name, value in problem(rng, 4, 3, 5, 6, False).items()}
     options = {"lengths": np.array([4, 1, 2]), "resets": rng.random((4, 3)) < 0.3, "reverse": True}
     out = lf.lstm(**p, **ALL, **options)
-    kept = _sequences.kept_from(
+    kept = _sequences.saved_from(
         p["x"],
         p["kernel"],
         p["h0"],
@@ -294,7 +294,7 @@ def test_an_autograd_function_of_these_two_gives_pytorchs_own_gradients(rng: np.
         @staticmethod
         def backward(context: Any, *derivatives: Any) -> Any:
             x, kernel, _, h0, c0, h, cells, gates = context.saved_tensors
-            kept = _sequences.kept_from(x, kernel, h0, c0, h, cells, gates, **PLAIN)
+            kept = _sequences.saved_from(x, kernel, h0, c0, h, cells, gates, **PLAIN)
             d = lf.lstm_backward(kept, *derivatives)
             return d.x, d.kernel, d.bias, d.h0, d.c0
 

@@ -9,6 +9,7 @@ own.
 
 from lstmfast import gates, initializers, layouts, losses, optimizers, reference, schedules
 from lstmfast._core import __version__
+from lstmfast.cells import Cell
 from lstmfast.functional import Gradients, Output, lstm, lstm_backward, lstm_step
 from lstmfast.inspection import Inspection, inspect
 from lstmfast.layers import LSTM, Embedding, Linear, LSTMCell, ParameterBuffer
@@ -26,6 +27,7 @@ from lstmfast.runtime import (
 
 __all__ = [
     "LSTM",
+    "Cell",
     "CharLM",
     "CharStream",
     "Embedding",

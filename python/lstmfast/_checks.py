@@ -121,17 +121,10 @@ def unmasked(name: str, value: Any) -> None:
         )
 
 
-def is_on_device(value: Any) -> bool:
-    """Tell an array that lies on a GPU, whichever library it is of."""
-    from lstmfast.cuda import _arrays  # no earlier than somebody brings what is no NumPy array
-
-    return _arrays.is_device_array(value)
-
-
 def is_ready(value: Any, axes: int, size: int, dtype: np.dtype[Any]) -> bool:
     """Tell an array with nothing to check or copy: `axes` axes, the last of this size, this dtype, C-contiguous.
 
-    For calls that are so short that `array` is a part of them. False decides nothing.
+    For calls so short that `array` is a part of them. A False result means only that the full check is needed.
     """
     if type(value) is not np.ndarray or value.dtype is not dtype or not value.flags.carray:
         return False

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
+from typing import Any, ClassVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,10 @@ import numpy.typing as npt
 from lstmfast import _checks as check
 from lstmfast import _core, _memory, functional, initializers, runtime
 from lstmfast._checks import Array, State
+from lstmfast._engine.devices import is_on_device
+from lstmfast.cuda._layers import LayerOnDevice
 from lstmfast.gates import Gates
 from lstmfast.initializers import Initializer, Shape
-
-if TYPE_CHECKING:
-    from lstmfast.cuda._layers import LayerOnDevice
 
 
 @dataclass(frozen=True, eq=False)
@@ -425,7 +424,7 @@ class LSTM(OfParameters):
         weights are sent there when they have changed, and `backward` brings their gradients back.
         Raises ValueError naming the argument whose shape or values are wrong; TypeError for a dtype not the layer's.
         """
-        if not isinstance(x, np.ndarray) and check.is_on_device(x):
+        if not isinstance(x, np.ndarray) and is_on_device(x):
             return self._call_on_device(x, state, lengths, resets, bool(training))
         x = self.check_input(x)
         axes = x.shape[:2]
@@ -583,8 +582,6 @@ class LSTM(OfParameters):
             d_h = below
 
     def _call_on_device(self, x: Any, state: Any, lengths: Any, resets: Any, training: bool) -> tuple[Any, Any]:
-        from lstmfast.cuda._layers import LayerOnDevice
-
         self._trained = None
         if self._device is None or not self._device.serves(x):
             self._device = LayerOnDevice(self, x)

@@ -16,29 +16,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from lstmfast._engine.devices import host_plays_device
 from lstmfast.cuda import _library
 
 DeviceArray: TypeAlias = Any
 """An array of a framework: no type is shared by all of them."""
-
-_CPU, _CUDA, _CUDA_MANAGED = 1, 2, 13  # DLDeviceType
-
-
-def is_device_array(value: Any) -> bool:
-    """Tell an array that lies on a GPU. Where the loaded library runs on the CPU, other frameworks' host arrays do."""
-    if isinstance(value, np.ndarray):
-        return False
-    where = getattr(value, "__dlpack_device__", None)
-    if where is None:
-        return hasattr(value, "__cuda_array_interface__")
-    kind = int(where()[0])
-    return kind in (_CUDA, _CUDA_MANAGED) or (kind == _CPU and _host_plays_device())
-
-
-def _host_plays_device() -> bool:
-    library = _library.loaded()
-    return library is not None and library.is_emulated
-
 
 # --- what the framework does ------------------------------------------------------------------------------------------
 
@@ -89,7 +71,7 @@ class Torch:
         return str(array.dtype).removeprefix("torch.")
 
     def owns(self, value: Any) -> bool:
-        return isinstance(value, self._torch.Tensor) and (value.is_cuda or _host_plays_device())
+        return isinstance(value, self._torch.Tensor) and (value.is_cuda or host_plays_device())
 
     def device_number(self, array: DeviceArray) -> int:
         return array.device.index or 0

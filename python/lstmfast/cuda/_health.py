@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmfast import functional
+from lstmfast._engine import cpu
+from lstmfast.cells import Cell
 from lstmfast.cuda import _kernels
 from lstmfast.cuda._kernels import Context, Recurrence
 from lstmfast.cuda._library import PATHS, Plan
@@ -188,11 +189,12 @@ def compare(
     if resets is not None:
         resets[time_steps // 2, :1] = True
 
-    wanted = functional.lstm(
-        x, np.concatenate([input_kernel, recurrent_kernel]), bias, h0, c0, lengths=lengths, resets=resets,
-        reverse=reverse, return_cells=True, return_gates=True, keep_for_backward=True, matmul_precision="highest",
+    wanted = cpu.lstm(
+        x, np.concatenate([input_kernel, recurrent_kernel]), bias, h0, c0, cell=Cell(forget_bias=0.0),
+        lengths=lengths, resets=resets, reverse=reverse, return_cells=True, return_gates=True, keep_for_backward=True,
     )  # fmt: skip
-    wanted_gradients = functional.lstm_backward(wanted, d_h, d_h_n, d_c_n)
+    assert wanted._saved is not None
+    wanted_gradients = wanted._saved.backward(d_h, d_h_n, d_c_n)
 
     z = x @ input_kernel + bias
     recurrence = Recurrence(

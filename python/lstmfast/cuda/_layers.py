@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from lstmfast import runtime
+from lstmfast._checks import Array
 from lstmfast.cuda import _sequences, _stacks
 from lstmfast.cuda._arrays import DeviceArray
-from lstmfast.layers import LSTM
 
 State = _stacks.State
+
+
+class Layer(Protocol):
+    """What is asked of a `layers.LSTM`."""
+
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+    dropout: float
+    forget_bias: float
+    dtype: np.dtype[Any]
+    parameters: dict[str, Array]
+    parameter_buffer: Array
+    gradient_buffer: Array
 
 
 class LayerOnDevice:
     """One layer's weights and last call on one device. Made by the first call there, and kept by the layer."""
 
-    def __init__(self, layer: LSTM, x: DeviceArray) -> None:
+    def __init__(self, layer: Layer, x: DeviceArray) -> None:
         if layer.dtype != np.float32:
             raise TypeError(f"a layer must be float32 to run on a CUDA device, this one is {layer.dtype}")
         _stacks.refuse_variants(layer)

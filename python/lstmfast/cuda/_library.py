@@ -13,6 +13,8 @@ from ctypes import POINTER, c_char, c_char_p, c_float, c_int, c_int32, c_int64, 
 from pathlib import Path
 from typing import Any
 
+from lstmfast._engine.devices import set_emulation
+
 ABI_VERSION = 1
 MAX_HIDDEN_SIZE = 2048
 WORKSPACE_ALIGNMENT = 256
@@ -195,6 +197,7 @@ def load() -> Library:
                     "this installation has no CUDA kernels: build it with LSTMFAST_CUDA=1 pip install ."
                 )
             _loaded = Library(path)
+            set_emulation(_loaded.is_emulated)
         return _loaded
 
 
@@ -207,13 +210,9 @@ def require() -> Library:
     return library
 
 
-def loaded() -> Library | None:
-    """The library if something has loaded it already."""
-    return _loaded
-
-
 def _use(path: Path | None) -> None:
     """Take the library at this path from now on, None: the installed one. For tests: their kernels run on the CPU."""
     global _loaded, _path
     with _lock:
         _loaded, _path = None, path
+        set_emulation(False)

@@ -14,13 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmfast import _checks as check
-from lstmfast import functional
 from lstmfast import gates as gate_order
+from lstmfast._engine.devices import is_on_device
+from lstmfast._engine.results import Gradients, Output
 from lstmfast.cuda import _health, _kernels, _library
-from lstmfast.cuda._arrays import DeviceArray, Framework, JaxBridge, framework_of, is_device_array
+from lstmfast.cuda._arrays import DeviceArray, Framework, JaxBridge, framework_of
 from lstmfast.cuda._kernels import GATES, Context, Recurrence, States
 
 _DTYPES = ("float32", "bfloat16")
+FEATURES: frozenset[str] = frozenset()
+"""Features of a cell that the kernels have: see `cells.check_features`."""
+PLACE = "for arrays on a CUDA device"
+
 _IDS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -39,7 +44,7 @@ def lstm(
     return_gates: bool,
     keep_for_backward: bool,
     matmul_precision: str,
-) -> functional.Output:
+) -> Output:
     """As `functional.lstm`, which says what the arguments are.
 
     lengths and resets may lie on the host, where they are checked, or on the device, where nobody looks at their
@@ -55,8 +60,8 @@ def lstm(
             matmul_precision=matmul_precision,
         )  # fmt: skip
         h, h_n, c_n, cells, gates = map(bridge.give_back, (out.h, out.h_n, out.c_n, out.cells, out.gates))
-        kept = None if out._kept is None else _KeptAcross(bridge, out)
-        return functional.Output(h, h_n, c_n, cells, gates, kept)
+        saved = None if out._saved is None else _SavedAcross(bridge, out)
+        return Output(h, h_n, c_n, cells, gates, saved)
     on, training = context_of(x), bool(keep_for_backward)
     framework = on.framework
     plan: _library.Plan | None = None
@@ -73,17 +78,17 @@ def lstm(
                 keep_cells=bool(return_cells) or training, keep_gates=bool(return_gates) or training,
             )  # fmt: skip
         h, h_n = (_as(framework, array, given.dtype) for array in (states.h, states.h_n))
-    return functional.Output(
+    return Output(
         h,
         h_n,
         states.c_n,
         states.cells if return_cells else None,
         states.gates if return_gates else None,
-        _Kept(given, plan, states) if training else None,
+        _Saved(given, plan, states) if training else None,
     )
 
 
-def kept_from(
+def saved_from(
     x: DeviceArray,
     kernel: DeviceArray,
     h0: DeviceArray | None,
@@ -96,7 +101,7 @@ def kept_from(
     resets: Any,
     reverse: bool,
     matmul_precision: str,
-) -> functional.Output:
+) -> Output:
     """An output that `lstm_backward` takes, from the arrays of an earlier call with return_cells and return_gates.
 
     For those who can keep arrays but no objects between the two: custom operators of a framework.
@@ -116,7 +121,7 @@ def kept_from(
             cells=_as(on.framework, _float("cells", cells, on, shape), "float32"),
             gates=_as(on.framework, _float("gates", gates, on, (*shape[:2], GATES, shape[2])), "float32"),
         )
-    return functional.Output(states.h, states.h_n, states.c_n, states.cells, states.gates, _Kept(given, plan, states))
+    return Output(states.h, states.h_n, states.c_n, states.cells, states.gates, _Saved(given, plan, states))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,14 +159,14 @@ class _Given:
 
 
 @dataclass(frozen=True, eq=False)
-class _Kept:
+class _Saved:
     """What a call leaves for its backward, which it brings itself."""
 
     given: _Given
     plan: _library.Plan | None  # None where there was nothing to run
     states: States
 
-    def backward(self, d_h: Any, d_h_n: Any, d_c_n: Any) -> functional.Gradients:
+    def backward(self, d_h: Any, d_h_n: Any, d_c_n: Any) -> Gradients:
         """As `functional.lstm_backward`."""
         on, states, recurrence = self.given.on, self.states, self.given.recurrence
         framework = on.framework
@@ -182,7 +187,7 @@ class _Kept:
                 d_z, d_h0, d_c0 = _kernels.backward(on, self.plan, recurrence, states, d_h, d_h_n, d_c_n)
             return self._gradients(d_z, _as(framework, d_h0, self.given.dtype), d_c0)
 
-    def _gradients(self, d_z: DeviceArray, d_h0: DeviceArray, d_c0: DeviceArray) -> functional.Gradients:
+    def _gradients(self, d_z: DeviceArray, d_h0: DeviceArray, d_c0: DeviceArray) -> Gradients:
         given, framework = self.given, self.given.on.framework
         count = d_z.shape[0] * d_z.shape[1]
         d_rows = d_z.reshape(count, d_z.shape[2])
@@ -196,7 +201,7 @@ class _Kept:
             d_x = framework.product(d_rows, given.kernel[: given.input_size].T, given.dtype).reshape(given.x.shape)
         h_prev = self._h_prev(useful).reshape(count, given.hidden_size)
         d_recurrent_kernel = framework.product(h_prev.T, d_rows, given.dtype)
-        return functional.Gradients(
+        return Gradients(
             x=d_x,
             kernel=framework.join([d_input_kernel, d_recurrent_kernel]),
             bias=framework.column_sums(d_rows, given.dtype),
@@ -227,16 +232,17 @@ class _Kept:
 
 
 @dataclass(frozen=True, eq=False)
-class _KeptAcross:
+class _SavedAcross:
     """What a call with arrays of JAX leaves for its backward."""
 
     bridge: JaxBridge
-    out: functional.Output
+    out: Output
 
-    def backward(self, d_h: Any, d_h_n: Any, d_c_n: Any) -> functional.Gradients:
+    def backward(self, d_h: Any, d_h_n: Any, d_c_n: Any) -> Gradients:
         """As `functional.lstm_backward`."""
-        d = functional.lstm_backward(self.out, *map(self.bridge.take, (d_h, d_h_n, d_c_n)))
-        return functional.Gradients(*map(self.bridge.give_back, (d.x, d.kernel, d.bias, d.h0, d.c0)))
+        assert self.out._saved is not None
+        d = self.out._saved.backward(*map(self.bridge.take, (d_h, d_h_n, d_c_n)))
+        return Gradients(*map(self.bridge.give_back, (d.x, d.kernel, d.bias, d.h0, d.c0)))
 
 
 def context_of(x: DeviceArray) -> Context:
@@ -342,7 +348,7 @@ def _float(name: str, value: Any, on: Context, shape: tuple[check.Size, ...], dt
 
 def _same_place(name: str, value: Any, on: Context) -> None:
     if not on.framework.owns(value):
-        if is_device_array(value):
+        if is_on_device(value):
             raise TypeError(f"{name} must be an array of {on.framework.name} like x, got {type(value).__name__}")
         raise TypeError(f"{name} must lie on the CUDA device like x, got {type(value).__name__} on the host")
     if (number := on.framework.device_number(value)) != on.device:
@@ -364,7 +370,7 @@ def _as(framework: Framework, array: DeviceArray, dtype: str) -> DeviceArray:
 def _lengths(on: Context, value: Any, time_steps: int, batch: int) -> DeviceArray | None:
     if value is None:
         return None
-    if is_device_array(value):
+    if is_on_device(value):
         _same_place("lengths", value, on)
         if on.framework.dtype_of(value) not in _IDS:
             raise TypeError(f"lengths must be integers, got {on.framework.dtype_of(value)}")
@@ -378,7 +384,7 @@ def _lengths(on: Context, value: Any, time_steps: int, batch: int) -> DeviceArra
 def _resets(on: Context, value: Any, shape: tuple[int, int]) -> DeviceArray | None:
     if value is None:
         return None
-    if is_device_array(value):
+    if is_on_device(value):
         _same_place("resets", value, on)
         if on.framework.dtype_of(value) != "bool":
             raise TypeError(f"resets must be a bool array, got {on.framework.dtype_of(value)}")

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lstmfast import _core, functional
+from lstmfast import _core
+from lstmfast._engine.results import Output
 from lstmfast.cuda import _sequences
 from lstmfast.cuda._arrays import DeviceArray, Framework
 
@@ -77,7 +78,7 @@ class Stack:
         self._num_layers, self._num_directions = num_layers, 2 if bidirectional else 1
         self._forget_bias = forget_bias
         self._dropouts = [Dropout(dropout) for _ in range(num_layers - 1)]
-        self._outs: list[functional.Output] = []
+        self._outs: list[Output] = []
 
     def forward(
         self,
@@ -131,7 +132,8 @@ class Stack:
                 hidden_size = out.h.shape[2]
                 columns = slice(direction * hidden_size, (direction + 1) * hidden_size)
                 d_h_n, d_c_n = (None if part is None else part[k] for part in d_state)
-                d = functional.lstm_backward(out, None if d_h is None else d_h[:, :, columns], d_h_n, d_c_n)
+                assert out._saved is not None
+                d = out._saved.backward(None if d_h is None else d_h[:, :, columns], d_h_n, d_c_n)
                 gradients |= {f"{self._name(k)}.kernel": d.kernel, f"{self._name(k)}.bias": d.bias}
                 initial[k] = (d.h0, d.c0)
                 below = d.x if below is None else below + d.x

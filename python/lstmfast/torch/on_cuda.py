@@ -99,7 +99,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (x, h0, c0, *weights). kept: (h, cells, gates) of `forward`; upstream: d_h, d_h_n, d_c_n."""
     h, cells, gates = kept
-    out = _sequences.kept_from(
+    out = _sequences.saved_from(
         x, _kernel(weights), h0, c0, h, cells, gates, lengths=options.lengths, resets=options.resets,
         reverse=options.reverse, matmul_precision=options.matmul_precision,
     )  # fmt: skip

@@ -1,0 +1,205 @@
+"""The CPU engine: one layer in one direction on NumPy arrays. Checks and allocates; the extension computes.
+
+Called by `functional`, whose docstrings say what the arguments are, and by what compares another engine with this one.
+Refuses to hold weights and to choose an engine.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lstmfast import _checks as check
+from lstmfast import _core, gates
+from lstmfast._checks import Array
+from lstmfast._engine.results import Gradients, Output
+from lstmfast.cells import Cell
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The weights of one layer in one direction, checked, and the sizes they have."""
+
+    kernel: Array
+    bias: Array
+    peepholes: Array | None
+    projection: Array | None
+    hidden_size: int
+    output_size: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self.kernel.dtype
+
+
+class _StepWorkspace(threading.local):
+    """The workspace of `lstm_step`, kept from call to call, one in each thread."""
+
+    def __init__(self) -> None:
+        self.sequence = _core.Sequence()
+
+
+_step_workspace = _StepWorkspace()
+
+
+def lstm_step(
+    x: Any, h: Any, c: Any, kernel: Any, bias: Any, *, cell: Cell, peepholes: Any, projection: Any
+) -> tuple[Array, Array]:
+    """As `functional.lstm_step`."""
+    weights = check_weights(kernel, bias, peepholes, projection, x, h, axes=1)
+    x = _input(x, weights, ("batch",))
+    batch, dtype = len(x), weights.dtype
+    h, c = _states(("h", h, weights.output_size), ("c", c, weights.hidden_size), batch=batch, dtype=dtype)
+    h_next, output = np.empty((2, batch, weights.output_size), dtype)
+    c_next = np.empty((batch, weights.hidden_size), dtype)
+    # By position, as in `LSTM.forward_into`.
+    _step_workspace.sequence.forward(
+        x[None], weights.kernel, weights.bias, output[None], h_next, c_next, h, c, None, None, False,
+        cell.forget_bias, None, None, False, "highest", False, weights.peepholes, weights.projection,
+        cell.cell_clip, cell.coupled_gates, True,
+    )  # fmt: skip
+    return h_next, c_next
+
+
+def lstm(
+    x: Any,
+    kernel: Any,
+    bias: Any,
+    h0: Any = None,
+    c0: Any = None,
+    *,
+    cell: Cell,
+    peepholes: Any = None,
+    projection: Any = None,
+    lengths: Any = None,
+    resets: Any = None,
+    reverse: bool = False,
+    return_cells: bool = False,
+    return_gates: bool = False,
+    keep_for_backward: bool = False,
+    matmul_precision: str = "highest",
+) -> Output:
+    """As `functional.lstm`."""
+    weights = check_weights(kernel, bias, peepholes, projection, x, h0, axes=2)
+    x = _input(x, weights, ("time_steps", "batch"))
+    (time_steps, batch), dtype = x.shape[:2], weights.dtype
+    hidden_size, output_size = weights.hidden_size, weights.output_size
+    h0, c0 = _states(("h0", h0, output_size), ("c0", c0, hidden_size), batch=batch, dtype=dtype)
+    h = np.empty((time_steps, batch, output_size), dtype)
+    h_n = np.empty((batch, output_size), dtype)
+    c_n = np.empty((batch, hidden_size), dtype)
+    cells = np.empty((time_steps, batch, hidden_size), dtype) if return_cells else None
+    activations = np.empty((time_steps, batch, gates.COUNT, hidden_size), dtype) if return_gates else None
+    sequence = _core.Sequence()
+    sequence.forward(
+        x, weights.kernel, weights.bias, h0=h0, c0=c0,
+        lengths=check.lengths(lengths, time_steps, batch),
+        resets=check.resets(resets, (time_steps, batch), "(time_steps, batch)"),
+        reverse=bool(reverse), forget_bias=cell.forget_bias,
+        h=h, h_n=h_n, c_n=c_n, cells=cells, gates=activations, keep_for_backward=bool(keep_for_backward),
+        matmul_precision=matmul_precision, peepholes=weights.peepholes, projection=weights.projection,
+        cell_clip=cell.cell_clip, coupled_gates=cell.coupled_gates, weights_once=True,
+    )  # fmt: skip
+    saved = None
+    if keep_for_backward:
+        saved = _SavedSequence(sequence, None if check.is_ids(x) else x.shape, h.shape, weights)
+    return Output(h, h_n, c_n, cells, activations, saved)
+
+
+@dataclass(frozen=True, eq=False)
+class _SavedSequence:
+    """A sequence that has run and keeps what its backward pass needs."""
+
+    sequence: _core.Sequence
+    x_shape: tuple[int, ...] | None  # None for token ids
+    h_shape: tuple[int, ...]
+    weights: Weights
+
+    def backward(self, d_h: Any, d_h_n: Any, d_c_n: Any) -> Gradients:
+        """As `functional.lstm_backward`."""
+        weights, dtype, batch = self.weights, self.weights.dtype, self.h_shape[1]
+        if d_h is not None:
+            meaning = "(time_steps, batch, hidden_size)"
+            d_h = check.array("d_h", d_h, self.h_shape, meaning, dtype=dtype, like="h")
+        d_h_n, d_c_n = _states(
+            ("d_h_n", d_h_n, weights.output_size), ("d_c_n", d_c_n, weights.hidden_size),
+            batch=batch, dtype=dtype, like="h",
+        )  # fmt: skip
+        gradients = Gradients(
+            x=None if self.x_shape is None else np.empty(self.x_shape, dtype),
+            kernel=np.empty(weights.kernel.shape, dtype),
+            bias=np.empty(weights.bias.shape, dtype),
+            h0=np.empty((batch, weights.output_size), dtype),
+            c0=np.empty((batch, weights.hidden_size), dtype),
+            peepholes=None if weights.peepholes is None else np.empty(weights.peepholes.shape, dtype),
+            projection=None if weights.projection is None else np.empty(weights.projection.shape, dtype),
+        )
+        self.sequence.backward(
+            d_h=d_h, d_h_n=d_h_n, d_c_n=d_c_n,
+            d_x=gradients.x, d_kernel=gradients.kernel, d_bias=gradients.bias, d_h0=gradients.h0, d_c0=gradients.c0,
+            d_peepholes=gradients.peepholes, d_projection=gradients.projection,
+        )  # fmt: skip
+        return gradients
+
+
+def check_weights(kernel: Any, bias: Any, peepholes: Any, projection: Any, x: Any, h: Any, *, axes: int) -> Weights:
+    """Check the weights of a call with this x and h, x having `axes` axes before its features, if it has any.
+
+    If the kernel fits x, other arguments are checked against it; otherwise the kernel is reported, with the shape that
+    the hidden size of the state or the bias asks for. A projection, where there is one, says both sizes.
+    """
+    check.ndarray("x", x, "float32 or float64, or of integer ids")
+    first = "vocabulary_size" if check.is_ids(x) else "input_size"
+    second = "hidden_size" if projection is None else "projection_size"
+    kernel = check.array("kernel", kernel, (f"{first} + {second}", "4*hidden_size"))
+    dtype = kernel.dtype
+    rows, columns = kernel.shape
+    hidden_size = output_size = columns // gates.COUNT
+    if projection is not None:
+        wanted = ("hidden_size", "projection_size")
+        projection = check.array("projection", projection, wanted, dtype=dtype, like="kernel")
+        hidden_size, output_size = projection.shape
+    dense = not check.is_ids(x) and x.ndim == axes + 1
+    input_size = x.shape[-1] if dense else max(rows - output_size, 0)
+    if columns == 0 or columns != gates.COUNT * hidden_size or rows != input_size + output_size:
+        if projection is None:
+            if np.ndim(h) == 2 and np.shape(h)[1] > 0:
+                hidden_size = np.shape(h)[1]
+            elif np.ndim(bias) == 1 and np.size(bias) >= gates.COUNT:
+                hidden_size = np.size(bias) // gates.COUNT
+            hidden_size = output_size = max(hidden_size, 1)
+        check.has_shape(
+            "kernel", kernel, (input_size + output_size, gates.COUNT * hidden_size),
+            f"({first} + {second}, 4*hidden_size)",
+        )  # fmt: skip
+    bias = check.array("bias", bias, (columns,), "(4*hidden_size,)", dtype=dtype, like="kernel")
+    if peepholes is not None:
+        wanted_peepholes = (3, hidden_size)
+        peepholes = np.ascontiguousarray(
+            check.array("peepholes", peepholes, wanted_peepholes, "(i f o, hidden_size)", dtype=dtype, like="kernel")
+        )
+    return Weights(np.ascontiguousarray(kernel), bias, peepholes, projection, hidden_size, output_size)
+
+
+def _input(x: Any, weights: Weights, axes: tuple[str, ...]) -> Array:
+    """Return x as int32 ids [*axes] or as floats [*axes, input_size]."""
+    input_size = len(weights.kernel) - weights.output_size
+    if check.is_ids(x):
+        return check.ids("x", x, input_size, axes)
+    return check.array(
+        "x", x, (*axes, input_size), f"({', '.join(axes)}, input_size)", dtype=weights.dtype, like="kernel"
+    )
+
+
+def _states(*named: tuple[str, Any, int], batch: int, dtype: np.dtype[Any], like: str = "kernel") -> list[Any]:
+    """Return the state arrays [batch, size], None where None came."""
+    return [
+        None
+        if value is None
+        else check.array(name, value, (batch, size), "(batch, hidden_size)", dtype=dtype, like=like)
+        for name, value, size in named
+    ]
