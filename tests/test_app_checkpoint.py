@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lstmfast import checkpoint
+from lstmfast.training import checkpoint
 
 METADATA: dict[str, Any] = {"step": 3, "rng": {"state": 2**127 + 1}, "loss": 0.1 + 0.2, "words": ["é", None]}
 
@@ -73,7 +73,7 @@ def test_a_file_cut_short_anywhere_is_refused_by_name(path: Path) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=f"^{path} is no checkpoint that can be used: "):
+        with pytest.raises(ValueError, match=f"^{path} is not a usable checkpoint: "):
             checkpoint.load(path)
 
 
@@ -96,7 +96,7 @@ def test_a_folder_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("contents", [b"x" * 7, b"PK\x03\x04" + b"z" * 96, b"\x89HDF\r\n\x1a\n" + bytes(200)])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, contents: bytes) -> None:
     (tmp_path / "foreign").write_bytes(contents)
-    with pytest.raises(ValueError, match="is no checkpoint that can be used"):
+    with pytest.raises(ValueError, match="is not a usable checkpoint"):
         checkpoint.load(tmp_path / "foreign")
 
 
@@ -145,7 +145,7 @@ def tensor(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict
     ],
 )
 def test_a_header_that_contradicts_itself_or_the_file_is_refused(tmp_path: Path, header: Any) -> None:
-    with pytest.raises(ValueError, match=r"^.*odd is no checkpoint that can be used: "):
+    with pytest.raises(ValueError, match=r"^.*odd is not a usable checkpoint: "):
         checkpoint.load(write_file(tmp_path / "odd", header, bytes(8)))
 
 
@@ -158,7 +158,7 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, header_bytes: 
 
 def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "deep").write_bytes((200_000).to_bytes(8, "little") + b"[" * 200_000)
-    with pytest.raises(ValueError, match="is no checkpoint that can be used"):
+    with pytest.raises(ValueError, match="is not a usable checkpoint"):
         checkpoint.load(tmp_path / "deep")
 
 
@@ -200,7 +200,7 @@ def test_full_disk_leaves_the_old_checkpoint_and_nothing_else(path: Path, tensor
 def test_a_file_size_limit_in_the_middle_of_the_write_leaves_the_old_checkpoint(path: Path) -> None:
     before = path.read_bytes()
     program = (
-        "import resource, signal, sys, numpy as np; from lstmfast import checkpoint;"
+        "import resource, signal, sys, numpy as np; from lstmfast.training import checkpoint;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000));"
         "checkpoint.save(sys.argv[1], {'large': np.zeros(100_000)}, {})"
     )

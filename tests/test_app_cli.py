@@ -543,7 +543,7 @@ def test_version_is_that_of_the_package(lstmfast: Run) -> None:
         ("sample", "RUN"),
         ("sample nowhere", "checkpoint nowhere does not exist"),
         ("sample full", "full is no run folder that can be used: it holds no checkpoint.safetensors"),
-        ("sample text.txt", "text.txt is no checkpoint that can be used"),
+        ("sample text.txt", "text.txt is not a usable checkpoint"),
         ("sample RUN --temperature nan", "temperature must be finite, got nan"),
         ("sample RUN --top-p 2", "top_p must be above 0 and at most 1, got 2.0"),
         ("sample RUN --top-k -1", "top_k must be at least 0, got -1"),
@@ -572,7 +572,7 @@ def test_a_mistake_is_said_in_one_line_with_status_2(trained: Path, lstmfast: Ru
 
 
 def test_a_checkpoint_that_does_not_fit_its_settings_is_refused(trained: Path, lstmfast: Run, tmp_path: Path) -> None:
-    from lstmfast import checkpoint
+    from lstmfast.training import checkpoint
 
     saved = checkpoint.load(trained / "checkpoint.safetensors")
     config = json.loads(json.dumps(saved.metadata["config"]))

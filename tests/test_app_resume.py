@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmfast import checkpoint, cli, data, viz
+from lstmfast import cli, data
 from lstmfast.cli import main
 from lstmfast.config import Config
 from lstmfast.run_folder import RunFolder, load_model
-from lstmfast.trainer import Trainer, is_parameter
+from lstmfast.trainer import Trainer
+from lstmfast.training import checkpoint, plot
+from lstmfast.training.checkpoint import is_parameter
 
 STEPS = 60
 # Dropout, two layers, an embedding, Adam, samples and validation: all that carries state or draws random numbers.
@@ -110,7 +112,7 @@ def uninterrupted(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process draw none either."""
-    monkeypatch.setattr(viz, "plot_loss", lambda metrics, picture: False)
+    monkeypatch.setattr(plot, "plot_loss", lambda metrics, picture: False)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +308,7 @@ def test_what_a_resumed_run_cannot_change_is_refused_by_name(
 def test_a_truncated_checkpoint_is_refused_and_left_as_it_is(stopped: Path, refusal: Refusal, length: int) -> None:
     os.truncate(stopped / RunFolder.CHECKPOINT, length)
     files = {path.name: path.read_bytes() for path in stopped.iterdir()}
-    assert f"{stopped / RunFolder.CHECKPOINT} is no checkpoint that can be used" in refusal(
+    assert f"{stopped / RunFolder.CHECKPOINT} is not a usable checkpoint" in refusal(
         "train", "--resume", stopped
     )
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == files

@@ -499,7 +499,7 @@ def test_an_onnx_node_that_computes_something_else_is_listed_but_not_loaded(tmp_
 
 def write_run(folder: Path, rng: Any) -> lf.CharLM:
     """A run folder's checkpoint with a model of 5 symbols."""
-    from lstmfast import checkpoint
+    from lstmfast.training import checkpoint
 
     model = lf.CharLM(5, 4, num_layers=2, forget_bias=0.5, rng=rng)
     config = Config(preset="stdlib", model=ModelConfig(hidden_size=4, num_layers=2, forget_bias=0.5))

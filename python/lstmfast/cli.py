@@ -26,7 +26,9 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
 from lstmfast import _core, cuda, inspection, losses, runtime, streams
-from lstmfast.config import (
+from lstmfast.data import CacheFolderError, Corpus, load_corpus
+from lstmfast.display import Display, make_display, printable
+from lstmfast.training.config import (
     PRESETS,
     Config,
     DataConfig,
@@ -36,11 +38,10 @@ from lstmfast.config import (
     changed_settings,
     preset,
 )
-from lstmfast.data import CacheFolderError, Corpus, load_corpus
-from lstmfast.display import Display, make_display, printable
-from lstmfast.run_folder import RunFolder, checkpoint_of, load_model
-from lstmfast.sampler import Sampler
-from lstmfast.trainer import Trainer, evaluate, make_trainer
+from lstmfast.training.recipe import make_trainer
+from lstmfast.training.run_folder import RunFolder, checkpoint_of, load_model
+from lstmfast.training.sampler import Sampler
+from lstmfast.training.trainer import Trainer, evaluate
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO, cast
 
 from lstmfast import losses, streams
-from lstmfast.trainer import Callback, Summary, Trainer
+from lstmfast.training.trainer import Callback, Summary, Trainer
 
 if TYPE_CHECKING:
     from rich.progress import Progress

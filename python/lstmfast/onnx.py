@@ -25,7 +25,7 @@ from lstmfast.layers import LSTM
 from lstmfast.layouts import LSTMWeights, from_arrays, onnx_nodes, to_arrays
 from lstmfast.layouts.onnx_graph import Graph
 from lstmfast.models import CharLM, SequenceClassifier
-from lstmfast.run_folder import load_model
+from lstmfast.training.run_folder import load_model
 
 DEFAULT_OPSET = 17  # of 2022: what runs this has long been everywhere
 OLDEST_OPSET = 13  # Squeeze and Split take axes and sizes as inputs since then

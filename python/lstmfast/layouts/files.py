@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from lstmfast import checkpoint
 from lstmfast._checks import Array
 from lstmfast.layouts import onnx_nodes, pickles, tensor_bundle
 from lstmfast.layouts.converters import LayoutArrays
 from lstmfast.layouts.finder import FoundLSTM
 from lstmfast.layouts.onnx_graph import Graph
 from lstmfast.layouts.tensor_bundle import widened_bfloat16
+from lstmfast.training import checkpoint
+from lstmfast.training.config import stored_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,12 +222,10 @@ _SAFETENSORS_DTYPES = {
 
 def _our_run(path: Path) -> File:
     """A checkpoint of ours: the model's variables, and the forget bias that its settings say."""
-    from lstmfast.run_folder import stored_config
-    from lstmfast.trainer import is_parameter
-
     saved = checkpoint.load(path)
-    parameters = {name: values for name, values in saved.tensors.items() if is_parameter(name)}
-    return File(path, "lstmfast checkpoint", parameters, forget_bias=stored_config(saved).model.forget_bias)
+    parameters = {name: values for name, values in saved.tensors.items() if checkpoint.is_parameter(name)}
+    model = stored_config(saved.metadata, path).model
+    return File(path, "lstmfast checkpoint", parameters, forget_bias=model.forget_bias)
 
 
 def read_npz(path: Path) -> File:

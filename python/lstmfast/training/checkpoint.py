@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file each, with JSON in its metadata, that is either whole or not there.
 
 Writing goes to a temporary file beside the old checkpoint, which stays until the new one is on the disk. Reading trusts
-nothing: the header is held against the size of the file before anything is allocated. No pickle, and no opinion on
-what the tensors mean: that is the trainer's.
+nothing: the header is checked against the size of the file before anything is allocated. Names say whose a tensor is:
+the optimizer's and the carried state's have a prefix, all others are the model's variables. No pickle.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 FORMAT = "lstmfast"
 FORMAT_VERSION = 1
+
+OPTIMIZER, STATE = "optimizer.", "state."  # prefixes of the tensors that are no variables of the model
 
 Tensor = npt.NDArray[Any]
 
@@ -109,13 +111,13 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         return Checkpoint(header.path, load_file(header.path), header.metadata)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no checkpoint that can be used: {error}") from error
+        raise ValueError(f"{path} is not a usable checkpoint: {error}") from error
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Read and check what a checkpoint says of itself, allocating no more than the header takes.
 
-    Raises ValueError naming the file if it is cut short, of another kind or of another version, or if its numbers
+    Raises ValueError naming the file if it is truncated, not a checkpoint or of another version, or if its numbers
     contradict each other or the size of the file; FileNotFoundError if there is none.
     """
     path = Path(path)
@@ -128,7 +130,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     except OSError as error:
         raise OSError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no checkpoint that can be used: {error}") from error
+        raise ValueError(f"{path} is not a usable checkpoint: {error}") from error
 
 
 def _read_json(path: Path) -> tuple[Any, int]:
@@ -142,17 +144,17 @@ def _read_json(path: Path) -> tuple[Any, int]:
         if header_bytes > _HEADER_LIMIT_BYTES or data_bytes < 0:
             raise ValueError(
                 f"it asks for a header of {header_bytes} bytes, but the whole file has {file_bytes}: "
-                "it is of another kind, or cut short"
+                "it is truncated or not a checkpoint"
             )
         try:
             return json.loads(file.read(header_bytes)), data_bytes
         except ValueError as error:
-            raise ValueError("its header is not JSON: it is of another kind, or damaged") from error
+            raise ValueError("its header is not JSON: it is damaged or not a checkpoint") from error
 
 
 def _check_header(described: Any, data_bytes: int) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     if not isinstance(described, dict):
-        raise ValueError("its header is not a JSON object: it is of another kind")
+        raise ValueError("its header is not a JSON object: it is not a checkpoint")
     words = described.pop("__metadata__", {})
     if not isinstance(words, dict) or words.get("format") != FORMAT:
         raise ValueError(f"its metadata does not say that {FORMAT} wrote it")
@@ -201,3 +203,25 @@ def _decode_metadata(words: Mapping[str, str]) -> dict[str, Any]:
         return {name: json.loads(word) for name, word in words.items() if name not in ("format", "format_version")}
     except (TypeError, ValueError) as error:
         raise ValueError(f"its metadata is damaged: {error}") from error
+
+
+def is_parameter(name: str) -> bool:
+    """Whether a tensor of a snapshot is a variable of the model, and not the trainer's own."""
+    return not name.startswith((OPTIMIZER, STATE))
+
+
+def copy_tensors(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    """Copy tensors by name into arrays of the same shape and type. Raises ValueError naming the first that differs."""
+    for name, values in into.items():
+        stored = tensors.get(name)
+        if stored is None:
+            raise ValueError(f"it has no {name}, which this model or optimizer needs")
+        if stored.shape != values.shape or stored.dtype != values.dtype:
+            raise ValueError(
+                f"its {name} is {stored.dtype} {list(stored.shape)}, "
+                f"but the settings ask for {values.dtype} {list(values.shape)}"
+            )
+    if strangers := sorted(tensors.keys() - into.keys()):
+        raise ValueError(f"it has {strangers[0]}, which this model or optimizer does not know")
+    for name, values in into.items():
+        values[...] = tensors[name]

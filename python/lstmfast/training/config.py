@@ -1,0 +1,291 @@
+"""The settings of a run: frozen dataclasses whose fields explain themselves, two presets, their way to JSON and back.
+
+The command line's flags, defaults and help are generated from these fields, so that a setting is described once. Every
+object is checked when it is made and never changed. No arrays, no files, no terminal, and nothing of a single machine:
+threads and folders are no settings of a run, because its numbers do not depend on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from lstmfast.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
+from lstmfast.schedules import Constant, CosineWithWarmup, ExponentialDecay, Schedule
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the text is read as, and which part of it validates."""
+
+    vocabulary: Literal["characters", "udacity", "bytes"] = "characters"
+    """Symbols to learn: the characters found in the text, the fixed 27 (space and a to z), or all 256 bytes."""
+    fold: bool = False
+    """Reduce the text to the fixed 27: lower case, and every run of other characters becomes one space."""
+    encoding: str = "utf-8"
+    """Encoding of the text; CR and CR LF are read as line breaks, and a byte order mark is left out."""
+    expected_bytes: int = 0
+    """Size that the one file or download must have; 0: any."""
+    valid_first: int = 0
+    """Validate on this many first characters and train on the rest; 0: see valid-fraction."""
+    valid_fraction: float = 0.05
+    """Validate on this last fraction of the text and train on the rest; 0: no validation."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _require(self, "expected_bytes", self.expected_bytes >= 0, "0 or more")
+        _require(self, "valid_first", self.valid_first >= 0, "0 or more")
+        _require(self, "valid_fraction", 0 <= self.valid_fraction < 1, "at least 0 and below 1")
+        _require(self, "valid_fraction", not (self.valid_first and self.valid_fraction), "0 where valid_first is given")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the model and its first weights."""
+
+    hidden_size: int = 256
+    """Units of each layer."""
+    num_layers: int = 1
+    """Layers, one above the other."""
+    embedding_size: int = 0
+    """Length of a learnt vector per symbol; 0: one-hot, that is, each symbol has its own row of the first kernel."""
+    dropout: float = 0.0
+    """Fraction of the values dropped in training, everywhere but on the way from step to step."""
+    forget_bias: float = 1.0
+    """Added to every forget gate, so that cells remember at first."""
+    initializer: Literal["default", "truncated-normal"] = "default"
+    """First weights: uniform within 1/sqrt(rows), or normal with mean -0.1 and deviation 0.1 cut at two deviations."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Type of weights and states."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """How exact matrix products are, where a machine gains from less: 1e-7, 4e-6 or 4e-3 of the result."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _require(self, "hidden_size", self.hidden_size >= 1, "1 or more")
+        _require(self, "num_layers", self.num_layers >= 1, "1 or more")
+        _require(self, "embedding_size", self.embedding_size >= 0, "0 or more")
+        _require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How gradients become steps."""
+
+    optimizer: Literal["sgd", "momentum", "rmsprop", "adam"] = "adam"
+    """The update rule."""
+    learning_rate: float = 3e-3
+    """Learning rate at its highest."""
+    schedule: Literal["constant", "exponential", "cosine"] = "cosine"
+    """How the learning rate changes: never, times decay-rate every decay-steps, or a cosine down to the last step."""
+    warmup_steps: int = 100
+    """cosine: steps on the way up to the learning rate."""
+    final_fraction: float = 0.02
+    """cosine: part of the learning rate that is left at the last step."""
+    decay_rate: float = 0.1
+    """exponential: factor every decay-steps."""
+    decay_steps: int = 5000
+    """exponential: steps per factor."""
+    staircase: bool = False
+    """exponential: change only every decay-steps, all at once."""
+    clip_norm: float = 1.0
+    """Longer gradients are shortened to this global norm; 0: never."""
+    momentum: float = 0.9
+    """momentum: part of the last step that is kept."""
+    weight_decay: float = 0.0
+    """adam: pull of the weights to zero, per step, as a fraction of the learning rate."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _require(self, "learning_rate", self.learning_rate > 0, "above 0")
+        _require(self, "warmup_steps", self.warmup_steps >= 0, "0 or more")
+        _require(self, "final_fraction", 0 <= self.final_fraction <= 1, "between 0 and 1")
+        _require(self, "decay_rate", self.decay_rate > 0, "above 0")
+        _require(self, "decay_steps", self.decay_steps >= 1, "1 or more")
+        _require(self, "clip_norm", self.clip_norm >= 0, "0 or more")
+        _require(self, "momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
+        _require(self, "weight_decay", self.weight_decay >= 0, "0 or more")
+
+    def make_optimizer(self) -> Optimizer:
+        """The update rule, still without its slots."""
+        if self.optimizer == "adam":
+            return Adam(weight_decay=self.weight_decay)
+        if self.optimizer == "momentum":
+            return Momentum(momentum=self.momentum)
+        return RMSprop() if self.optimizer == "rmsprop" else SGD()
+
+    def make_schedule(self, steps: int) -> Schedule:
+        """The learning rate at each of `steps` steps; a warm-up that would not fit ends halfway."""
+        if self.schedule == "cosine":
+            warmup_steps = min(self.warmup_steps, steps // 2)
+            return CosineWithWarmup(self.learning_rate, steps, warmup_steps, self.final_fraction)
+        if self.schedule == "exponential":
+            return ExponentialDecay(self.learning_rate, self.decay_rate, self.decay_steps, self.staircase)
+        return Constant(self.learning_rate)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, in what portions, and what is reported on the way. "Every" counts steps from the first, number 0."""
+
+    steps: int = 1600
+    """Updates in all."""
+    batch_size: int = 64
+    """Places of the text that are learnt side by side."""
+    unroll: int = 64
+    """Characters per place and step; the state is carried from step to step, the gradient is not."""
+    reset_rate: float = 0.02
+    """Chance of each place to begin a step with a state of zeros, not the carried one. Without any, a model never
+    learns how to begin a text, and some beginnings leave it lost for good."""
+    seed: int = 0
+    """First weights, dropout and samples follow from it."""
+    summary_every: int = 100
+    """Steps from one line of metrics to the next; 0: only at the end."""
+    validate_every: int = 800
+    """Steps from one validation to the next; 0: only at the end. A validation always writes a line of metrics."""
+    sample_every: int = 400
+    """Steps from one set of samples to the next; 0: none."""
+    sample_count: int = 1
+    """Samples in a set."""
+    sample_length: int = 300
+    """Characters of each sample."""
+    sample_temperature: float = 0.7
+    """Below 1 samples keep to what is likely, at 0 they always take the likeliest character."""
+    checkpoint_every: int = 400
+    """Steps from one checkpoint to the next; 0: only at the end."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("steps", "batch_size", "unroll", "sample_count", "sample_length"):
+            _require(self, name, getattr(self, name) >= 1, "1 or more")
+        for name in ("seed", "summary_every", "validate_every", "sample_every", "checkpoint_every"):
+            _require(self, name, getattr(self, name) >= 0, "0 or more")
+        _require(self, "reset_rate", 0 <= self.reset_rate <= 1, "between 0 and 1")
+        _require(self, "sample_temperature", self.sample_temperature >= 0, "0 or more")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides the numbers of a run, but for the text itself."""
+
+    preset: str = "stdlib"
+    """Where the values come from that nobody gave."""
+    text: tuple[str, ...] = ()
+    """Files, zip archives, addresses; none: the source of Python's standard library."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """See DataConfig."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """See ModelConfig."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """See OptimizerConfig."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """See TrainingConfig."""
+
+    def to_json(self) -> str:
+        """Indented JSON, one object per group, as `from_json` reads it."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """The settings that `to_json` wrote. Raises ValueError naming the field that is missing, unknown or wrong."""
+        values = json.loads(text)
+        groups = {"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}
+        _check_keys(cls, values)
+        if not isinstance(values["text"], list):
+            raise ValueError(f"text must be a list, got {values['text']!r}")
+        made: dict[str, Any] = {name: _from_mapping(group, values[name]) for name, group in groups.items()}
+        return cls(preset=values["preset"], text=tuple(values["text"]), **made)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+
+
+def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings in which two configs differ: name -> (old value, new value), the groups left out of the name."""
+    before, after = _flat(old), _flat(new)
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        values |= {entry.name: value} if isinstance(value, (str, tuple)) else dataclasses.asdict(value)
+    return values
+
+
+def _require(config: object, name: str, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {wanted}, got {getattr(config, name)!r}")
+
+
+def _check_types(config: Any) -> None:
+    """Values that come from JSON or from a caller's mistake: each must be of its field's type, floats finite."""
+    for name, wanted in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(wanted) is Literal:
+            holds, words = value in get_args(wanted), f"one of {', '.join(get_args(wanted))}"
+        elif wanted is float:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            holds, words = number and math.isfinite(value), "a finite number"
+        elif wanted is int:
+            holds, words = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+        elif get_origin(wanted) is tuple:
+            holds, words = isinstance(value, tuple) and all(isinstance(item, str) for item in value), "a tuple of text"
+        else:
+            holds, words = isinstance(value, wanted), {bool: "true or false", str: "text"}.get(wanted, wanted.__name__)
+        _require(config, name, holds, words)
+
+
+def _check_keys(group: type, values: Any) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{group.__name__} must be a JSON object, got {values!r:.40}")
+    names = {entry.name for entry in dataclasses.fields(group)}
+    for name in sorted(names ^ values.keys()):
+        raise ValueError(f"{name} is {'missing from' if name in names else 'not a setting of'} {group.__name__}")
+
+
+def _from_mapping(group: type[T], values: Any) -> T:
+    _check_keys(group, values)
+    return group(**values)
+
+
+PRESETS: Mapping[str, Config] = {
+    "stdlib": Config(),
+    "udacity": Config(
+        preset="udacity",
+        data=DataConfig(vocabulary="udacity", valid_first=1000, valid_fraction=0.0),
+        model=ModelConfig(hidden_size=64, forget_bias=0.0, initializer="truncated-normal"),
+        optimizer=OptimizerConfig(
+            optimizer="sgd", learning_rate=10.0, schedule="exponential", decay_rate=0.1, decay_steps=5000,
+            staircase=True, clip_norm=1.25,
+        ),
+        training=TrainingConfig(
+            steps=7001, batch_size=64, unroll=10, reset_rate=0.0, summary_every=100, validate_every=100,
+            sample_every=1000, sample_count=5, sample_length=80, sample_temperature=1.0, checkpoint_every=1000,
+        ),
+    ),
+}  # fmt: skip
+"""`stdlib` learns Python source in about two minutes on two cores; `udacity` is the classic 6_lstm notebook."""
+
+
+def preset(name: str) -> Config:
+    """The preset of this name. Raises ValueError listing the names if there is none."""
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]
+
+
+def stored_config(metadata: Mapping[str, Any], path: Path) -> Config:
+    """The settings that a checkpoint was written with. metadata: the checkpoint's, at `path`, which errors name."""
+    try:
+        return Config.from_json(json.dumps(metadata["config"]))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"checkpoint {path} holds no settings that can be used: {error}") from error

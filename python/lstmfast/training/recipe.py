@@ -1,0 +1,72 @@
+"""From settings to objects: the model and the trainer that a `Config` describes.
+
+Refuses to read files and to run anything: `trainer` is the loop, `run_folder` the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmfast import initializers
+from lstmfast.cuda.models import CudaCharLM
+from lstmfast.data import Batches, Corpus, split
+from lstmfast.models import CharLM
+from lstmfast.training.config import Config
+from lstmfast.training.sampler import Sampler
+from lstmfast.training.trainer import Callback, Trainer
+
+
+def make_model(config: Config, vocab_size: int, rng: np.random.Generator, device: str = "cpu") -> CharLM:
+    """A model of the configured shape with its first weights, whose loss and gradients are made on "cpu" or "cuda"."""
+    shape = config.model
+    return _model_class(device)(
+        vocab_size, shape.hidden_size, num_layers=shape.num_layers, embedding_size=shape.embedding_size or None,
+        dropout=shape.dropout, forget_bias=shape.forget_bias, dtype=shape.dtype, rng=rng,
+        initializer=_truncated_normal if shape.initializer == "truncated-normal" else None,
+    )  # fmt: skip
+
+
+def _model_class(device: str) -> type[CharLM]:
+    if device == "cpu":
+        return CharLM
+    if device != "cuda":
+        raise ValueError(f"device must be cpu or cuda, got {device!r}")
+    return CudaCharLM
+
+
+def _truncated_normal(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
+    """The first weights of the Udacity 6_lstm notebook."""
+    if name.endswith("bias"):
+        return initializers.zeros(shape)
+    return initializers.truncated_normal(shape, rng, mean=-0.1, std=0.1)
+
+
+def make_trainer(config: Config, corpus: Corpus, callbacks: Iterable[Callback] = (), *, device: str = "cpu") -> Trainer:
+    """A trainer at step 0, all its randomness from the configured seed. device: where the gradients are made."""
+    data, training = config.data, config.training
+    seeds = np.random.SeedSequence(training.seed).spawn(4)
+    weights_rng, dropout_rng, reset_rng, sample_rng = (np.random.default_rng(seed) for seed in seeds)
+    train_ids, valid_ids = split(corpus.ids, valid_first=data.valid_first, valid_fraction=data.valid_fraction)
+
+    def draw_samples(model: CharLM, rng: np.random.Generator) -> list[str]:
+        sampler = Sampler(model, corpus.vocabulary, temperature=training.sample_temperature)
+        return sampler.generate(training.sample_length, rng=rng, streams=training.sample_count)
+
+    return Trainer(
+        make_model(config, corpus.vocabulary.size, weights_rng, device),
+        config.optimizer.make_optimizer(),
+        config.optimizer.make_schedule(training.steps),
+        Batches(train_ids, training.batch_size, training.unroll),
+        training,
+        dropout_rng=dropout_rng,
+        reset_rng=reset_rng,
+        sample_rng=sample_rng,
+        clip_norm=config.optimizer.clip_norm,
+        valid_ids=valid_ids if len(valid_ids) > 1 else None,
+        draw_samples=draw_samples,
+        callbacks=callbacks,
+    )

@@ -1,0 +1,223 @@
+"""The run folder: a run on the disk that can be killed at any moment and resumed bit for bit.
+
+`RunFolder` is the trainer's callback that writes it; `load_model` takes the model out of one. What a checkpoint file is
+made of is `checkpoint`'s affair, what the numbers mean the trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lstmfast.data import Corpus, Vocabulary
+from lstmfast.models import CharLM
+from lstmfast.training import checkpoint, plot
+from lstmfast.training.checkpoint import Checkpoint, Header, copy_tensors, is_parameter
+from lstmfast.training.config import Config, stored_config
+from lstmfast.training.recipe import make_model
+from lstmfast.training.trainer import Callback, Snapshot, Summary, Trainer
+
+
+class RunFolder(Callback):
+    """A run on the disk: settings, metrics, samples and one checkpoint, and at the end a picture of the loss.
+
+    A checkpoint knows how long the other files were when it was made. What a killed run wrote after that is cut off
+    when the run is resumed, because the resumed run writes it again.
+    """
+
+    CONFIG = "config.json"
+    METRICS = "metrics.jsonl"
+    SAMPLES = "samples.txt"
+    CHECKPOINT = "checkpoint.safetensors"
+    PICTURE = "loss.png"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._config: Config | None = None
+        self._corpus: Corpus | None = None
+
+    def claim(self, *, overwrite: bool = False) -> None:
+        """Make the folder for a new run and see that it can be written. A folder with anything in it needs `overwrite`.
+
+        Raises FileExistsError or OSError naming the folder. Nothing in it is changed yet.
+        """
+        if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
+            raise FileExistsError(
+                f"run folder {self.path} is not empty: give --resume {self.path} to go on with its run, "
+                "--overwrite to replace it, or another --out"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"run folder {self.path} cannot be written: {error.strerror}") from error
+        self.check_writable()
+
+    def check_writable(self) -> None:
+        """See that a run can go on here, before anything is changed. Raises OSError naming the folder or the file."""
+        try:
+            probe = self.path / f"{self.CHECKPOINT}.tmp"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise OSError(f"run folder {self.path} cannot be written: {error.strerror}") from error
+        for path in (self.path / self.METRICS, self.path / self.SAMPLES):
+            try:
+                if path.exists():
+                    path.open("r+b").close()
+            except OSError as error:
+                raise OSError(f"{path} cannot be written: {error.strerror}") from error
+
+    def begin(self, config: Config, corpus: Corpus, trainer: Trainer) -> None:
+        """Start a new run here; files of an earlier one go, its checkpoint first."""
+        for name in (self.CHECKPOINT, self.CONFIG, self.METRICS, self.SAMPLES, self.PICTURE):
+            (self.path / name).unlink(missing_ok=True)
+        self._attach(config, corpus, trainer)
+
+    def resume(self, config: Config, corpus: Corpus, trainer: Trainer) -> None:
+        """Take the trainer to where the run's checkpoint is, or leave it at step 0 if the run was killed before one.
+
+        Raises ValueError if the text, its vocabulary or the model's shape is not the run's, naming what differs;
+        OSError if the folder cannot be written. Nothing is lost then.
+        """
+        self.check_writable()
+        path = self.path / self.CHECKPOINT
+        sizes: Mapping[str, int] = {}
+        if path.exists():
+            saved = checkpoint.load(path)
+            self._check_same_text(saved, corpus)
+            try:
+                trainer.restore(Snapshot(dict(saved.tensors), saved.metadata["progress"]))
+                sizes = saved.metadata["file_bytes"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"checkpoint {path} cannot be resumed: {_reason(error)}") from error
+        for name in (self.METRICS, self.SAMPLES):
+            _cut(self.path / name, sizes.get(name, 0))
+        self._attach(config, corpus, trainer)
+
+    def _attach(self, config: Config, corpus: Corpus, trainer: Trainer) -> None:
+        self._config, self._corpus = config, corpus
+        try:
+            checkpoint.replace_file(self.path / self.CONFIG, config.to_json().encode() + b"\n")
+        except OSError as error:
+            raise OSError(f"{self.path / self.CONFIG} cannot be written: {error.strerror}") from error
+        trainer.callbacks.append(self)
+
+    def _check_same_text(self, saved: Checkpoint, corpus: Corpus) -> None:
+        vocabulary = stored_vocabulary(saved)
+        if vocabulary != corpus.vocabulary:
+            raise ValueError(
+                f"the run in {self.path} has learnt a vocabulary of {vocabulary.size} symbols ({vocabulary.kind}), but "
+                f"its text now has another of {corpus.vocabulary.size} ({corpus.vocabulary.kind}); start a new run"
+            )
+        if saved.metadata.get("text_fingerprint") != corpus.fingerprint:
+            raise ValueError(
+                f"the text of the run in {self.path} has changed since it began ({corpus.description} now); "
+                "bring the old text back, or start a new run"
+            )
+
+    def read_config(self) -> Config:
+        """The settings of the run that lies here. Raises OSError or ValueError naming the file."""
+        path = self.path / self.CONFIG
+        try:
+            return Config.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.path} is no run folder: it holds no {self.CONFIG}") from error
+        except OSError as error:
+            raise OSError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ValueError(f"{path} holds no settings that can be used: {error}") from error
+
+    def learnt_text(self) -> str | None:
+        """The fingerprint of the text that the run has learnt, None before its first checkpoint."""
+        path = self.path / self.CHECKPOINT
+        if not path.exists():
+            return None
+        fingerprint = checkpoint.read_header(path).metadata.get("text_fingerprint")
+        return fingerprint if isinstance(fingerprint, str) else None
+
+    def on_summary(self, trainer: Trainer, summary: Summary) -> None:
+        """Append a line of metrics."""
+        self._append(self.METRICS, json.dumps(summary.to_json()) + "\n")
+
+    def on_samples(self, trainer: Trainer, step: int, texts: list[str]) -> None:
+        """Append samples, each set under the number of its step."""
+        self._append(self.SAMPLES, f"=== step {step} ===\n" + "".join(f"{text}\n" for text in texts) + "\n")
+
+    def on_checkpoint(self, trainer: Trainer) -> None:
+        """Write the checkpoint."""
+        if self._config is None or self._corpus is None:
+            raise RuntimeError("a run folder must be given its run: call begin or resume")
+        snapshot = trainer.snapshot()
+        metadata = {
+            "config": json.loads(self._config.to_json()),
+            "vocabulary": self._corpus.vocabulary.to_json(),
+            "text_fingerprint": self._corpus.fingerprint,
+            "progress": snapshot.progress,
+            "file_bytes": {name: _size_on_disk(self.path / name) for name in (self.METRICS, self.SAMPLES)},
+        }
+        checkpoint.save(self.path / self.CHECKPOINT, snapshot.tensors, metadata)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Draw the loss, where there is something to draw and something to draw with."""
+        if (self.path / self.METRICS).exists():
+            plot.plot_loss(self.path / self.METRICS, self.path / self.PICTURE)
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.path / name
+        try:
+            with path.open("a", encoding="utf-8", errors="surrogatepass", newline="") as file:
+                file.write(text)
+        except OSError as error:
+            raise OSError(f"{path} cannot be written: {error.strerror}; the last checkpoint is kept") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+
+
+def _size_on_disk(path: Path) -> int:
+    """Size of a file once it is on the disk, so that no checkpoint counts lines that a power cut takes away."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def _cut(path: Path, size_bytes: int) -> None:
+    if path.exists() and path.stat().st_size > size_bytes:
+        os.truncate(path, size_bytes)
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[CharLM, Vocabulary, Config]:
+    """Model, vocabulary and settings of a checkpoint or a run folder. Raises ValueError or OSError naming the file."""
+    saved = checkpoint.load(checkpoint_of(path))
+    config, vocabulary = stored_config(saved.metadata, saved.path), stored_vocabulary(saved)
+    model = make_model(config, vocabulary.size, np.random.default_rng(0))
+    try:
+        copy_tensors({name: values for name, values in saved.tensors.items() if is_parameter(name)}, model.parameters)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {saved.path} does not fit together: {error}") from error
+    return model, vocabulary, config
+
+
+def checkpoint_of(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint file that a run folder holds, or the path itself if it is a file."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if not (path / RunFolder.CHECKPOINT).exists():
+        raise FileNotFoundError(f"{path} is no run folder that can be used: it holds no {RunFolder.CHECKPOINT}")
+    return path / RunFolder.CHECKPOINT
+
+
+def stored_vocabulary(saved: Checkpoint | Header) -> Vocabulary:
+    """The vocabulary that a checkpoint's model was trained with."""
+    try:
+        return Vocabulary.from_json(saved.metadata["vocabulary"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"checkpoint {saved.path} holds no vocabulary that can be used: {error}") from error

@@ -1,0 +1,266 @@
+"""Training: one event loop that turns batches into updates and notifies its callbacks.
+
+It prints nothing and opens no file: the command's display and `run_folder` are callbacks. Refuses to build its own
+parts (see `recipe`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmfast import _checks as check
+from lstmfast import losses
+from lstmfast._core import global_norm
+from lstmfast.data import Batches
+from lstmfast.models import CharLM
+from lstmfast.optimizers import Optimizer
+from lstmfast.schedules import Schedule
+from lstmfast.training import checkpoint
+from lstmfast.training.checkpoint import Tensor
+from lstmfast.training.config import TrainingConfig
+
+Ids = npt.NDArray[Any]
+DrawSamples = Callable[[CharLM, np.random.Generator], list[str]]
+AllReduce = Callable[[Tensor], None]
+
+
+# --- what happens on the way ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One line of metrics. loss: mean nats per character since the line before; chars_per_second: of training alone."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    chars_per_second: float
+    valid_loss: float | None = None
+
+    def to_json(self) -> dict[str, float]:
+        """The fields of a line of metrics.jsonl."""
+        line = {
+            "step": self.step,
+            "loss": self.loss,
+            "perplexity": losses.perplexity(self.loss),
+            "bits_per_char": losses.bits_per_character(self.loss),
+            "learning_rate": self.learning_rate,
+            "chars_per_second": self.chars_per_second,
+        }
+        if self.valid_loss is not None:
+            line |= {"valid_loss": self.valid_loss, "valid_perplexity": losses.perplexity(self.valid_loss)}
+        return line
+
+
+class Callback:
+    """Callbacks, in the order they fire within a step; the defaults do nothing. Steps are numbered from 0."""
+
+    def on_step(self, trainer: Trainer, step: int, loss: float) -> None:
+        """An update was made; loss is that of the batch before it, in nats per character."""
+
+    def on_summary(self, trainer: Trainer, summary: Summary) -> None:
+        """A line of metrics is due."""
+
+    def on_samples(self, trainer: Trainer, step: int, texts: list[str]) -> None:
+        """Samples of the model were drawn."""
+
+    def on_checkpoint(self, trainer: Trainer) -> None:
+        """Now is the time to keep `trainer.snapshot()`: due, done, or stopped."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """The loop is left, done or stopped."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that the next step depends on: arrays by name, and values that JSON can hold."""
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Truncated backpropagation through time with carried state, over contiguous streams of text.
+
+    settings: how many steps and what is due when. clip_norm: see `losses.clip_scale`. valid_ids: text to validate on.
+    draw_samples: (model, rng) -> texts. allreduce: given the gradient buffer before it is clipped, to change in place.
+    Dropout, resets and samples draw from generators of their own, so that samples do not change the training.
+    """
+
+    def __init__(
+        self,
+        model: CharLM,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        batches: Batches,
+        settings: TrainingConfig,
+        *,
+        dropout_rng: np.random.Generator,
+        reset_rng: np.random.Generator,
+        sample_rng: np.random.Generator,
+        clip_norm: float = 0.0,
+        valid_ids: Ids | None = None,
+        draw_samples: DrawSamples | None = None,
+        callbacks: Iterable[Callback] = (),
+        allreduce: AllReduce | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.settings = settings
+        self.callbacks = list(callbacks)
+        self.step = 0
+        """Updates made so far."""
+        self._schedule = schedule
+        self._batches = batches
+        self._clip_norm = clip_norm
+        self._valid_ids = valid_ids
+        self._draw_samples = draw_samples
+        self._allreduce = allreduce
+        self._rngs = {"dropout": dropout_rng, "reset": reset_rng, "sample": sample_rng}
+        self._state = model.zero_state(settings.batch_size)
+        self._loss_sum, self._loss_count = 0.0, 0  # since the last summary
+        self._seconds, self._characters = 0.0, 0  # likewise; no part of the snapshot, a resumed run has its own speed
+        self._stopping = False
+        self._kept_step = -1
+        optimizer.init(model.parameter_buffer)
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are made."""
+        return self.step >= self.settings.steps
+
+    def stop(self) -> None:
+        """Leave the loop after the step that is being made, or before the first. Safe in a signal handler."""
+        self._stopping = True
+
+    def run(self) -> bool:
+        """Train until all steps are made or `stop` is called; True if all are made. A stopped loop can be run again."""
+        while not (self.done or self._stopping):
+            self._make_step()
+        self._stopping = False
+        self._keep()
+        for callback in self.callbacks:
+            callback.on_end(self)
+        return self.done
+
+    def _make_step(self) -> None:
+        step, every = self.step, self.settings
+        loss, learning_rate = self._update(step)
+        self.step = step + 1
+        for callback in self.callbacks:
+            callback.on_step(self, step, loss)
+        validating = self._valid_ids is not None and (_is_due(step, every.validate_every) or self.done)
+        if validating or _is_due(step, every.summary_every) or self.done:
+            self._summarize(step, learning_rate, validating)
+        if self._draw_samples and every.sample_every and (_is_due(step, every.sample_every) or self.done):
+            texts = self._draw_samples(self.model, self._rngs["sample"])
+            for callback in self.callbacks:
+                callback.on_samples(self, step, texts)
+        if _is_due(self.step, every.checkpoint_every):
+            self._keep()
+
+    def _update(self, step: int) -> tuple[float, float]:
+        """One batch, one update: its loss and learning rate."""
+        started = time.perf_counter()
+        inputs, targets = self._batches.next()
+        if self.settings.reset_rate:
+            forgotten = self._rngs["reset"].random(inputs.shape[1]) < self.settings.reset_rate
+            for values in self._state:
+                values[:, forgotten] = 0
+        loss, self._state = self.model.loss_and_gradients(inputs, targets, self._state, rng=self._rngs["dropout"])
+        gradients = self.model.gradient_buffer
+        if self._allreduce:
+            self._allreduce(gradients)
+        scale = losses.clip_scale(global_norm(gradients), self._clip_norm)
+        learning_rate = self._schedule(step)
+        self.optimizer.update(self.model.parameter_buffer, gradients, learning_rate=learning_rate, gradient_scale=scale)
+        self._loss_sum += loss
+        self._loss_count += 1
+        self._characters += inputs.size
+        self._seconds += time.perf_counter() - started
+        return loss, learning_rate
+
+    def _summarize(self, step: int, learning_rate: float, validating: bool) -> None:
+        valid_loss = evaluate(self.model, self._valid_ids) if validating and self._valid_ids is not None else None
+        speed = round(self._characters / self._seconds) if self._seconds else 0
+        summary = Summary(step, self._loss_sum / self._loss_count, learning_rate, speed, valid_loss)
+        self._loss_sum, self._loss_count = 0.0, 0
+        self._seconds, self._characters = 0.0, 0
+        for callback in self.callbacks:
+            callback.on_summary(self, summary)
+
+    def _keep(self) -> None:
+        """Have a checkpoint made, unless there is one of this step."""
+        if self._kept_step != self.step:
+            for callback in self.callbacks:
+                callback.on_checkpoint(self)
+            self._kept_step = self.step
+
+    def snapshot(self) -> Snapshot:
+        """Copies of all that the next step depends on."""
+        h, c = self._state
+        tensors = {name: values.copy() for name, values in self.model.parameters.items()}
+        tensors |= {checkpoint.OPTIMIZER + name: slot.copy() for name, slot in self.optimizer.slots.items()}
+        tensors |= {checkpoint.STATE + "h": h.copy(), checkpoint.STATE + "c": c.copy()}
+        progress = {
+            "step": self.step,
+            "optimizer_steps": self.optimizer.step_count,
+            "position": self._batches.position,
+            "loss_sum": self._loss_sum,
+            "loss_count": self._loss_count,
+            "rngs": {name: rng.bit_generator.state for name, rng in self._rngs.items()},
+        }
+        return Snapshot(tensors, progress)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot. Raises ValueError naming the tensor that this model or optimizer cannot take."""
+        h, c = (values.copy() for values in self._state)
+        slots = {checkpoint.OPTIMIZER + name: slot for name, slot in self.optimizer.slots.items()}
+        mine = {**self.model.parameters, **slots, checkpoint.STATE + "h": h, checkpoint.STATE + "c": c}
+        checkpoint.copy_tensors(snapshot.tensors, mine)
+        progress = snapshot.progress
+        self._state = (h, c)
+        self.step = progress["step"]
+        self.optimizer.step_count = progress["optimizer_steps"]
+        self._batches.position = progress["position"]
+        self._loss_sum, self._loss_count = progress["loss_sum"], progress["loss_count"]
+        for name, rng in self._rngs.items():
+            rng.bit_generator.state = progress["rngs"][name]
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def evaluate(model: CharLM, ids: Ids) -> float:
+    """Mean loss in nats of every character of `ids` but the first, each given all those before it.
+
+    A long text is cut into up to 64 streams of at least 4,096 characters that are read side by side; only a stream's
+    first characters know less of what stands before them. Raises ValueError if there are fewer than 2 characters.
+    """
+    check.unmasked("ids", ids)
+    if len(ids) < 2:
+        raise ValueError(f"a text to validate on must have at least 2 characters, got {len(ids)}")
+    streams = min(max((len(ids) - 1) // 4096, 1), 64)
+    length = (len(ids) - 1) // streams
+    starts = np.arange(streams) * length
+    total, state = 0.0, None
+    for first in range(0, length, 256):
+        count = min(256, length - first)
+        window = np.asarray(ids[(starts + np.arange(first, first + count + 1)[:, None])], np.int32)
+        loss, state = model.loss(window[:-1], window[1:], state)
+        total += loss * count * streams
+    rest = np.asarray(ids[streams * length :], np.int32)[:, None]
+    if len(rest) > 1 and state is not None:  # what the streams leave over, at the end of the last one
+        h, c = (np.ascontiguousarray(values[:, -1:]) for values in state)
+        total += model.loss(rest[:-1], rest[1:], (h, c))[0] * (len(rest) - 1)
+    return total / (len(ids) - 1)
