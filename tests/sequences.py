@@ -6,6 +6,7 @@ are dicts of the same names. The extension writes into outputs that lie inside l
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,21 @@ def run_reference(p: dict[str, Array], upstream: dict[str, Array], **options: An
     return results | {f"d_{name}": value for name, value in vars(d).items() if value is not None}
 
 
+CELL = {"forget_bias": 0.0, "cell_clip": None, "coupled_gates": False, "peepholes": False, "projection_size": None}
+LOADED = ("kernel", "bias", "peepholes", "projection", "frozen", "serves_one_call")
+
+
+def sequence_of(*, reverse: bool = False, **cell: Any) -> _core.Sequence:
+    """A sequence of the plain cell, but for what is said."""
+    return _core.Sequence(reverse, SimpleNamespace(**(CELL | cell)))
+
+
+def load_and_forward(sequence: _core.Sequence, **arguments: Any) -> None:
+    """Give each of the two calls the arguments that are its own."""
+    sequence.load(**{name: value for name, value in arguments.items() if name in LOADED})
+    sequence.forward(**{name: value for name, value in arguments.items() if name not in LOADED})
+
+
 def run_core(
     p: dict[str, Array],
     upstream: dict[str, Array],
@@ -87,8 +103,9 @@ def run_core(
     outputs: Outputs | None = None,
     **options: Any,
 ) -> dict[str, Array]:
-    """All outputs and gradients by the extension."""
-    sequence, outputs = sequence or _core.Sequence(), outputs or Outputs()
+    """All outputs and gradients by the extension; options of the cell for a new sequence only."""
+    sequence, options = _sequence_and_call(sequence, options)
+    outputs = outputs or Outputs()
     results = run_core_forward(p, sequence=sequence, outputs=outputs, keep_for_backward=True, **options)
     d = {f"d_{name}": outputs.contiguous(f"d_{name}", p[name].shape, p["kernel"].dtype) for name in ("kernel", "bias")}
     d |= {
@@ -110,8 +127,9 @@ def run_core_forward(
     keep_for_backward: bool = False,
     **options: Any,
 ) -> dict[str, Array]:
-    """All outputs by the extension."""
-    sequence, outputs = sequence or _core.Sequence(), outputs or Outputs()
+    """All outputs by the extension; options as of `run_core`."""
+    sequence, options = _sequence_and_call(sequence, options)
+    outputs = outputs or Outputs()
     (time_steps, batch), output_size, hidden_size = p["x"].shape[:2], p["h0"].shape[1], p["c0"].shape[1]
     dtype = p["kernel"].dtype
     results = {
@@ -121,8 +139,16 @@ def run_core_forward(
         "cells": outputs.strided("cells", (time_steps, batch, hidden_size), dtype),
         "gates": outputs.contiguous("gates", (time_steps, batch, 4, hidden_size), dtype),
     }
-    sequence.forward(**p, **results, keep_for_backward=keep_for_backward, **options)
+    load_and_forward(sequence, **p, **results, keep_for_backward=keep_for_backward, **options)
     return results
+
+
+def _sequence_and_call(
+    sequence: _core.Sequence | None, options: dict[str, Any]
+) -> tuple[_core.Sequence, dict[str, Any]]:
+    of_sequence = {name: value for name, value in options.items() if name in CELL or name == "reverse"}
+    assert sequence is None or not of_sequence, "a sequence has its cell and direction already"
+    return sequence or sequence_of(**of_sequence), {k: v for k, v in options.items() if k not in of_sequence}
 
 
 def assert_agree(actual: dict[str, Array], expected: dict[str, Array], p: dict[str, Array]) -> None:

@@ -210,11 +210,29 @@ def test_what_lstm_returns_can_be_copied_without_its_backward(make_copy):
 
 @pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 def test_a_copied_sequence_is_one_that_has_not_run(make_copy):
-    from lstmfast import _core
+    from sequences import sequence_of
 
-    sequence = _core.Sequence()
     cell = lf.LSTMCell(4, 5)
-    outputs = np.empty((6, 3, 5), "f"), np.empty((3, 5), "f"), np.empty((3, 5), "f")
-    sequence.forward(X, cell.kernel, cell.bias, *outputs, keep_for_backward=True)
+    h, h_n, c_n = np.empty((6, 3, 5), "f"), np.empty((3, 5), "f"), np.empty((3, 5), "f")
+    sequence = sequence_of()
+    sequence.load(cell.kernel, cell.bias)
+    sequence.forward(X, h, h_n, c_n, keep_for_backward=True)
+    copied = make_copy(sequence)
     with pytest.raises(RuntimeError, match="keep_for_backward"):
-        make_copy(sequence).backward()
+        copied.backward()
+    with pytest.raises(RuntimeError, match="needs a load"):
+        copied.forward(X, h, h_n, c_n)
+
+
+@pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
+def test_a_copied_sequence_keeps_its_cell_and_direction(make_copy):
+    from sequences import sequence_of
+
+    cell, found = lf.LSTMCell(4, 5), []
+    sequence = sequence_of(reverse=True, forget_bias=2.0, cell_clip=0.1, coupled_gates=False)
+    for each in (sequence, make_copy(sequence)):
+        h, h_n, c_n = np.empty((6, 3, 5), "f"), np.empty((3, 5), "f"), np.empty((3, 5), "f")
+        each.load(cell.kernel, cell.bias)
+        each.forward(X, h, h_n, c_n)
+        found.append(h)
+    assert_array_equal(*found)

@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lstmfast import _core, reference
-from sequences import Outputs
+from sequences import Outputs, load_and_forward, sequence_of
 from tolerances import ACTIVATION, EXPONENTIAL, of
 
 EXACT = {"sigmoid": reference.sigmoid, "tanh": np.tanh, "exp": np.exp}
@@ -53,9 +53,10 @@ def test_gate_inside_a_step_is_the_exact_function_to_the_same_bound(isa, dtype, 
     kernel = np.vstack([np.eye(4 * hidden), np.zeros((hidden, 4 * hidden))]).astype(dtype)
     gates = np.empty((400, 1, 4, hidden), dtype)
     states = {name: np.empty((1, hidden), dtype) for name in ("h_n", "c_n")}
-    _core.Sequence().forward(
-        z, kernel, np.zeros(4 * hidden, dtype), h=np.empty((400, 1, hidden), dtype), **states, gates=gates
-    )
+    load_and_forward(
+        sequence_of(), x=z, kernel=kernel, bias=np.zeros(4 * hidden, dtype), h=np.empty((400, 1, hidden), dtype),
+        **states, gates=gates,
+    )  # fmt: skip
     exact = np.tanh if kept == "g" else reference.sigmoid
     expected = exact(z.reshape(gates.shape)[:, :, gate].astype(np.longdouble))
     assert_allclose(gates[:, :, gate], expected, rtol=0, atol=of(ACTIVATION, dtype))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmfast import _core
+from sequences import load_and_forward, sequence_of
 
 Arrays = dict[str, Any]
 fingerprint = _core.fingerprint
@@ -164,7 +165,7 @@ def run(sequence: _core.Sequence, p: Arrays, **options: Any) -> Any:
     output = p["projection"].shape[-1 if isinstance(p["kernel"], np.ndarray) else 0] if "projection" in p else hidden
     dtype = p["bias"].dtype
     h, h_n, c_n = (np.empty(shape, dtype) for shape in ((steps, batch, output), (batch, output), (batch, hidden)))
-    sequence.forward(**p, h=h, h_n=h_n, c_n=c_n, **options)
+    load_and_forward(sequence, **p, h=h, h_n=h_n, c_n=c_n, **options)
     return h
 
 
@@ -200,20 +201,20 @@ def arrays_of(p: Arrays) -> list[Any]:
 @pytest.mark.parametrize("layout", ["rows", "gaps", "transposed", "ids"])
 @pytest.mark.parametrize("rows", [1, 2, 4, 12])
 def test_any_weight_written_between_two_calls_is_seen(isa, dtype, rng, layout, projected, rows):
-    p, sequence = weights(rng, dtype, layout, projected, rows), _core.Sequence()
+    p, sequence = weights(rng, dtype, layout, projected, rows), sequence_of()
     for array in arrays_of(p):
         for place in np.ndindex(array.shape):
             before = run(sequence, p)
             array[place] = -array[place] + 1
             after = run(sequence, p)
-            assert np.array_equal(after, run(_core.Sequence(), p)), (array.shape, place)
+            assert np.array_equal(after, run(sequence_of(), p)), (array.shape, place)
             assert layout == "ids" or not np.array_equal(after, before), (array.shape, place)
 
 
 @pytest.mark.parametrize("between", ["training", "other shape", "few rows", "once", "ids", "other weights", "promised"])
 @pytest.mark.parametrize("write", [False, True], ids=["untouched", "written"])
 def test_calls_of_other_kinds_in_between(isa, dtype, rng, between, write):
-    p, sequence = weights(rng, dtype, "rows", False), _core.Sequence()
+    p, sequence = weights(rng, dtype, "rows", False), sequence_of()
     run(sequence, p)
     if write:
         p["kernel"][3, 4] += 1
@@ -221,34 +222,61 @@ def test_calls_of_other_kinds_in_between(isa, dtype, rng, between, write):
         "training": lambda: run(sequence, p, keep_for_backward=True),
         "other shape": lambda: run(sequence, {**p, "x": p["x"][..., :4].copy(), "kernel": p["kernel"][5:].copy()}),
         "few rows": lambda: run(sequence, {**p, "x": p["x"][:1]}),
-        "once": lambda: run(sequence, p, weights_once=True),
+        "once": lambda: run(sequence, p, serves_one_call=True),
         "ids": lambda: run(sequence, {**p, "x": np.zeros((3, 4), np.int32)}),
         "other weights": lambda: run(sequence, {**p, "kernel": p["kernel"] + 1}),
-        "promised": lambda: run(sequence, {**p, "kernel": p["kernel"] * 2}, same_weights=True),
+        "promised": lambda: run(sequence, {**p, "kernel": p["kernel"] * 2}, frozen=True),
     }
     other[between]()
-    assert np.array_equal(run(sequence, p), run(_core.Sequence(), p))
+    assert np.array_equal(run(sequence, p), run(sequence_of(), p))
 
 
 def test_equal_weights_elsewhere_are_the_same_weights(isa, dtype, rng):
-    p, sequence = weights(rng, dtype, "rows", False), _core.Sequence()
+    p, sequence = weights(rng, dtype, "rows", False), sequence_of()
     expected = run(sequence, p)
     assert np.array_equal(run(sequence, {**p, "kernel": p["kernel"].copy()}), expected)
 
 
-@pytest.mark.parametrize("change", ["coupled_gates", "forget_bias", "isa"])
-def test_options_of_the_cell_are_part_of_what_is_packed(isa, dtype, rng, change):
-    p, sequence = weights(rng, dtype, "rows", False), _core.Sequence()
+def test_another_isa_packs_again(isa, dtype, rng):
+    p, sequence = weights(rng, dtype, "rows", False), sequence_of()
     run(sequence, p)
-    options = {"coupled_gates": {"coupled_gates": True}, "forget_bias": {"forget_bias": 3.0}}.get(change, {})
-    if change == "isa":
-        _core.testing.set_isa("generic")
-    assert np.array_equal(run(sequence, p, **options), run(_core.Sequence(), p, **options))
+    _core.testing.set_isa("generic")
+    assert np.array_equal(run(sequence, p), run(sequence_of(), p))
 
 
-def test_a_promise_spares_the_look(isa, dtype, rng):
-    p, sequence = weights(rng, dtype, "rows", False), _core.Sequence()
-    expected = run(sequence, p)
+def run_again(sequence: _core.Sequence, p: Arrays) -> Any:
+    """h of another call with the weights that are loaded."""
+    h = np.empty((*p["x"].shape[:2], p["h0"].shape[1]), p["bias"].dtype)
+    sequence.forward(p["x"], h, np.empty_like(p["h0"]), np.empty_like(p["c0"]), p["h0"], p["c0"])
+    return h
+
+
+def test_a_call_without_another_load_looks_too(isa, dtype, rng):
+    p, sequence = weights(rng, dtype, "rows", False), sequence_of()
+    run(sequence, p)
+    p["kernel"][3, 4] += 1
+    assert np.array_equal(run_again(sequence, p), run(sequence_of(), p))
+
+
+def test_frozen_weights_are_not_looked_at(isa, dtype, rng):
+    p, sequence = weights(rng, dtype, "rows", False), sequence_of()
+    expected = run(sequence, p, frozen=True)
     p["kernel"][...] = np.nan
-    assert np.array_equal(run(sequence, p, same_weights=True), expected)
-    assert np.isnan(run(sequence, p)).all()
+    assert np.array_equal(run_again(sequence, p), expected)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_load_ends_the_promise_of_the_one_before(isa, dtype, rng, frozen):
+    p, sequence = weights(rng, dtype, "rows", False), sequence_of()
+    run(sequence, p, frozen=True)
+    p["kernel"][...] = np.nan
+    assert np.isnan(run(sequence, p, frozen=frozen)).all()
+
+
+def test_weights_that_serve_one_call_are_let_go_of(rng):
+    p, sequence = weights(rng, np.float32, "rows", False), sequence_of()
+    held = sys.getrefcount(p["kernel"])
+    run(sequence, p, serves_one_call=True)
+    assert sys.getrefcount(p["kernel"]) == held
+    with pytest.raises(RuntimeError, match="forward needs a load before it"):
+        run_again(sequence, p)

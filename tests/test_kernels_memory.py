@@ -14,6 +14,7 @@ from numpy.testing import assert_array_equal
 
 import lstmfast as lf
 from lstmfast import _core
+from sequences import load_and_forward, sequence_of
 
 INPUT, HIDDEN = 8, 64
 
@@ -34,7 +35,7 @@ def arrays(steps: int, batch: int, hidden: int = HIDDEN) -> dict[str, Any]:
 def train(sequence: _core.Sequence, steps: int, batch: int) -> Any:
     """One forward and backward pass; returns the gradient of the kernel."""
     p = arrays(steps, batch)
-    sequence.forward(**p, keep_for_backward=True)
+    load_and_forward(sequence, **p, keep_for_backward=True)
     d_kernel = np.empty_like(p["kernel"])
     sequence.backward(d_h=np.ones_like(p["h"]), d_kernel=d_kernel)
     return d_kernel
@@ -42,13 +43,13 @@ def train(sequence: _core.Sequence, steps: int, batch: int) -> Any:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_what_a_large_call_needed_is_given_back_within_fifteen_small_ones(training):
-    sequence, small = _core.Sequence(), _core.Sequence()
+    sequence, small = sequence_of(), sequence_of()
 
     def call(sequence: _core.Sequence, steps: int) -> None:
         if training:
             train(sequence, steps, 16)
         else:
-            sequence.forward(**arrays(steps, 16))
+            load_and_forward(sequence, **arrays(steps, 16))
 
     call(small, 4)
     call(sequence, 2000)
@@ -62,7 +63,7 @@ def test_what_a_large_call_needed_is_given_back_within_fifteen_small_ones(traini
 
 @pytest.mark.parametrize("period", [2, 5, 8])
 def test_large_and_small_calls_by_turns_keep_what_the_large_ones_need(period):
-    sequence = _core.Sequence()
+    sequence = sequence_of()
     train(sequence, 2000, 16)
     train(sequence, 4, 16)
     kept = sequence.workspace_bytes
@@ -72,8 +73,8 @@ def test_large_and_small_calls_by_turns_keep_what_the_large_ones_need(period):
 
 
 def test_gradients_are_the_same_after_memory_was_given_back():
-    sequence = _core.Sequence()
-    expected = train(_core.Sequence(), 5, 3)
+    sequence = sequence_of()
+    expected = train(sequence_of(), 5, 3)
     train(sequence, 3000, 16)
     for _ in range(20):
         assert_array_equal(train(sequence, 5, 3), expected)
@@ -91,8 +92,8 @@ def test_a_backward_that_waits_survives_a_release(kind, isa, rng):
         p |= {"h": p["h"][..., :6].copy(), "h_n": p["h_n"][..., :6].copy()}
     gradients = []
     for release in (False, True):
-        sequence = _core.Sequence()
-        sequence.forward(**p, keep_for_backward=True)
+        sequence = sequence_of()
+        load_and_forward(sequence, **p, keep_for_backward=True)
         if release:
             _core.release_memory()
         shapes = p["kernel"] if isinstance(p["kernel"], tuple) else (p["kernel"],)
@@ -107,27 +108,27 @@ def test_more_threads_for_backward_than_there_were_for_forward(threads):
     p = arrays(100, 64)
     d_kernels = [np.empty_like(p["kernel"]) for _ in range(2)]
     for d_kernel, wanted in zip(d_kernels, (1, 8), strict=True):
-        sequence = _core.Sequence()
+        sequence = sequence_of()
         threads.set_num_threads(1)
-        sequence.forward(**p, keep_for_backward=True)
+        load_and_forward(sequence, **p, keep_for_backward=True)
         threads.set_num_threads(wanted)
         sequence.backward(d_h=np.ones_like(p["h"]), d_kernel=d_kernel)
     assert_array_equal(*d_kernels)
 
 
 def test_release_keeps_only_what_is_packed(isa):
-    sequence, p = _core.Sequence(), arrays(300, 16)
-    sequence.forward(**p)
+    sequence, p = sequence_of(), arrays(300, 16)
+    load_and_forward(sequence, **p, frozen=True)
     expected, before = p["h"].copy(), sequence.workspace_bytes
     lf.release_memory()
     assert sequence.workspace_bytes < before
     assert sequence.workspace_bytes >= p["kernel"].nbytes
-    sequence.forward(**p, same_weights=True)
+    sequence.forward(*(p[name] for name in ("x", "h", "h_n", "c_n")))
     assert_array_equal(p["h"], expected)
 
 
 def test_release_frees_what_backward_no_longer_needs():
-    sequence = _core.Sequence()
+    sequence = sequence_of()
     train(sequence, 500, 16)
     lf.release_memory()
     kept = sequence.workspace_bytes  # backward may be called again

@@ -9,7 +9,7 @@ import pytest
 
 from lstmfast import _core
 from oracles import problem
-from sequences import upstream_for
+from sequences import CELL, LOADED, load_and_forward, sequence_of, upstream_for
 
 SHAPES = [(5, 3, 4, 7), (1, 1, 3, 5), (2, 2, 6, 33), (9, 17, 5, 40), (4, 2, 0, 8)]  # T, B, I, H
 
@@ -54,17 +54,16 @@ def test_a_restored_sequence_has_the_gradients_of_the_one_that_ran_to_the_bit(is
     updates = int(np.sum(given.get("lengths", time_steps * batch)))
     saved = np.empty(_core.saved_size(updates, hidden_size, variant == "projection", dtype == np.float64), dtype)
 
-    ran = _core.Sequence()
-    ran.forward(bias=p["bias"], h=h, h_n=h_n, c_n=c_n, keep_for_backward=True, saved=saved, **given)
+    cell = {name: given.pop(name) for name in (*CELL, "reverse") if name in given and name != "peepholes"}
+    ran = sequence_of(**cell)
+    load_and_forward(ran, bias=p["bias"], h=h, h_n=h_n, c_n=c_n, keep_for_backward=saved, **given)
     wanted = empty_gradients(given)
     ran.backward(**upstream, **wanted)
 
-    another = _core.Sequence()
-    none: Any = None
-    another.forward(
-        bias=none, h=h.copy(), h_n=none, c_n=none, keep_for_backward=True, saved=saved.copy(), is_restored=True, **given
-    )
-    found = empty_gradients(given)
+    another = sequence_of(**cell)
+    another.load(bias=None, **{name: given.pop(name) for name in LOADED if name in given})
+    another.restore(h=h.copy(), saved=saved.copy(), **given)
+    found = {name: tuple(map(np.empty_like, v)) if isinstance(v, tuple) else np.empty_like(v) for name, v in wanted.items()}
     another.backward(**upstream, **found)
 
     for name, gradient in wanted.items():
@@ -77,14 +76,23 @@ def test_memory_for_what_is_saved_must_fit(rng):
     p = problem(rng, 2, 3, 4, 5, dtype=np.float32)
     h, h_n, c_n = np.empty((2, 3, 5), np.float32), np.empty((3, 5), np.float32), np.empty((3, 5), np.float32)
     size = _core.saved_size(6, 5, False, False)
+    sequence = sequence_of()
+    sequence.load(p["kernel"], p["bias"])
+    with pytest.raises(ValueError, match=rf"keep_for_backward must have shape \({size},\), got \({size - 1},\)"):
+        sequence.forward(p["x"], h, h_n, c_n, keep_for_backward=np.empty(size - 1, np.float32))
     with pytest.raises(ValueError, match=rf"saved must have shape \({size},\), got \({size - 1},\)"):
-        _core.Sequence().forward(
-            p["x"], p["kernel"], p["bias"], h, h_n, c_n, keep_for_backward=True, saved=np.empty(size - 1, np.float32)
-        )
+        sequence.restore(p["x"], h, np.empty(size - 1, np.float32))
 
 
 def test_to_restore_needs_what_was_saved(rng):
-    p = problem(rng, 2, 3, 4, 5, dtype=np.float32)
-    h, none = np.empty((2, 3, 5), np.float32), None
+    p, sequence, none = problem(rng, 2, 3, 4, 5, dtype=np.float32), sequence_of(), None
+    sequence.load(p["kernel"], None)
     with pytest.raises(TypeError, match="saved must be a NumPy array, got None"):
-        _core.Sequence().forward(p["x"], p["kernel"], none, h, none, none, keep_for_backward=True, is_restored=True)
+        sequence.restore(p["x"], np.empty((2, 3, 5), np.float32), none)
+
+
+def test_to_run_needs_a_bias(rng):
+    p, sequence = problem(rng, 2, 3, 4, 5, dtype=np.float32), sequence_of()
+    sequence.load(p["kernel"], None)
+    with pytest.raises(TypeError, match="bias must have been loaded for forward, got None"):
+        sequence.forward(p["x"], np.empty((2, 3, 5), "f"), np.empty((3, 5), "f"), np.empty((3, 5), "f"))

@@ -13,9 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from lstmfast import _core
 from oracles import problem, random_lengths, random_resets, slopes
-from sequences import Outputs, assert_agree, run_core, run_core_forward, run_reference, strided, upstream_for
+from sequences import (
+    Outputs,
+    assert_agree,
+    load_and_forward,
+    run_core,
+    run_core_forward,
+    run_reference,
+    sequence_of,
+    strided,
+    upstream_for,
+)
 from tolerances import DIFFERENCE
 
 # (T, B, I, H): hidden sizes around one and two vectors of every ISA (2 to 16 elements), batches around a register tile,
@@ -119,19 +128,21 @@ def test_misaligned_and_strided_inputs_give_the_same_bits(isa, dtype, rng, ids):
 
 
 def test_workspace_used_before_for_other_shapes_gives_the_same_bits(isa, dtype, rng):
-    used = _core.Sequence()
+    of_sequence = {"reverse": True, "forget_bias": 0.7}
+    used = sequence_of(**of_sequence)
     for shape in [(7, 9, 11, 40), (1, 1, 1, 1), (0, 3, 2, 4)]:
         earlier = problem(rng, *shape, dtype=dtype)
-        run_core(earlier, upstream_for(rng, earlier), sequence=used, **all_options(rng, *shape[:2]))
+        options = {name: value for name, value in all_options(rng, *shape[:2]).items() if name not in of_sequence}
+        run_core(earlier, upstream_for(rng, earlier), sequence=used, **options)
     p = problem(rng, T, B, INPUT, H, dtype=dtype)
     upstream = upstream_for(rng, p)
-    assert_same_bits(run_core(p, upstream, sequence=used), run_core(p, upstream))
+    assert_same_bits(run_core(p, upstream, sequence=used), run_core(p, upstream, **of_sequence))
 
 
 def test_what_is_kept_does_not_change_what_is_computed(isa, dtype, rng):
     p = problem(rng, T, B, INPUT, H, dtype=dtype)
     bare = {name: np.empty_like(value) for name, value in run_core_forward(p).items() if name in ("h", "h_n", "c_n")}
-    _core.Sequence().forward(**p, **bare)
+    load_and_forward(sequence_of(), **p, **bare)
     kept = run_core_forward(p, keep_for_backward=True)
     assert_same_bits(bare, {name: kept[name] for name in bare})
 
@@ -139,16 +150,16 @@ def test_what_is_kept_does_not_change_what_is_computed(isa, dtype, rng):
 @pytest.mark.parametrize("ids", [False, True], ids=["values", "ids"])
 @pytest.mark.parametrize("shape", [(1, 1, 5, 3), (1, 1, 64, 64), (2, 2, 20, 50), (1, 4, 3, 17), (1, 5, 3, 17)], ids=str)
 def test_weights_for_one_call_give_the_same_bits(isa, dtype, rng, shape, ids):
-    p, sequence = problem(rng, *shape, dtype=dtype, ids=ids), _core.Sequence()
+    p, sequence = problem(rng, *shape, dtype=dtype, ids=ids), sequence_of()
     expected = run_core_forward(p)
-    assert_same_bits(run_core_forward(p, sequence=sequence, weights_once=True), expected)
-    assert_same_bits(run_core_forward(p, sequence=sequence, same_weights=True), expected)
+    assert_same_bits(run_core_forward(p, sequence=sequence, serves_one_call=True), expected)
+    assert_same_bits(run_core_forward(p, sequence=sequence, frozen=True), expected)
 
 
 @pytest.mark.parametrize("wanted", ["d_x", "d_kernel", "d_bias", "d_h0", "d_c0"])
 def test_gradient_wanted_alone_has_the_same_bits(isa, dtype, rng, wanted):
     p = problem(rng, T, B, INPUT, H, dtype=dtype)
-    upstream, sequence = upstream_for(rng, p), _core.Sequence()
+    upstream, sequence = upstream_for(rng, p), sequence_of()
     together = run_core(p, upstream, sequence=sequence)
     alone = np.empty(p[wanted.removeprefix("d_")].shape, dtype)
     sequence.backward(**upstream, **{wanted: alone})
@@ -167,19 +178,19 @@ def test_absent_initial_state_is_zero(isa, dtype, rng):
     p = problem(rng, T, B, INPUT, H, dtype=dtype)
     zero = {**p, "h0": np.zeros((B, H), dtype), "c0": np.zeros((B, H), dtype)}
     absent = {name: np.empty_like(value) for name, value in run_core_forward(zero).items()}
-    _core.Sequence().forward(p["x"], p["kernel"], p["bias"], **absent)
+    load_and_forward(sequence_of(), x=p["x"], kernel=p["kernel"], bias=p["bias"], **absent)
     assert_same_bits(absent, run_core_forward(zero))
 
 
 def test_backward_without_a_forward_that_kept_for_it_is_an_error(isa, dtype, rng):
-    p, sequence = problem(rng, T, B, INPUT, H, dtype=dtype), _core.Sequence()
+    p, sequence = problem(rng, T, B, INPUT, H, dtype=dtype), sequence_of()
     run_core_forward(p, sequence=sequence)
     with pytest.raises(RuntimeError, match="keep_for_backward"):
         sequence.backward(d_kernel=np.empty_like(p["kernel"]))
 
 
 def test_gradient_of_token_ids_is_an_error(isa, dtype, rng):
-    p, sequence = problem(rng, T, B, INPUT, H, dtype=dtype, ids=True), _core.Sequence()
+    p, sequence = problem(rng, T, B, INPUT, H, dtype=dtype, ids=True), sequence_of()
     run_core_forward(p, sequence=sequence, keep_for_backward=True)
     with pytest.raises(ValueError, match="d_x"):
         sequence.backward(d_x=np.empty((T, B, INPUT), dtype))

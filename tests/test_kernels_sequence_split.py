@@ -14,7 +14,17 @@ from numpy.testing import assert_array_equal
 
 from lstmfast import _core
 from oracles import problem, random_lengths, random_resets
-from sequences import Outputs, assert_agree, run_core, run_core_forward, run_reference, strided, upstream_for
+from sequences import (
+    Outputs,
+    assert_agree,
+    load_and_forward,
+    run_core,
+    run_core_forward,
+    run_reference,
+    sequence_of,
+    strided,
+    upstream_for,
+)
 
 POLICIES = ["highest", "high", "medium"]
 # What a policy may lose of the largest value of a result, through a few steps that amplify it.
@@ -55,17 +65,18 @@ def test_split_sequence_and_its_gradients_are_the_references(isa, split, rng, sh
         pytest.skip("no ids without a vocabulary")
     p = problem(rng, *shape, dtype=np.float32, ids=ids)
     upstream, options = upstream_for(rng, p), options_for(rng, *shape[:2]) if with_options else {}
-    sequence = _core.Sequence()
+    expected = run_reference(p, upstream, **options)
+    sequence = sequence_of(reverse=options.pop("reverse", False), forget_bias=options.pop("forget_bias", 0.0))
     actual = run_core(p, upstream, sequence=sequence, matmul_precision=policy, **options)
     assert sequence.used_split_products
-    assert_close(actual, run_reference(p, upstream, **options), p, policy)
+    assert_close(actual, expected, p, policy)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_split_sequence_without_anything_kept_is_the_same(isa, split, rng, policy):
     p = problem(rng, 9, 70, 33, 130, dtype=np.float32)  # more rows than wait for their gates at once
     bare = {name: np.empty_like(value) for name, value in run_core_forward(p).items() if name in ("h", "h_n", "c_n")}
-    _core.Sequence().forward(**p, **bare, matmul_precision=policy)
+    load_and_forward(sequence_of(), **p, **bare, matmul_precision=policy)
     kept = run_core_forward(p, keep_for_backward=True, matmul_precision=policy)
     for name, value in bare.items():
         assert_array_equal(value, kept[name])
@@ -114,7 +125,7 @@ def without_split(p: dict[str, Any], upstream: dict[str, Any]) -> dict[str, npt.
 @pytest.mark.parametrize("where", ["x", "h0", "kernel", "d_h"])
 def test_special_values_go_back_to_multiply_adds(isa, split, rng, value, where):
     p = problem(rng, 3, 16, 5, 128, dtype=np.float32)
-    upstream, sequence = upstream_for(rng, p), _core.Sequence()
+    upstream, sequence = upstream_for(rng, p), sequence_of()
     (upstream if where == "d_h" else p)[where].flat[7] = value
     with np.errstate(all="ignore"):
         actual = run_core(p, upstream, sequence=sequence)
@@ -125,24 +136,24 @@ def test_special_values_go_back_to_multiply_adds(isa, split, rng, value, where):
 
 
 def test_weights_packed_for_another_policy_are_not_used(isa, split, rng):
-    p, sequence = problem(rng, 2, 16, 5, 128, dtype=np.float32), _core.Sequence()
+    p, sequence = problem(rng, 2, 16, 5, 128, dtype=np.float32), sequence_of()
     for policy in ["high", "medium", "highest", "medium", "high"]:
         fresh = run_core_forward(p, matmul_precision=policy)
         for name, value in run_core_forward(
-            p, sequence=sequence, matmul_precision=policy, same_weights=policy != "high"
+            p, sequence=sequence, matmul_precision=policy, frozen=policy != "high"
         ).items():
             assert_array_equal(value, fresh[name], err_msg=f"{policy}: {name}")
 
 
 def test_small_batches_and_layers_are_not_split(isa, split, rng):
     for shape in [(2, 15, 5, 128), (2, 16, 5, 127), (2, 16, 5, 20)]:
-        p, sequence = problem(rng, *shape, dtype=np.float32), _core.Sequence()
+        p, sequence = problem(rng, *shape, dtype=np.float32), sequence_of()
         run_core_forward(p, sequence=sequence)
         assert not sequence.used_split_products
 
 
 def test_float64_is_never_split(isa, rng):
-    p, sequence = problem(rng, 2, 16, 5, 128), _core.Sequence()
+    p, sequence = problem(rng, 2, 16, 5, 128), sequence_of()
     run_core_forward(p, sequence=sequence, matmul_precision="medium")
     assert not sequence.used_split_products
 

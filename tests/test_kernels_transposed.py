@@ -11,9 +11,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from lstmfast import _core
 from oracles import problem, random_lengths, random_resets
-from sequences import Outputs, assert_agree, run_core, run_reference, strided, upstream_for
+from sequences import (
+    CELL,
+    Outputs,
+    assert_agree,
+    load_and_forward,
+    run_core,
+    run_reference,
+    sequence_of,
+    strided,
+    upstream_for,
+)
 from tolerances import states
 
 Arrays = dict[str, Any]
@@ -34,7 +43,8 @@ def transposed_problem(rng: np.random.Generator, shape: tuple[int, ...], dtype: 
 
 def run_transposed(p: Arrays, upstream: Arrays, outputs: Outputs | None = None, **options: Any) -> Arrays:
     """As `run_core`, with all weights transposed on the way in and their gradients on the way out."""
-    outputs, sequence = outputs or Outputs(), _core.Sequence()
+    outputs = outputs or Outputs()
+    sequence = sequence_of(**{name: options.pop(name) for name in (*CELL, "reverse") if name in options})
     dtype, (time_steps, batch, input_size) = p["kernel"].dtype, p["x"].shape
     output_size, hidden_size = p["h0"].shape[1], p["c0"].shape[1]
     given: Arrays = {name: p[name] for name in ("x", "h0", "c0")}
@@ -55,7 +65,7 @@ def run_transposed(p: Arrays, upstream: Arrays, outputs: Outputs | None = None, 
     if "projection" in p:
         given["projection"] = strided(p["projection"].T)
         d["d_projection"] = outputs.strided("d_projection", given["projection"].shape, dtype)
-    sequence.forward(**given, **results, keep_for_backward=True, **options)
+    load_and_forward(sequence, **given, **results, keep_for_backward=True, **options)
     sequence.backward(**upstream, **d)
     d["d_kernel"] = np.concatenate([part.T for part in d["d_kernel"]])
     if "projection" in p:
@@ -109,11 +119,13 @@ def test_variants_of_the_cell_take_them_too(isa, dtype, rng, coupled_gates):
         assert_array_equal(value, expected[name], err_msg=name)
 
 
-def forward(sequence: _core.Sequence, p: Arrays, kernel: Any, **options: Any) -> Any:
+def forward(sequence: Any, p: Arrays, kernel: Any, **options: Any) -> Any:
     """h of a call in inference."""
     batch, hidden_size = p["c0"].shape
     h, h_n = np.empty((len(p["x"]), batch, hidden_size), p["x"].dtype), np.empty_like(p["h0"])
-    sequence.forward(p["x"], kernel, p["bias"], h, h_n, np.empty_like(p["c0"]), **options)
+    load_and_forward(
+        sequence, x=p["x"], kernel=kernel, bias=p["bias"], h=h, h_n=h_n, c_n=np.empty_like(p["c0"]), **options
+    )
     return h
 
 
@@ -122,14 +134,16 @@ def test_weights_once_packed_are_not_read_again_where_that_is_promised(isa, dtyp
     """training_first: one row, which leaves weights unpacked; the next call must not take its word for it."""
     p, _ = transposed_problem(rng, (1, 1, 6, 9, 0), dtype)
     kernel = p["kernel"][:6].T.copy(), p["kernel"][6:].T.copy()
-    sequence = _core.Sequence()
+    sequence = sequence_of()
     if training_first:
         forward(sequence, p, kernel, keep_for_backward=True)
-    first = forward(sequence, p, kernel, same_weights=True)
-    assert_allclose(first, forward(_core.Sequence(), p, p["kernel"]), **states(dtype, 15))
+    first = forward(sequence, p, kernel, frozen=True)
+    assert_allclose(first, forward(sequence_of(), p, p["kernel"]), **states(dtype, 15))
     for part in kernel:
         part[...] = np.nan
-    assert_array_equal(forward(sequence, p, kernel, same_weights=True), first)
+    again = np.empty_like(first)
+    sequence.forward(p["x"], again, np.empty_like(p["h0"]), np.empty_like(p["c0"]))
+    assert_array_equal(again, first)
     assert np.isnan(forward(sequence, p, kernel)).all()
 
 
@@ -137,7 +151,7 @@ def test_two_biases_are_added(rng):
     p, _ = transposed_problem(rng, (3, 2, 6, 9, 0), np.float32)
     halves = p["bias"] / 2, p["bias"] / 2
     assert_array_equal(
-        forward(_core.Sequence(), p | {"bias": halves}, p["kernel"]), forward(_core.Sequence(), p, p["kernel"])
+        forward(sequence_of(), p | {"bias": halves}, p["kernel"]), forward(sequence_of(), p, p["kernel"])
     )
 
 
@@ -161,7 +175,7 @@ def test_what_does_not_fit_is_named(change, error, message):
     given: Arrays = {"x": np.zeros((1, 1, 3)), "kernel": (np.zeros((8, 3)), np.zeros((8, 2))), "bias": np.zeros(8)}
     given |= {"h": np.zeros((1, 1, 2)), "h_n": np.zeros((1, 2)), "c_n": np.zeros((1, 2))}
     with pytest.raises(error) as raised:
-        _core.Sequence().forward(**(given | change))
+        load_and_forward(sequence_of(), **(given | change))
     assert str(raised.value) == message
 
 
@@ -170,7 +184,7 @@ def test_gradients_of_a_kernel_are_arrays_like_it(rng, transposed):
     p, upstream = transposed_problem(rng, (3, 2, 6, 9, 0), np.float32)
     two = np.empty((36, 6), np.float32), np.empty((36, 9), np.float32)
     kernel = (p["kernel"][:6].T.copy(), p["kernel"][6:].T.copy()) if transposed else p["kernel"]
-    sequence = _core.Sequence()
+    sequence = sequence_of()
     forward(sequence, p, kernel, keep_for_backward=True)
     with pytest.raises(TypeError, match="two arrays like kernel" if transposed else "one like kernel"):
         sequence.backward(**upstream, d_kernel=np.empty_like(p["kernel"]) if transposed else two)

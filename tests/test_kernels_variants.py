@@ -14,9 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from lstmfast import _core
 from oracles import problem, random_lengths, random_resets, slopes
-from sequences import Outputs, assert_agree, run_core, run_core_forward, run_reference, strided, upstream_for
+from sequences import (
+    Outputs,
+    assert_agree,
+    run_core,
+    run_core_forward,
+    run_reference,
+    sequence_of,
+    strided,
+    upstream_for,
+)
 from tolerances import DIFFERENCE
 
 T, B, INPUT, H = 5, 4, 3, 9
@@ -153,12 +161,28 @@ def test_special_value_gives_what_the_reference_gives(isa, dtype, rng, value):
     assert_agree(run_core_forward(p, **options), forward, p)
 
 
-def test_workspace_used_before_for_other_cells_gives_the_same_bits(isa, dtype, rng):
-    used = _core.Sequence()
+@pytest.mark.parametrize("cell", [{}, {"cell_clip": CLIP, "coupled_gates": True}], ids=["plain", "clip, coupled"])
+def test_workspace_used_before_for_other_weights_gives_the_same_bits(isa, dtype, rng, cell):
+    used = sequence_of(**cell)
     for hooks in (HOOKS, (), ("projection",)):
-        earlier, upstream, options = variant_problem(rng, (7, 9, 11, 40, 50), hooks, dtype=dtype)
-        run_core(earlier, upstream, sequence=used, **options)
-    p, upstream, options = variant_problem(rng, (T, B, INPUT, H, 4), ("peepholes",), dtype=dtype)
-    expected = run_core(p, upstream, **options)
-    for name, value in run_core(p, upstream, sequence=used, **options).items():
+        earlier, upstream, _ = variant_problem(rng, (7, 9, 11, 40, 50), hooks, dtype=dtype)
+        run_core(earlier, upstream, sequence=used)
+    p, upstream, _ = variant_problem(rng, (T, B, INPUT, H, 4), ("peepholes",), dtype=dtype)
+    expected = run_core(p, upstream, **cell)
+    for name, value in run_core(p, upstream, sequence=used).items():
         assert_array_equal(value, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("cell", "error", "message"),
+    [
+        ({"cell_clip": 0.0}, ValueError, "cell.cell_clip must be above 0, got 0"),
+        ({"peepholes": True}, TypeError, "peepholes must be a NumPy array for a cell that has them, got None"),
+        ({"projection_size": 3}, TypeError, "projection must be a NumPy array for a cell that has one, got None"),
+    ],
+    ids=lambda value: "" if isinstance(value, type) else str(value)[:40],
+)
+def test_what_the_cell_lacks_is_named(rng, cell, error, message):
+    p = problem(rng, T, B, INPUT, H)
+    with pytest.raises(error, match=message):
+        sequence_of(**cell).load(p["kernel"], p["bias"])

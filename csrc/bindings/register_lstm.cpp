@@ -17,7 +17,6 @@
 
 #include "bindings/array_args.h"
 #include "bindings/register.h"
-#include "core/aligned_buffer.h"
 #include "core/gates.h"
 #include "cpu/dispatch.h"
 #include "lstm/fingerprint.h"
@@ -57,29 +56,17 @@ WeightFormat weight_format_of(const std::string& word) {
   throw py::value_error("weights must be float32, bfloat16 or int8, got " + word);
 }
 
-// In what one layer departs from the plain cell.
+// Everything that the cell says, the one place that reads it. Peepholes are arrays and come with the weights.
 template <typename T>
-struct Cell {
-  CellVariant<T> variant;
-  MatrixView<const T> projection;
-  Index output_size;
-
-  Cell(Index hidden, const py::object& peepholes, const py::object& projection_weights, bool transposed,
-       std::optional<double> cell_clip, bool coupled_gates)
-      : output_size(hidden) {
-    const ArrayArg<const T> rows(peepholes, "peepholes"), weights(projection_weights, "projection");
-    variant.peepholes = rows.must_have_shape({kPeepholeCount, hidden}).contiguous();
-    variant.coupled_gates = coupled_gates;
-    variant.cell_clip = static_cast<T>(cell_clip.value_or(std::numeric_limits<double>::infinity()));
-    if (!(variant.cell_clip > 0)) throw py::value_error("cell_clip must be above 0, got " + std::to_string(*cell_clip));
-    if (!weights) return;
-    weights.must_have_ndim(2, transposed ? "[projection_size, hidden_size]" : "[hidden_size, projection_size]");
-    output_size = weights.size(transposed ? 0 : 1);
-    if (output_size < 1) weights.fail("must have projection_size at least 1, got shape " + to_string(weights.shape()));
-    const Shape wanted = transposed ? Shape{output_size, hidden} : Shape{hidden, output_size};
-    projection = weights.must_have_shape(wanted).matrix();
-  }
-};
+Cell<T> cell_of(const py::object& cell) {
+  const auto clip = cell.attr("cell_clip").cast<std::optional<double>>();
+  if (clip && !(*clip > 0)) throw py::value_error("cell.cell_clip must be above 0, got " + std::to_string(*clip));
+  Cell<T> found{};
+  found.forget_bias = static_cast<T>(cell.attr("forget_bias").cast<double>());
+  found.variant.cell_clip = static_cast<T>(clip.value_or(std::numeric_limits<double>::infinity()));
+  found.variant.coupled_gates = cell.attr("coupled_gates").cast<bool>();
+  return found;
+}
 
 // An argument that may be a pair of arrays.
 struct Pair {
@@ -123,7 +110,8 @@ AllSequences& all_sequences() {
 
 class PySequence {
  public:
-  PySequence() {
+  PySequence(bool reverse, const py::object& cell)
+      : reverse_(reverse), cell_(cell), cells_{cell_of<float>(cell), cell_of<double>(cell)} {
     AllSequences& all = all_sequences();
     const std::lock_guard<std::mutex> lock(all.mutex);
     all.sequences.insert(this);
@@ -154,123 +142,70 @@ class PySequence {
     return bytes;
   }
 
-  // Runs the sequence; or, where `is_restored`, only takes the place of the one that did, by what it left in `saved`.
-  void forward(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& h,
-               const py::object& h_n, const py::object& c_n, const py::object& h0, const py::object& c0,
-               const py::object& lengths, const py::object& resets, bool reverse, double forget_bias,
-               const py::object& cells, const py::object& gates, bool keep_for_backward,
-               const std::string& matmul_precision, bool same_weights, const py::object& peepholes,
-               const py::object& projection, std::optional<double> cell_clip, bool coupled_gates, bool weights_once,
-               const py::object& saved, bool is_restored) {
+  void load(const py::object& kernel, const py::object& bias, const py::object& peepholes, const py::object& projection,
+            bool frozen, bool serves_one_call) {
     const InUse in_use(running_, "Sequence");
-    const bool transposed = Pair::is(kernel);
-    const py::object recurrent = transposed ? Pair(kernel, "kernel").second : kernel;
-    with_float_type(recurrent, "kernel", [&](auto type) {
+    with_float_type(Pair::is(kernel) ? Pair(kernel, "kernel").second : kernel, "kernel", [&](auto type) {
       using T = decltype(type);
-      SequenceForwardArgs<T> args{};
-      const ArrayArg<const T> recurrent_arg(recurrent, transposed ? "kernel[1]" : "kernel");
-      recurrent_arg.must_have_ndim(
-          2, transposed ? "[4*hidden_size, hidden_size]" : "[input_size + hidden_size, 4*hidden_size]");
-      const Index hidden = checked_hidden_size(recurrent_arg.size(transposed ? 0 : 1), transposed ? "rows" : "columns");
-      const Cell<T> cell(hidden, peepholes, projection, transposed, cell_clip, coupled_gates);
-      const Index output = cell.output_size;
-      args.hidden_size = hidden;
-      args.output_size = output;
-      args.variant = cell.variant;
-      if (transposed) {
-        const auto input_arg = required<const T>(Pair(kernel, "kernel").first, "kernel[0]");
-        args.input_size = input_arg.must_have_ndim(2, "[4*hidden_size, input_size]").size(1);
-        args.transposed = {input_arg.must_have_shape({kGateCount * hidden, args.input_size}).matrix(),
-                           recurrent_arg.must_have_shape({kGateCount * hidden, output}).matrix(), cell.projection};
-      } else {
-        if (recurrent_arg.size(0) < output)
-          recurrent_arg.fail(std::string("must have input_size + ") +
-                             (cell.projection ? "projection_size" : "hidden_size") + " rows, got shape " +
-                             to_string(recurrent_arg.shape()));
-        args.input_size = recurrent_arg.size(0) - output;
-        args.kernel = recurrent_arg.matrix();
-        args.projection = cell.projection;
-      }
+      SequenceWeights<T> weights = checked_weights<T>(kernel, bias, peepholes, projection);
+      weights.are_frozen = frozen;
+      weights.serve_one_call = serves_one_call;
+      if (!std::holds_alternative<Sequence<T>>(sequence_))
+        sequence_.template emplace<Sequence<T>>(reverse_, std::get<Cell<T>>(cells_));
+      std::get<Sequence<T>>(sequence_).load(weights);
+    });
+    let_go();
+    weights_ = py::make_tuple(kernel, bias, peepholes, projection);
+  }
 
-      const bool takes_ids = py::isinstance<py::array>(x) && holds<int>(x);
-      if (takes_ids) {
-        const ArrayArg<const int> ids(x, "x");
-        if (transposed) ids.fail("must be values, not token ids, where the kernel is transposed");
-        ids.must_have_ndim(2, "[time_steps, batch] of token ids");
-        args.time_steps = ids.size(0);
-        args.batch = ids.size(1);
-        args.ids = {ids.data(), ids.stride(0), ids.stride(1)};
-        check_ids(ids, args.input_size);
-      } else {
-        const ArrayArg<const T> x_arg(x, "x");
-        x_arg.must_have_ndim(3, "[time_steps, batch, input_size]");
-        args.time_steps = x_arg.size(0);
-        args.batch = x_arg.size(1);
-        x_arg.must_have_shape({args.time_steps, args.batch, args.input_size});
-        args.x = x_arg.sequence();
-      }
-      const Index steps = args.time_steps, batch = args.batch;
-      if (is_restored && bias.is_none())
-        args.bias = nullptr;
-      else
-        args.bias = Pair::is(bias) ? sum<T>(Pair(bias, "bias"), kGateCount * hidden)
-                                   : required<const T>(bias, "bias").must_have_shape({kGateCount * hidden}).contiguous();
-      args.forget_bias = static_cast<T>(forget_bias);
-      args.h0 = ArrayArg<const T>(h0, "h0").must_have_shape({batch, output}).matrix();
-      args.c0 = ArrayArg<const T>(c0, "c0").must_have_shape({batch, hidden}).matrix();
-      args.lengths = ArrayArg<const Index>(lengths, "lengths").must_have_shape({batch}).contiguous();
-      for (Index b = 0; args.lengths && b < batch; ++b)
-        if (args.lengths[b] < 0 || args.lengths[b] > steps)
-          throw py::value_error("lengths must lie in [0, " + std::to_string(steps) + "], got " +
-                                std::to_string(args.lengths[b]) + " at row " + std::to_string(b));
-      args.resets = ArrayArg<const bool>(resets, "resets").must_have_shape({steps, batch}).contiguous();
-      args.reverse = reverse;
-      args.h = required<T>(h, "h").must_have_shape({steps, batch, output}).sequence();
-      if (!is_restored) {
-        args.h_n = required<T>(h_n, "h_n").must_have_shape({batch, output}).matrix();
-        args.c_n = required<T>(c_n, "c_n").must_have_shape({batch, hidden}).matrix();
-      }
+  void forward(const py::object& x, const py::object& h, const py::object& h_n, const py::object& c_n,
+               const py::object& h0, const py::object& c0, const py::object& lengths, const py::object& resets,
+               const py::object& cells, const py::object& gates, const py::object& keep_for_backward,
+               const std::string& matmul_precision) {
+    const InUse in_use(running_, "Sequence");
+    with_loaded_sequence("forward", [&](auto& sequence) {
+      using T = typename std::decay_t<decltype(sequence)>::Value;
+      const auto& weights = sequence.weights();
+      if (!weights.bias) throw py::type_error("bias must have been loaded for forward, got None");
+      SequenceForwardArgs<T> args = checked_call(weights, x, h, h0, c0, lengths, resets, matmul_precision);
+      const Index steps = args.time_steps, batch = args.batch, hidden = weights.hidden_size;
+      args.h_n = required<T>(h_n, "h_n").must_have_shape({batch, weights.output_size}).matrix();
+      args.c_n = required<T>(c_n, "c_n").must_have_shape({batch, hidden}).matrix();
       args.cells = ArrayArg<T>(cells, "cells").must_have_shape({steps, batch, hidden}).sequence();
       args.gates = ArrayArg<T>(gates, "gates").must_have_shape({steps, batch, kGateCount, hidden}).sequence(2);
-      args.keep_for_backward = keep_for_backward;
-      const ArrayArg<T> saved_arg(saved, "saved");
-      if (saved_arg) {
-        if (!keep_for_backward || args.cells) saved_arg.fail("needs keep_for_backward=True and no cells");
-        const Index updates = args.lengths ? std::accumulate(args.lengths, args.lengths + batch, Index{0}) : steps * batch;
-        const Index size = Sequence<T>::saved_size(updates, hidden, static_cast<bool>(cell.projection));
-        args.saved = saved_arg.must_have_shape({size}).contiguous();
-      } else if (is_restored) {
-        saved_arg.must_have_ndim(1, "[saved_size]");
+      const bool is_bool = py::isinstance<py::bool_>(keep_for_backward);
+      args.keep_for_backward = !is_bool || keep_for_backward.is(py::bool_(true));
+      if (!is_bool) args.saved = checked_saved(weights, args, keep_for_backward, "keep_for_backward");
+      if (!is_bool && args.cells) throw py::value_error("cells must be absent where keep_for_backward is an array");
+      keep(args, py::make_tuple(x, h0, c0, lengths, h, cells, keep_for_backward));
+      {
+        const py::gil_scoped_release release;
+        sequence.forward(args);
       }
-      args.precision = precision_of(matmul_precision);
-      args.same_weights = same_weights;
-      args.weights_once = weights_once;
+      if (weights.serve_one_call && !args.keep_for_backward) let_go();
+    });
+  }
 
-      if (!std::holds_alternative<Sequence<T>>(sequence_)) sequence_.template emplace<Sequence<T>>();
-      steps_ = steps;
-      batch_ = batch;
-      input_size_ = args.input_size;
-      hidden_ = hidden;
-      output_ = output;
-      transposed_ = transposed;
-      takes_ids_ = takes_ids;
-      has_peepholes_ = args.variant.peepholes != nullptr;
-      has_projection_ = static_cast<bool>(cell.projection);
-      // Backward reads these arrays again; until then they must live.
-      kept_ = keep_for_backward ? py::make_tuple(x, kernel, h0, c0, lengths, h, cells, peepholes, projection, saved)
-                                : py::tuple();
-      kept_for_backward_ = keep_for_backward;
+  void restore(const py::object& x, const py::object& h, const py::object& saved, const py::object& h0,
+               const py::object& c0, const py::object& lengths, const py::object& resets,
+               const std::string& matmul_precision) {
+    const InUse in_use(running_, "Sequence");
+    with_loaded_sequence("restore", [&](auto& sequence) {
+      auto args = checked_call(sequence.weights(), x, h, h0, c0, lengths, resets, matmul_precision);
+      args.keep_for_backward = true;
+      args.saved = checked_saved(sequence.weights(), args, saved, "saved");
+      keep(args, py::make_tuple(x, h0, c0, lengths, h, saved));
       const py::gil_scoped_release release;
-      auto& sequence = std::get<Sequence<T>>(sequence_);
-      is_restored ? sequence.restore(args) : sequence.forward(args);
+      sequence.restore(args);
     });
   }
 
   void release() {
     const InUse in_use(running_, "Sequence");
-    kept_ = py::tuple();
-    kept_for_backward_ = false;
+    let_go();
   }
+
+  py::tuple state() const { return py::make_tuple(reverse_, cell_); }
 
   bool used_split_products() const {
     const auto* sequence = std::get_if<Sequence<float>>(&sequence_);
@@ -283,61 +218,163 @@ class PySequence {
     const InUse in_use(running_, "Sequence");
     if (!kept_for_backward_)
       throw std::runtime_error("backward needs a forward with keep_for_backward=True before it");
-    if (std::holds_alternative<Sequence<float>>(sequence_))
-      backward_as<float>(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, d_peepholes, d_projection);
-    else
-      backward_as<double>(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, d_peepholes, d_projection);
+    with_sequence([&](auto& sequence) {
+      backward_of(sequence, d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, d_peepholes, d_projection);
+    });
   }
 
  private:
-  // Two biases in one, in memory that stays.
   template <typename T>
-  const T* sum(const Pair& biases, Index count) {
-    const T* first = required<const T>(biases.first, "bias[0]").must_have_shape({count}).contiguous();
-    const T* second = required<const T>(biases.second, "bias[1]").must_have_shape({count}).contiguous();
-    auto& summed = std::get<AlignedBuffer<T>>(summed_bias_);
-    T* out = summed.resize(count);
-    for (Index i = 0; i < count; ++i) out[i] = first[i] + second[i];
-    return out;
+  SequenceWeights<T> checked_weights(const py::object& kernel, const py::object& bias, const py::object& peepholes,
+                                     const py::object& projection) const {
+    SequenceWeights<T> weights{};
+    const bool transposed = Pair::is(kernel);
+    const py::object recurrent = transposed ? Pair(kernel, "kernel").second : kernel;
+    const ArrayArg<const T> recurrent_arg(recurrent, transposed ? "kernel[1]" : "kernel");
+    recurrent_arg.must_have_ndim(
+        2, transposed ? "[4*hidden_size, hidden_size]" : "[input_size + hidden_size, 4*hidden_size]");
+    const Index hidden = checked_hidden_size(recurrent_arg.size(transposed ? 0 : 1), transposed ? "rows" : "columns");
+    const Index columns = kGateCount * hidden;
+    if (peepholes.is_none() && cell_.attr("peepholes").cast<bool>())
+      throw py::type_error("peepholes must be a NumPy array for a cell that has them, got None");
+    if (projection.is_none() && !cell_.attr("projection_size").is_none())
+      throw py::type_error("projection must be a NumPy array for a cell that has one, got None");
+    weights.peepholes =
+        ArrayArg<const T>(peepholes, "peepholes").must_have_shape({kPeepholeCount, hidden}).contiguous();
+    weights.hidden_size = weights.output_size = hidden;
+    if (const ArrayArg<const T> arg(projection, "projection"); arg) {
+      arg.must_have_ndim(2, transposed ? "[projection_size, hidden_size]" : "[hidden_size, projection_size]");
+      const Index size = weights.output_size = arg.size(transposed ? 0 : 1);
+      if (size < 1) arg.fail("must have projection_size at least 1, got shape " + to_string(arg.shape()));
+      arg.must_have_shape(transposed ? Shape{size, hidden} : Shape{hidden, size});
+      (transposed ? weights.transposed.projection : weights.projection) = arg.matrix();
+    }
+    const Index output = weights.output_size;
+    if (transposed) {
+      const auto input_arg = required<const T>(Pair(kernel, "kernel").first, "kernel[0]");
+      weights.input_size = input_arg.must_have_ndim(2, "[4*hidden_size, input_size]").size(1);
+      weights.transposed.input = input_arg.must_have_shape({columns, weights.input_size}).matrix();
+      weights.transposed.recurrent = recurrent_arg.must_have_shape({columns, output}).matrix();
+    } else {
+      if (recurrent_arg.size(0) < output)
+        recurrent_arg.fail(std::string("must have input_size + ") +
+                           (weights.projection ? "projection_size" : "hidden_size") + " rows, got shape " +
+                           to_string(recurrent_arg.shape()));
+      weights.input_size = recurrent_arg.size(0) - output;
+      weights.kernel = recurrent_arg.matrix();
+    }
+    const auto checked_bias = [&](const py::object& one, const char* name) {
+      return required<const T>(one, name).must_have_shape({columns}).contiguous();
+    };
+    if (Pair::is(bias)) {
+      const Pair both(bias, "bias");
+      weights.bias = checked_bias(both.first, "bias[0]");
+      weights.second_bias = checked_bias(both.second, "bias[1]");
+    } else if (!bias.is_none()) {
+      weights.bias = checked_bias(bias, "bias");
+    }
+    return weights;
+  }
+
+  // What forward and restore are both given.
+  template <typename T>
+  static SequenceForwardArgs<T> checked_call(const SequenceWeights<T>& weights, const py::object& x,
+                                             const py::object& h, const py::object& h0, const py::object& c0,
+                                             const py::object& lengths, const py::object& resets,
+                                             const std::string& matmul_precision) {
+    SequenceForwardArgs<T> args{};
+    const Index output = weights.output_size;
+    if (py::isinstance<py::array>(x) && holds<int>(x)) {
+      const ArrayArg<const int> ids(x, "x");
+      if (weights.transposed) ids.fail("must be values, not token ids, where the kernel is transposed");
+      ids.must_have_ndim(2, "[time_steps, batch] of token ids");
+      args.time_steps = ids.size(0);
+      args.batch = ids.size(1);
+      args.ids = {ids.data(), ids.stride(0), ids.stride(1)};
+      check_ids(ids, weights.input_size);
+    } else {
+      const ArrayArg<const T> x_arg(x, "x");
+      x_arg.must_have_ndim(3, "[time_steps, batch, input_size]");
+      args.time_steps = x_arg.size(0);
+      args.batch = x_arg.size(1);
+      args.x = x_arg.must_have_shape({args.time_steps, args.batch, weights.input_size}).sequence();
+    }
+    const Index steps = args.time_steps, batch = args.batch;
+    args.h0 = ArrayArg<const T>(h0, "h0").must_have_shape({batch, output}).matrix();
+    args.c0 = ArrayArg<const T>(c0, "c0").must_have_shape({batch, weights.hidden_size}).matrix();
+    args.lengths = ArrayArg<const Index>(lengths, "lengths").must_have_shape({batch}).contiguous();
+    for (Index b = 0; args.lengths && b < batch; ++b)
+      if (args.lengths[b] < 0 || args.lengths[b] > steps)
+        throw py::value_error("lengths must lie in [0, " + std::to_string(steps) + "], got " +
+                              std::to_string(args.lengths[b]) + " at row " + std::to_string(b));
+    args.resets = ArrayArg<const bool>(resets, "resets").must_have_shape({steps, batch}).contiguous();
+    args.h = required<T>(h, "h").must_have_shape({steps, batch, output}).sequence();
+    args.precision = precision_of(matmul_precision);
+    return args;
   }
 
   template <typename T>
-  void backward_as(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
-                   const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0,
+  static T* checked_saved(const SequenceWeights<T>& weights, const SequenceForwardArgs<T>& args,
+                          const py::object& saved, const char* name) {
+    const Index *lengths = args.lengths, batch = args.batch;
+    const Index updates = lengths ? std::accumulate(lengths, lengths + batch, Index{0}) : args.time_steps * batch;
+    const bool has_projection = weights.projection || weights.transposed.projection;
+    const Index size = Sequence<T>::saved_size(updates, weights.hidden_size, has_projection);
+    return required<T>(saved, name).must_have_shape({size}).contiguous();
+  }
+
+  // Backward reads these arrays again; until then they must live.
+  template <typename T>
+  void keep(const SequenceForwardArgs<T>& args, const py::tuple& arrays) {
+    kept_ = args.keep_for_backward ? arrays : py::tuple();
+    kept_for_backward_ = args.keep_for_backward;
+  }
+
+  void let_go() {
+    weights_ = kept_ = py::tuple();
+    kept_for_backward_ = false;
+  }
+
+  template <typename T>
+  void backward_of(Sequence<T>& sequence, const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n,
+                   const py::object& d_x, const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0,
                    const py::object& d_c0, const py::object& d_peepholes, const py::object& d_projection) {
-    const Shape state{batch_, hidden_}, output{batch_, output_};
+    const SequenceWeights<T>& weights = sequence.weights();
+    const SequenceForwardArgs<T>& call = sequence.last_call();
+    const Index steps = call.time_steps, batch = call.batch, columns = kGateCount * weights.hidden_size;
+    const Index inputs = weights.input_size, hidden = weights.hidden_size, outputs = weights.output_size;
+    const Shape state{batch, hidden}, output{batch, outputs};
     SequenceBackwardArgs<T> args{};
-    args.d_h = ArrayArg<const T>(d_h, "d_h").must_have_shape({steps_, batch_, output_}).sequence();
+    args.d_h = ArrayArg<const T>(d_h, "d_h").must_have_shape({steps, batch, outputs}).sequence();
     args.d_h_n = ArrayArg<const T>(d_h_n, "d_h_n").must_have_shape(output).matrix();
     args.d_c_n = ArrayArg<const T>(d_c_n, "d_c_n").must_have_shape(state).matrix();
     const ArrayArg<T> d_x_arg(d_x, "d_x");
-    if (d_x_arg && takes_ids_) d_x_arg.fail("must be absent where x was token ids");
-    args.d_x = d_x_arg.must_have_shape({steps_, batch_, input_size_}).sequence();
-    const Index columns = kGateCount * hidden_;
-    const bool transposed = Pair::is(d_kernel);
-    if (!d_kernel.is_none() && transposed != transposed_)
-      throw py::type_error(transposed_ ? "d_kernel must be two arrays like kernel" : "d_kernel must be one like kernel");
-    if (transposed) {
+    if (d_x_arg && call.ids) d_x_arg.fail("must be absent where x was token ids");
+    args.d_x = d_x_arg.must_have_shape({steps, batch, inputs}).sequence();
+    const bool transposed = static_cast<bool>(weights.transposed);
+    if (!d_kernel.is_none() && Pair::is(d_kernel) != transposed)
+      throw py::type_error(transposed ? "d_kernel must be two arrays like kernel" : "d_kernel must be one like kernel");
+    if (Pair::is(d_kernel)) {
       const Pair pair(d_kernel, "d_kernel");
       const auto d_input = required<T>(pair.first, "d_kernel[0]"), d_recurrent = required<T>(pair.second, "d_kernel[1]");
-      args.d_transposed.input = d_input.must_have_shape({columns, input_size_}).matrix();
-      args.d_transposed.recurrent = d_recurrent.must_have_shape({columns, output_}).matrix();
+      args.d_transposed.input = d_input.must_have_shape({columns, inputs}).matrix();
+      args.d_transposed.recurrent = d_recurrent.must_have_shape({columns, outputs}).matrix();
     } else {
-      args.d_kernel = ArrayArg<T>(d_kernel, "d_kernel").must_have_shape({input_size_ + output_, columns}).matrix();
+      args.d_kernel = ArrayArg<T>(d_kernel, "d_kernel").must_have_shape({inputs + outputs, columns}).matrix();
     }
-    args.d_bias = ArrayArg<T>(d_bias, "d_bias").must_have_shape({kGateCount * hidden_}).contiguous();
+    args.d_bias = ArrayArg<T>(d_bias, "d_bias").must_have_shape({columns}).contiguous();
     args.d_h0 = ArrayArg<T>(d_h0, "d_h0").must_have_shape(output).matrix();
     args.d_c0 = ArrayArg<T>(d_c0, "d_c0").must_have_shape(state).matrix();
     const ArrayArg<T> d_peepholes_arg(d_peepholes, "d_peepholes"), d_projection_arg(d_projection, "d_projection");
-    if (d_peepholes_arg && !has_peepholes_) d_peepholes_arg.fail("must be absent where peepholes were");
-    if (d_projection_arg && !has_projection_) d_projection_arg.fail("must be absent where projection was");
-    args.d_peepholes = d_peepholes_arg.must_have_shape({kPeepholeCount, hidden_}).contiguous();
-    if (transposed_)
-      args.d_transposed.projection = d_projection_arg.must_have_shape({output_, hidden_}).matrix();
+    if (d_peepholes_arg && !weights.peepholes) d_peepholes_arg.fail("must be absent where peepholes were");
+    if (d_projection_arg && !weights.projection) d_projection_arg.fail("must be absent where projection was");
+    args.d_peepholes = d_peepholes_arg.must_have_shape({kPeepholeCount, hidden}).contiguous();
+    if (transposed)
+      args.d_transposed.projection = d_projection_arg.must_have_shape({outputs, hidden}).matrix();
     else
-      args.d_projection = d_projection_arg.must_have_shape({hidden_, output_}).matrix();
+      args.d_projection = d_projection_arg.must_have_shape({hidden, outputs}).matrix();
     const py::gil_scoped_release release;
-    std::get<Sequence<T>>(sequence_).backward(args);
+    sequence.backward(args);
   }
 
   template <typename Body>
@@ -346,17 +383,23 @@ class PySequence {
     if (auto* sequence = std::get_if<Sequence<double>>(&sequence_)) body(*sequence);
   }
 
+  template <typename Body>
+  void with_loaded_sequence(const char* what, const Body& body) {
+    if (weights_.size() == 0) throw std::runtime_error(std::string(what) + " needs a load before it");
+    with_sequence(body);
+  }
+
   void release_memory() {
     with_sequence([&](auto& sequence) { sequence.release_memory(kept_for_backward_); });
   }
 
   std::variant<std::monostate, Sequence<float>, Sequence<double>> sequence_;
-  std::tuple<AlignedBuffer<float>, AlignedBuffer<double>> summed_bias_;
+  const bool reverse_;
+  const py::object cell_;
+  const std::tuple<Cell<float>, Cell<double>> cells_;
   std::atomic<bool> running_{false};
-  bool kept_for_backward_ = false, takes_ids_ = false, transposed_ = false;
-  bool has_peepholes_ = false, has_projection_ = false;
-  Index steps_ = 0, batch_ = 0, input_size_ = 0, hidden_ = 0, output_ = 0;
-  py::tuple kept_;
+  bool kept_for_backward_ = false;
+  py::tuple weights_, kept_;  // arrays that must live
 };
 
 class PyStream {
@@ -513,21 +556,25 @@ void register_lstm(py::module_& module) {
 #endif
   }, "Give back what all sequences but running ones can do without, and the dense layers of this thread.");
   py::class_<PySequence>(module, "Sequence", "One direction of one LSTM layer; owns and reuses its workspace.")
-      .def(py::init<>())
+      .def(py::init<bool, const py::object&>(), py::arg("reverse"), py::arg("cell"))
+      .def("load", &PySequence::load, py::arg("kernel"), py::arg("bias"), py::arg("peepholes") = none,
+           py::arg("projection") = none, py::arg("frozen") = false, py::arg("serves_one_call") = false)
       // No argument must be named: pybind11 looks every name up by a new string, 100 ns each.
-      .def("forward", &PySequence::forward, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::arg("h"),
-           py::arg("h_n"), py::arg("c_n"), py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none,
-           py::arg("resets") = none, py::arg("reverse") = false, py::arg("forget_bias") = 0.0,
+      .def("forward", &PySequence::forward, py::arg("x"), py::arg("h"), py::arg("h_n"), py::arg("c_n"),
+           py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none, py::arg("resets") = none,
            py::arg("cells") = none, py::arg("gates") = none, py::arg("keep_for_backward") = false,
-           py::arg("matmul_precision") = "highest", py::arg("same_weights") = false, py::arg("peepholes") = none,
-           py::arg("projection") = none, py::arg("cell_clip") = none, py::arg("coupled_gates") = false,
-           py::arg("weights_once") = false, py::arg("saved") = none, py::arg("is_restored") = false)
-      // A copy, and what comes out of a pickle, is a sequence that has not run: what this one holds serves its own calls.
-      .def(py::pickle([](const PySequence&) { return py::tuple(); },
-                      [](const py::tuple&) { return std::make_unique<PySequence>(); }))
+           py::arg("matmul_precision") = "highest")
+      .def("restore", &PySequence::restore, py::arg("x"), py::arg("h"), py::arg("saved"), py::arg("h0") = none,
+           py::arg("c0") = none, py::arg("lengths") = none, py::arg("resets") = none,
+           py::arg("matmul_precision") = "highest")
+      // A copy, and what comes out of a pickle, has not run and holds no weights: what this one holds serves its own calls.
+      .def(py::pickle([](const PySequence& sequence) { return sequence.state(); },
+                      [](const py::tuple& state) {
+                        return std::make_unique<PySequence>(state[0].cast<bool>(), state[1]);
+                      }))
       .def_property_readonly("workspace_bytes", &PySequence::workspace_bytes)
       .def_property_readonly("used_split_products", &PySequence::used_split_products)
-      .def("release", &PySequence::release, "Let go of the arrays that a backward would have read.")
+      .def("release", &PySequence::release, "Let go of all arrays: weights, and what a backward would have read.")
       .def("backward", &PySequence::backward, py::arg("d_h") = none, py::arg("d_h_n") = none,
            py::arg("d_c_n") = none, py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none,
            py::arg("d_h0") = none, py::arg("d_c0") = none, py::arg("d_peepholes") = none,

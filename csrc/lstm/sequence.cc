@@ -29,40 +29,47 @@ Index Sequence<T>::saved_size(Index updates, Index hidden_size, bool has_project
   return updates * (PanelSizes<T>(kernels<T>()).gate_depth(hidden_size) + (has_projection ? 2 : 1) * hidden_size);
 }
 
-// What a forward pass and a backward one that is restored have in common: all but the weights.
+template <typename T>
+void Sequence<T>::load(const SequenceWeights<T>& weights) {
+  weights_ = weights;
+  cell_.variant.peepholes = weights.peepholes;
+  has_seen_weights_ = false;
+}
+
+// What a forward pass and a backward one that is restored have in common: all but reading the weights.
 template <typename T>
 void Sequence<T>::begin(const SequenceForwardArgs<T>& args) {
   args_ = args;
   k_ = &kernels<T>();
-  if (args.transposed) {
-    const Index rows = args.input_size + args.output_size, columns = kGateCount * args.hidden_size;
-    args_.kernel = {kernel_.resize(rows * columns), columns};
-    args_.projection = {};
-    if (args.transposed.projection)
-      args_.projection = {projection_kernel_.resize(args.hidden_size * args.output_size), args.output_size};
+  const Index hidden = weights_.hidden_size, output_size = weights_.output_size;
+  if (weights_.transposed) {
+    const Index rows = weights_.input_size + output_size, columns = kGateCount * hidden;
+    weights_.kernel = {kernel_.resize(rows * columns), columns};
+    if (weights_.transposed.projection)
+      weights_.projection = {projection_kernel_.resize(hidden * output_size), output_size};
   }
-  plan_.build(args.time_steps, args.batch, args.lengths, args.resets, args.reverse);
+  plan_.build(args.time_steps, args.batch, args.lengths, args.resets, reverse_);
   constexpr std::size_t kBytesOfRow = sizeof(RowUpdate) + 20 * sizeof(T*);
   if (recent_rows_.is_outgrown_by(plan_.updates.size(), x_.capacity(), kBytesOfRow)) {
     release_rows();
     plan_.updates.shrink_to_fit();
   }
   choose_products();
-  const Index updates = plan_.rows(), hidden = args.hidden_size;
+  const Index updates = plan_.rows();
   T* saved = args.saved;
   if (!saved) {
     // Without a backward to come, only gates that are asked for and the current m of every row need room.
-    const Index size = args.keep_for_backward ? saved_size(updates, hidden, static_cast<bool>(args_.projection))
+    const Index size = args.keep_for_backward ? saved_size(updates, hidden, static_cast<bool>(weights_.projection))
                        : args.gates           ? updates * PanelSizes<T>(*k_).gate_depth(hidden)
                                               : 0;
-    const Index current = args.keep_for_backward || !args_.projection ? 0 : plan_.batch * hidden;
+    const Index current = args.keep_for_backward || !weights_.projection ? 0 : plan_.batch * hidden;
     saved = saved_.resize(size + current);
     m_ = saved + size;
   }
   gates_ = saved;
   cells_ = saved + updates * PanelSizes<T>(*k_).gate_depth(hidden);
   if (args.keep_for_backward) m_ = cells_ + updates * hidden;
-  const Index longest = std::max(hidden, args.output_size);
+  const Index longest = std::max(hidden, output_size);
   std::fill_n(zeros_.resize(longest), longest, T(0));
 }
 
@@ -83,7 +90,7 @@ template <typename T>
 void Sequence<T>::restore(const SequenceForwardArgs<T>& args) {
   begin(args);
   if (args.ids) read_ids();
-  if (args.transposed) transpose_weights();
+  if (weights_.transposed) transpose_weights();
   if (variant().coupled_gates) leave_out_forget_gate();
   point_rows();
 }
@@ -129,11 +136,11 @@ void Sequence<T>::choose_products() {
     packed_ = {};
   }
   products_ = fma_.get();
-  const bool weights_once = args_.keep_for_backward || args_.weights_once;
-  const Index few = weights_once ? kRowsUnpacked : args_.same_weights ? 0 : kRowsUnlooked;
+  const bool once = args_.keep_for_backward || weights_.serve_one_call;
+  const Index few = once ? kRowsUnpacked : weights_.are_frozen ? 0 : kRowsUnlooked;
   if (plan_.rows() > 0 && plan_.rows() <= few && is_plain()) products_ = unpacked_.get();
   if constexpr (std::is_same_v<T, float>) {
-    if (is_plain() && split_products_pay(args_.precision, plan_.batch, args_.hidden_size)) {
+    if (is_plain() && split_products_pay(args_.precision, plan_.batch, weights_.hidden_size)) {
       if (!split_ || split_precision_ != args_.precision) {
         split_ = make_split_products(*k_, *current_kernels().split, args_.precision);
         split_precision_ = args_.precision;
@@ -147,21 +154,22 @@ void Sequence<T>::choose_products() {
 
 template <typename T>
 bool Sequence<T>::pack_weights() {
-  const Index hidden = args_.hidden_size;
+  const Index hidden = weights_.hidden_size;
+  const T* bias = sum_of_biases();
   if (args_.ids) {
     read_ids();
-    starting_values_.pack_rows(*k_, args_.kernel, args_.input_size, ids_.data(), plan_.rows(), hidden, args_.bias,
-                               args_.forget_bias);
+    starting_values_.pack_rows(*k_, weights_.kernel, weights_.input_size, ids_.data(), plan_.rows(), hidden, bias,
+                               cell_.forget_bias);
   } else {
-    starting_values_.pack_bias(*k_, args_.bias, args_.forget_bias, hidden);
+    starting_values_.pack_bias(*k_, bias, cell_.forget_bias, hidden);
   }
   // They read the weights of every call where they lie, and leave alone what others have packed.
   if (products_ == unpacked_.get()) return products_->pack(input_kernel(input_rows()), recurrent_kernel(), hidden);
   if (are_packed()) return true;
   const Packed wanted = std::exchange(packed_, {});
-  if (args_.transposed) transpose_weights();
+  if (weights_.transposed) transpose_weights();
   if (variant().coupled_gates) leave_out_forget_gate();
-  if (args_.projection) projection_.pack(*k_, args_.projection, hidden, args_.output_size);
+  if (weights_.projection) projection_.pack(*k_, weights_.projection, hidden, weights_.output_size);
   if (!products_->pack(input_kernel(input_rows()), recurrent_kernel(), hidden)) return false;
   packed_ = wanted;
   return true;
@@ -173,37 +181,43 @@ template <typename T>
 bool Sequence<T>::are_packed() {
   Packed wanted;
   wanted.by = products_;
-  wanted.transposed = static_cast<bool>(args_.transposed);
-  wanted.recurrent = wanted.transposed ? args_.transposed.recurrent.data : args_.kernel.data;
-  wanted.projection = wanted.transposed ? args_.transposed.projection.data : args_.projection.data;
+  wanted.transposed = static_cast<bool>(weights_.transposed);
+  wanted.projected = static_cast<bool>(weights_.projection);
   wanted.input_rows = input_rows();
-  wanted.hidden = args_.hidden_size;
-  wanted.output = args_.output_size;
-  wanted.coupled = variant().coupled_gates;
+  wanted.hidden = weights_.hidden_size;
+  wanted.output = weights_.output_size;
   const bool fits = packed_.is_of(wanted);
-  if (!args_.keep_for_backward && !args_.weights_once) {
-    if (args_.same_weights) {
-      if (fits && packed_.lay_at(wanted)) return true;
-    } else {
-      wanted.fingerprint = fingerprint_of_weights();
-      if (fits && packed_.fingerprint == wanted.fingerprint) return true;
-    }
+  if (!args_.keep_for_backward && !weights_.serve_one_call) {
+    if (fits && weights_.are_frozen && has_seen_weights_) return true;
+    wanted.fingerprint = fingerprint_of_weights();
+    has_seen_weights_ = true;
+    if (fits && packed_.fingerprint == wanted.fingerprint) return true;
   }
   packed_ = wanted;
   return false;
 }
 
+template <typename T>
+const T* Sequence<T>::sum_of_biases() {
+  if (!weights_.second_bias) return weights_.bias;
+  const Index columns = kGateCount * weights_.hidden_size;
+  T* sum = bias_.resize(columns);
+  for (Index i = 0; i < columns; ++i) sum[i] = weights_.bias[i] + weights_.second_bias[i];
+  return sum;
+}
+
 // Of all that packing reads but biases.
 template <typename T>
 Fingerprint Sequence<T>::fingerprint_of_weights() const {
-  const Index columns = kGateCount * args_.hidden_size, rows = input_rows(), output = args_.output_size;
-  if (args_.transposed) {
-    const auto& [input, recurrent, projection] = args_.transposed;
+  const Index columns = kGateCount * weights_.hidden_size, rows = input_rows(), output = weights_.output_size;
+  if (weights_.transposed) {
+    const auto& [input, recurrent, projection] = weights_.transposed;
     return fingerprint_of<T>(
-        *k_, {{input, columns, rows}, {recurrent, columns, output}, {projection, output, args_.hidden_size}});
+        *k_, {{input, columns, rows}, {recurrent, columns, output}, {projection, output, weights_.hidden_size}});
   }
-  const MatrixView<const T> kernel{args_.kernel.row(args_.input_size - rows), args_.kernel.stride};
-  return fingerprint_of<T>(*k_, {{kernel, rows + output, columns}, {args_.projection, args_.hidden_size, output}});
+  const MatrixView<const T> kernel{weights_.kernel.row(weights_.input_size - rows), weights_.kernel.stride};
+  return fingerprint_of<T>(*k_,
+                           {{kernel, rows + output, columns}, {weights_.projection, weights_.hidden_size, output}});
 }
 
 template <typename T>
@@ -215,25 +229,26 @@ void Sequence<T>::read_ids() {
 // Those that the products in use do not take as they lie.
 template <typename T>
 void Sequence<T>::transpose_weights() {
-  const Index columns = kGateCount * args_.hidden_size, input_size = args_.input_size, output_size = args_.output_size;
-  const auto& [input, recurrent, projection] = args_.transposed;
+  const Index columns = kGateCount * weights_.hidden_size, input_size = weights_.input_size;
+  const Index output_size = weights_.output_size;
+  const auto& [input, recurrent, projection] = weights_.transposed;
   if (!reads_transposed()) {
     T* kernel = kernel_.data();
     k_->transpose(input.data, input.stride, columns, input_size, kernel, columns);
     k_->transpose(recurrent.data, recurrent.stride, columns, output_size, kernel + input_size * columns, columns);
   }
   if (projection)
-    k_->transpose(projection.data, projection.stride, output_size, args_.hidden_size, projection_kernel_.data(),
+    k_->transpose(projection.data, projection.stride, output_size, weights_.hidden_size, projection_kernel_.data(),
                   output_size);
 }
 
 // What is not read may be anything: zeros stand in its place, so that a NaN there reaches neither h nor gradients.
 template <typename T>
 void Sequence<T>::leave_out_forget_gate() {
-  const Index hidden = args_.hidden_size, columns = kGateCount * hidden, rows = input_rows() + args_.output_size;
+  const Index hidden = weights_.hidden_size, columns = kGateCount * hidden, rows = input_rows() + weights_.output_size;
   T* copy = without_forget_gate_.resize(rows * columns);
   for (Index r = 0; r < rows; ++r, copy += columns) {
-    std::copy_n(args_.kernel.row(args_.input_size - input_rows() + r), columns, copy);
+    std::copy_n(weights_.kernel.row(weights_.input_size - input_rows() + r), columns, copy);
     std::fill_n(copy + kForgetGate * hidden, hidden, T(0));
   }
 }
@@ -242,15 +257,15 @@ template <typename T>
 bool Sequence<T>::hoists_input() const {
   if (!has_input_product()) return false;
   return products_->keeps_preactivations() ||
-         hoisting_pays(*k_, plan_.steps(), plan_.batch, args_.input_size, args_.hidden_size);
+         hoisting_pays(*k_, plan_.steps(), plan_.batch, weights_.input_size, weights_.hidden_size);
 }
 
 template <typename T>
 void Sequence<T>::point_rows() {
-  const Index rows = plan_.rows(), hidden = args_.hidden_size;
+  const Index rows = plan_.rows(), hidden = weights_.hidden_size;
   for (auto* pointers : {&init_, &z_rows_, &x_, &h_prev_, &c_prev_}) pointers->resize(static_cast<std::size_t>(rows));
   for (auto* pointers : {&h_, &c_}) pointers->resize(static_cast<std::size_t>(rows));
-  if (args_.projection) {
+  if (weights_.projection) {
     m_rows_.resize(static_cast<std::size_t>(rows));
     for (Index r = 0; r < rows; ++r) m_rows_[r] = m_ + (args_.keep_for_backward ? r : plan_.updates[r].batch) * hidden;
   }
@@ -277,16 +292,16 @@ void Sequence<T>::point_rows() {
 template <typename T>
 bool Sequence<T>::multiply_inputs(Range updates, const Preactivations<T>& z) {
   GateProductArgs<T> product{};
-  product.block_end = PanelSizes<T>(*k_).gate_blocks(args_.hidden_size);
+  product.block_end = PanelSizes<T>(*k_).gate_blocks(weights_.hidden_size);
   product.init = starting_values_.of_all();
   product.x = x_.data();
-  product.input_size = args_.input_size;
+  product.input_size = weights_.input_size;
   product.z = z.panels;
   product.z_block_stride = z.block_stride;
   product.z_first_row = z.first_row;
   const Index rows = updates.end - updates.begin;
   std::atomic<bool> safe{true};
-  run_parallel(threads_for_work(multiply_adds(rows, args_.input_size)), [&](int part, int parts) {
+  run_parallel(threads_for_work(multiply_adds(rows, weights_.input_size)), [&](int part, int parts) {
     GateProductArgs<T> mine = product;
     const Range my_rows = split(rows, part, parts);
     mine.row_begin = updates.begin + my_rows.begin;
@@ -298,7 +313,7 @@ bool Sequence<T>::multiply_inputs(Range updates, const Preactivations<T>& z) {
 
 template <typename T>
 bool Sequence<T>::run_forward() {
-  const Index hidden = args_.hidden_size, rows = plan_.rows();
+  const Index hidden = weights_.hidden_size, rows = plan_.rows();
   const PanelSizes<T> sizes(*k_);
   point_rows();
   const bool keeps_gates = args_.keep_for_backward || args_.gates, hoists = hoists_input();
@@ -308,15 +323,15 @@ bool Sequence<T>::run_forward() {
   step.init = hoists ? z_rows_.data() : init_.data();
   step.init_block_stride = args_.ids ? starting_values_.block_stride() : gate_width();
   step.x = x_.data();
-  step.input_size = hoists || args_.ids ? 0 : args_.input_size;
+  step.input_size = hoists || args_.ids ? 0 : weights_.input_size;
   step.h_prev = h_prev_.data();
-  step.recurrent_size = args_.output_size;
+  step.recurrent_size = weights_.output_size;
   step.c_prev = c_prev_.data();
-  step.h = args_.projection ? m_rows_.data() : h_.data();
+  step.h = weights_.projection ? m_rows_.data() : h_.data();
   step.c = c_.data();
   step.gates = keeps_gates ? gates_ : nullptr;
   step.gate_block_stride = rows * gate_width();
-  step.variant = has_hooks() ? &args_.variant : nullptr;
+  step.variant = has_hooks() ? &variant() : nullptr;
 
   // Pre-activations wait where the gates will be, or else in a buffer for some steps: 512 KB, so that most of L2 is left
   // to the weights, but at least 128 rows, which are enough to read the input's weights seldom.
@@ -326,8 +341,8 @@ bool Sequence<T>::run_forward() {
     steps_at_once = std::min(plan_.steps(), ceil_div(rows_at_once, std::max<Index>(plan_.batch, 1)));
     z_.resize(steps_at_once * plan_.batch * sizes.gate_depth(hidden));
   }
-  const double work = multiply_adds(plan_.batch, step.input_size + args_.output_size) + projecting_adds(plan_.batch);
-  const Index projection_panels = args_.projection ? sizes.panels(args_.output_size) : 0;
+  const double work = multiply_adds(plan_.batch, step.input_size + weights_.output_size) + projecting_adds(plan_.batch);
+  const Index projection_panels = weights_.projection ? sizes.panels(weights_.output_size) : 0;
   std::atomic<bool> safe{true};
   for (Index first = 0; first < plan_.steps() && safe; first += steps_at_once) {
     const Range steps{first, std::min(first + steps_at_once, plan_.steps())};
@@ -354,7 +369,7 @@ bool Sequence<T>::run_forward() {
       if (!products_->step_forward(mine, z, part)) safe = false;
     }};
     const Phase projecting{projection_panels, [&](Index, Range updates, Range panels, int) {
-      projection_.project(*k_, updates, panels, m_rows_.data(), hidden, h_.data(), args_.output_size);
+      projection_.project(*k_, updates, panels, m_rows_.data(), hidden, h_.data(), weights_.output_size);
     }};
     for_each_step(Order::kForward, steps, work, cells, projecting);
   }
@@ -363,18 +378,18 @@ bool Sequence<T>::run_forward() {
 
 template <typename T>
 void Sequence<T>::finish_forward() {
-  const Index hidden = args_.hidden_size;
+  const Index hidden = weights_.hidden_size;
   for (Index b = 0; b < args_.batch; ++b) {
     const Index last = plan_.last_of_row[b];
     const T* h = last >= 0 ? h_[last] : args_.h0 ? args_.h0.row(b) : zeros_.data();
     const T* c = last >= 0 ? c_[last] : args_.c0 ? args_.c0.row(b) : zeros_.data();
-    std::copy_n(h, args_.output_size, args_.h_n.row(b));
+    std::copy_n(h, weights_.output_size, args_.h_n.row(b));
     if (c != args_.c_n.row(b)) std::copy_n(c, hidden, args_.c_n.row(b));
   }
   if (plan_.is_ragged()) {
     for (Index b = 0; b < args_.batch; ++b)
       for (Index t = args_.lengths[b]; t < args_.time_steps; ++t) {
-        std::fill_n(args_.h.row(t, b), args_.output_size, T(0));
+        std::fill_n(args_.h.row(t, b), weights_.output_size, T(0));
         if (args_.cells) std::fill_n(args_.cells.row(t, b), hidden, T(0));
         if (args_.gates) std::fill_n(args_.gates.row(t, b), kGateCount * hidden, T(0));
       }

@@ -30,23 +30,36 @@ struct TransposedWeights {
   explicit operator bool() const { return static_cast<bool>(recurrent); }
 };
 
-// Shapes: T = time_steps, B = batch, I = input_size (the vocabulary where ids are given), H = hidden_size. P = output_size
-// is what a projection makes of H, and H where there is none.
+// In what follows: T = time_steps, B = batch, I = input_size (the vocabulary where ids are given), H = hidden_size.
+// P = output_size is what a projection makes of H, and H where there is none.
+
+// What is computed, but for what the weights say.
+template <typename T>
+struct Cell {
+  T forget_bias;
+  CellVariant<T> variant;  // its peepholes are those of the weights
+};
+
+template <typename T>
+struct SequenceWeights {
+  Index input_size, hidden_size, output_size;
+  MatrixView<const T> kernel;            // [I + P, 4H]; or
+  TransposedWeights<const T> transposed;  // these, in place of kernel and projection, where x is given
+  const T *bias, *second_bias;           // [4H]; the second is added to the first, or null
+  const T* peepholes;                    // [3, H] or null
+  MatrixView<const T> projection;        // [H, P] or absent
+  bool are_frozen;       // the caller's promise that nobody writes to them: spares all looks but the first
+  bool serve_one_call;   // that no other call will have them; of calls that backward follows it is taken for granted
+};
+
 template <typename T>
 struct SequenceForwardArgs {
-  Index time_steps, batch, input_size, hidden_size, output_size;
+  Index time_steps, batch;
   SequenceView<const T> x;         // [T, B, I]; or
   SequenceView<const int> ids;     // [T, B]: each a row of the input kernel
-  MatrixView<const T> kernel;      // [I + P, 4H]; or
-  TransposedWeights<const T> transposed;  // these, in place of kernel and projection, where x is given
-  const T* bias;                   // [4H]
-  T forget_bias;
-  CellVariant<T> variant;
-  MatrixView<const T> projection;  // [H, P] or absent
   MatrixView<const T> h0, c0;      // [B, P], [B, H]; absent: zero
   const Index* lengths;            // [B] or null
   const bool* resets;              // [T, B] or null
-  bool reverse;
   SequenceView<T> h;               // [T, B, P]
   MatrixView<T> h_n, c_n;          // [B, P], [B, H]
   SequenceView<T> cells;           // [T, B, H] or absent
@@ -54,8 +67,6 @@ struct SequenceForwardArgs {
   bool keep_for_backward;
   T* saved;  // [saved_size()]: what backward needs is left here, to be given to `restore`; null: in the sequence's own memory
   MatmulPrecision precision;
-  bool same_weights;  // the caller's promise that nobody wrote to the weights since they were packed: spares the look
-  bool weights_once;  // that no other call will have these weights; of calls that backward follows it is taken for granted
 };
 
 // What is absent is zero (d_h, d_h_n, d_c_n) or not wanted (the others). Outputs are overwritten.
@@ -91,8 +102,16 @@ constexpr Index kRowsUnlooked = 2;
 template <typename T>
 class Sequence {
  public:
+  using Value = T;
+
+  Sequence(bool reverse, const Cell<T>& cell) : reverse_(reverse), cell_(cell) {}
+
   // How many values `saved` must have room for: gates and cells of every update, and h before a projection.
   static Index saved_size(Index updates, Index hidden_size, bool has_projection);
+
+  // The weights of all calls from now on. Reads none of them: every forward looks whether it has packed what is there now.
+  void load(const SequenceWeights<T>& weights);
+  const SequenceWeights<T>& weights() const { return weights_; }
 
   void forward(const SequenceForwardArgs<T>& args);
   // Take the place of the sequence whose forward these arguments were given to. `saved` holds what that one left there; bias,
@@ -101,6 +120,7 @@ class Sequence {
   // Gradients of the last forward, which must have kept what they need, or of a restored one. The arrays given to it must
   // still be there and unchanged.
   void backward(const SequenceBackwardArgs<T>& args);
+  const SequenceForwardArgs<T>& last_call() const { return args_; }
 
   // Gives memory back: all but packed weights and, where a backward may come, what it needs.
   void release_memory(bool backward_may_come);
@@ -119,6 +139,7 @@ class Sequence {
   void choose_products();
   bool pack_weights();
   bool are_packed();
+  const T* sum_of_biases();
   Fingerprint fingerprint_of_weights() const;
   void read_ids();
   void transpose_weights();
@@ -171,7 +192,7 @@ class Sequence {
   // Body for all memory that is free between any two calls, and for all that a backward needs of its forward.
   template <typename Body>
   void for_each_workspace(const Body& body) {
-    for (auto* buffer : {&d_kernel_, &d_projection_kernel_, &d_gates_, &d_c_, &z_, &d_h_total_, &d_m_, &d_h_panels_})
+    for (auto* buffer : {&d_kernel_, &d_projection_kernel_, &d_gates_, &d_c_, &z_, &d_h_total_, &d_m_, &d_h_panels_, &bias_})
       body(*buffer);
     body(starting_values_);
   }
@@ -181,39 +202,42 @@ class Sequence {
   }
   void release_rows();
 
-  bool has_input_product() const { return !args_.ids && args_.input_size > 0; }
+  bool has_input_product() const { return !args_.ids && weights_.input_size > 0; }
   Index gate_width() const { return kGateCount * k_->vector_length; }
   double multiply_adds(Index rows, Index depth) const {
-    return static_cast<double>(rows) * static_cast<double>(depth) * static_cast<double>(kGateCount * args_.hidden_size);
+    return static_cast<double>(rows) * static_cast<double>(depth) * static_cast<double>(kGateCount * weights_.hidden_size);
   }
   double projecting_adds(Index rows) const {
-    return args_.projection ? static_cast<double>(rows * args_.hidden_size * args_.output_size) : 0.0;
+    return weights_.projection ? static_cast<double>(rows * weights_.hidden_size * weights_.output_size) : 0.0;
   }
-  const CellVariant<T>& variant() const { return args_.variant; }
+  const CellVariant<T>& variant() const { return cell_.variant; }
   bool has_hooks() const {
     return variant().peepholes || variant().coupled_gates || variant().cell_clip <= std::numeric_limits<T>::max();
   }
-  bool is_plain() const { return !has_hooks() && !args_.projection; }
+  bool is_plain() const { return !has_hooks() && !weights_.projection; }
   // Whether the products in use take transposed weights as they lie, and whether they leave such gradients.
   bool reads_transposed() const {
-    return args_.transposed && products_->takes_transposed() && !variant().coupled_gates;
+    return weights_.transposed && products_->takes_transposed() && !variant().coupled_gates;
   }
-  bool writes_transposed() const { return args_.transposed && products_ == unpacked_.get(); }
+  bool writes_transposed() const { return weights_.transposed && products_ == unpacked_.get(); }
   // The kernel as the products see it. `rows` of the input's part: 0 where there is no product with it.
   KernelPart<T> input_kernel(Index rows) const {
-    if (reads_transposed()) return {args_.transposed.input, rows, true};
-    return {variant().coupled_gates && has_input_product() ? kernel_without_forget_gate() : args_.kernel, rows};
+    if (reads_transposed()) return {weights_.transposed.input, rows, true};
+    return {variant().coupled_gates && has_input_product() ? kernel_without_forget_gate() : weights_.kernel, rows};
   }
   KernelPart<T> recurrent_kernel() const {
-    if (reads_transposed()) return {args_.transposed.recurrent, args_.output_size, true};
-    const MatrixView<const T> kernel = variant().coupled_gates ? kernel_without_forget_gate() : args_.kernel;
-    return {{kernel.row(variant().coupled_gates ? input_rows() : args_.input_size), kernel.stride}, args_.output_size};
+    if (reads_transposed()) return {weights_.transposed.recurrent, weights_.output_size, true};
+    const MatrixView<const T> kernel = variant().coupled_gates ? kernel_without_forget_gate() : weights_.kernel;
+    return {{kernel.row(variant().coupled_gates ? input_rows() : weights_.input_size), kernel.stride}, weights_.output_size};
   }
   MatrixView<const T> kernel_without_forget_gate() const {
-    return {without_forget_gate_.data(), kGateCount * args_.hidden_size};
+    return {without_forget_gate_.data(), kGateCount * weights_.hidden_size};
   }
-  Index input_rows() const { return has_input_product() ? args_.input_size : 0; }  // that are multiplied by x
+  Index input_rows() const { return has_input_product() ? weights_.input_size : 0; }  // that are multiplied by x
 
+  const bool reverse_;
+  Cell<T> cell_;
+  SequenceWeights<T> weights_{};
   SequenceForwardArgs<T> args_{};
   const KernelTable<T>* k_ = nullptr;
   SequencePlan plan_;
@@ -224,26 +248,23 @@ class Sequence {
   // What the products in `packed_.by` hold. Biases are packed for every call.
   struct Packed {
     const Products<T>* by = nullptr;  // null: nothing
-    const T *recurrent = nullptr, *projection = nullptr;  // where the weights lay
     Index input_rows = 0, hidden = 0, output = 0;
-    bool transposed = false, coupled = false;
+    bool transposed = false, projected = false;
     std::optional<Fingerprint> fingerprint;  // unknown where that call did not look
 
     bool is_of(const Packed& other) const {
-      return by == other.by && !projection == !other.projection && input_rows == other.input_rows &&
-             hidden == other.hidden && output == other.output && transposed == other.transposed &&
-             coupled == other.coupled;
-    }
-    bool lay_at(const Packed& other) const {
-      return recurrent == other.recurrent && projection == other.projection;
+      return by == other.by && input_rows == other.input_rows && hidden == other.hidden && output == other.output &&
+             transposed == other.transposed && projected == other.projected;
     }
   };
   Packed packed_;
+  bool has_seen_weights_ = false;        // whether packed_ was of the weights when they were looked at after `load`
   Index steps_before_ = 0;               // of all forward passes
   StartingValues<T> starting_values_;
   Projection<T> projection_;
   AlignedBuffer<T> kernel_, projection_kernel_;      // of transposed weights
   AlignedBuffer<T> d_kernel_, d_projection_kernel_;  // before they are transposed
+  AlignedBuffer<T> bias_;                             // the sum of two
   AlignedBuffer<T> without_forget_gate_;  // the kernel with zeros in the columns that coupled gates do not read
   AlignedBuffer<T> saved_, d_gates_, d_c_, zeros_;
   T* gates_ = nullptr;  // in args_.saved or saved_, as are the next two

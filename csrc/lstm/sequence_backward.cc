@@ -21,11 +21,11 @@ void Sequence<T>::backward(const SequenceBackwardArgs<T>& given) {
   const FlushDenormals flush_denormals;
   SequenceBackwardArgs<T> args = given;
   products_->prepare(num_threads());  // since forward there may be more threads, and memory may have been given back
-  const Index columns = kGateCount * args_.hidden_size, output_size = args_.output_size;
+  const Index columns = kGateCount * weights_.hidden_size, output_size = weights_.output_size;
   if (given.d_transposed && !writes_transposed())
-    args.d_kernel = {d_kernel_.resize((args_.input_size + output_size) * columns), columns};
+    args.d_kernel = {d_kernel_.resize((weights_.input_size + output_size) * columns), columns};
   if (given.d_transposed.projection)
-    args.d_projection = {d_projection_kernel_.resize(args_.hidden_size * output_size), output_size};
+    args.d_projection = {d_projection_kernel_.resize(weights_.hidden_size * output_size), output_size};
   if (!run_backward(args)) {
     products_ = fma_.get();
     products_->prepare(num_threads());
@@ -36,24 +36,24 @@ void Sequence<T>::backward(const SequenceBackwardArgs<T>& given) {
 
 template <typename T>
 void Sequence<T>::transpose_gradients(const SequenceBackwardArgs<T>& args) const {
-  const Index columns = kGateCount * args_.hidden_size, input_size = args_.input_size;
+  const Index columns = kGateCount * weights_.hidden_size, input_size = weights_.input_size;
   const auto& [d_input, d_recurrent, d_projection] = args.d_transposed;
   if (d_recurrent && args.d_kernel) {
     k_->transpose(args.d_kernel.data, columns, input_size, columns, d_input.data, d_input.stride);
-    k_->transpose(args.d_kernel.row(input_size), columns, args_.output_size, columns, d_recurrent.data,
+    k_->transpose(args.d_kernel.row(input_size), columns, weights_.output_size, columns, d_recurrent.data,
                   d_recurrent.stride);
   }
   if (d_projection)
-    k_->transpose(args.d_projection.data, args_.output_size, args_.hidden_size, args_.output_size, d_projection.data,
+    k_->transpose(args.d_projection.data, weights_.output_size, weights_.hidden_size, weights_.output_size, d_projection.data,
                   d_projection.stride);
 }
 
 template <typename T>
 bool Sequence<T>::run_backward(const SequenceBackwardArgs<T>& args) {
-  const Index hidden = args_.hidden_size, input_size = args_.input_size, steps = plan_.steps();
-  const Index output_size = args_.output_size;
+  const Index hidden = weights_.hidden_size, input_size = weights_.input_size, steps = plan_.steps();
+  const Index output_size = weights_.output_size;
   if (!products_->pack_transposed(input_kernel(args.d_x ? input_size : 0), recurrent_kernel(), hidden)) return false;
-  if (args_.projection) projection_.pack_transposed(*k_, args_.projection, hidden, output_size);
+  if (weights_.projection) projection_.pack_transposed(*k_, weights_.projection, hidden, output_size);
   const Index zero_rows = !args.d_kernel ? 0 : steps == 0 ? input_size + output_size : args_.ids ? input_size : 0;
   for (Index i = 0; i < zero_rows; ++i) std::fill_n(args.d_kernel.row(i), kGateCount * hidden, T(0));
   if (args.d_bias) std::fill_n(args.d_bias, kGateCount * hidden, T(0));
@@ -80,7 +80,7 @@ bool Sequence<T>::run_backward(const SequenceBackwardArgs<T>& args) {
     d_h_total_.resize(group.rows * output_size);
     d_h_total_rows_.resize(static_cast<std::size_t>(plan_.rows()));
     nothing_.assign(static_cast<std::size_t>(plan_.rows()), zeros_.data());
-    if (args_.projection) {
+    if (weights_.projection) {
       d_m_.resize(group.rows * hidden);
       d_m_rows_.resize(static_cast<std::size_t>(plan_.rows()));
     }
@@ -99,7 +99,7 @@ bool Sequence<T>::run_backward(const SequenceBackwardArgs<T>& args) {
 
 template <typename T>
 void Sequence<T>::point_gradients(const SequenceBackwardArgs<T>& args) {
-  const Index rows = plan_.rows(), hidden = args_.hidden_size;
+  const Index rows = plan_.rows(), hidden = weights_.hidden_size;
   T* d_c = d_c_.resize(plan_.batch * hidden);  // carried from step to step
   for (auto* pointers : {&d_h_, &d_h_extra_, &d_c_in_, &d_gates_next_, &d_gates_rows_})
     pointers->resize(static_cast<std::size_t>(rows));
@@ -126,7 +126,7 @@ void Sequence<T>::begin_group(GateGradients& group, Range updates) {
   Index rows_after = 0;
   for (Index r = updates.begin; r < updates.end; ++r)
     rows_after = std::max(rows_after, plan_.updates[r].next - updates.end + 1);
-  for (Index block = 0; rows_after > 0 && block < sizes.gate_blocks(args_.hidden_size); ++block) {
+  for (Index block = 0; rows_after > 0 && block < sizes.gate_blocks(weights_.hidden_size); ++block) {
     T* first = d_gates_.data() + block * group.block_stride;
     std::copy_backward(first, first + rows_after * width, first + (rows + rows_after) * width);
   }
@@ -142,7 +142,7 @@ void Sequence<T>::begin_group(GateGradients& group, Range updates) {
 
 template <typename T>
 StepBackwardArgs<T> Sequence<T>::step_backward_args(const GateGradients& group) const {
-  const Index hidden = args_.hidden_size;
+  const Index hidden = weights_.hidden_size;
   StepBackwardArgs<T> step{};
   step.hidden_size = hidden;
   step.d_gates_next = d_gates_next_.data();
@@ -158,13 +158,13 @@ StepBackwardArgs<T> Sequence<T>::step_backward_args(const GateGradients& group) 
   step.d_gates = d_gates_.data();
   step.d_gate_block_stride = group.block_stride;
   step.d_gates_first_row = group.updates.begin;
-  step.variant = has_hooks() ? &args_.variant : nullptr;
+  step.variant = has_hooks() ? &variant() : nullptr;
   return step;
 }
 
 template <typename T>
 bool Sequence<T>::step_through(const GateGradients& group, Range steps) {
-  const Index hidden = args_.hidden_size;
+  const Index hidden = weights_.hidden_size;
   const StepBackwardArgs<T> step = step_backward_args(group);
   std::atomic<bool> safe{true};
   const Phase cells{PanelSizes<T>(*k_).panels(hidden), [&](Index, Range updates, Range panels, int part) {
@@ -183,7 +183,7 @@ bool Sequence<T>::step_through(const GateGradients& group, Range steps) {
 // completed by that of the output and kept for the projection's own; goes back through the projection; and then the cells.
 template <typename T>
 bool Sequence<T>::variant_step_through(const GateGradients& group, Range steps) {
-  const Index hidden = args_.hidden_size, output_size = args_.output_size, first = group.updates.begin;
+  const Index hidden = weights_.hidden_size, output_size = weights_.output_size, first = group.updates.begin;
   const PanelSizes<T> sizes(*k_);
   StepBackwardArgs<T> step = step_backward_args(group);
   step.d_h = step.d_h_extra = nothing_.data();  // they are in d_h_total
@@ -196,7 +196,7 @@ bool Sequence<T>::variant_step_through(const GateGradients& group, Range steps) 
   product.columns = output_size;
   for (Index r = first; r < group.updates.end; ++r) {
     d_h_total_rows_[r] = d_h_total_.data() + (r - first) * output_size;
-    if (args_.projection) d_m_rows_[r] = d_m_.data() + (r - first) * hidden;
+    if (weights_.projection) d_m_rows_[r] = d_m_.data() + (r - first) * hidden;
   }
   const Phase coming_back{sizes.panels(output_size), [&](Index, Range updates, Range panels, int part) {
     ProductArgs<T> mine = product;
@@ -211,14 +211,14 @@ bool Sequence<T>::variant_step_through(const GateGradients& group, Range steps) 
       for (Index j = begin; j < end; ++j) d_h_total_rows_[r][j] += d_h_[r][j] + d_h_extra_[r][j];
   }};
   const Phase cells{sizes.panels(hidden), [&](Index, Range updates, Range panels, int) {
-    if (args_.projection)
+    if (weights_.projection)
       projection_.project_back(*k_, updates, panels, d_h_total_rows_.data(), output_size, d_m_rows_.data(), hidden);
     StepBackwardArgs<T> mine = step;
     mine.row_begin = updates.begin;
     mine.row_end = updates.end;
     mine.panel_begin = panels.begin;
     mine.panel_end = panels.end;
-    mine.d_h_next = (args_.projection ? d_m_.data() : d_h_total_.data()) + (updates.begin - first) * hidden;
+    mine.d_h_next = (weights_.projection ? d_m_.data() : d_h_total_.data()) + (updates.begin - first) * hidden;
     step.variant ? k_->variant_step_backward(mine) : k_->step_backward(mine);
   }};
   const double work = multiply_adds(plan_.batch, output_size) + projecting_adds(plan_.batch);
@@ -229,8 +229,8 @@ bool Sequence<T>::variant_step_through(const GateGradients& group, Range steps) 
 template <typename T>
 bool Sequence<T>::projection_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group, bool add) {
   if (!args.d_projection) return true;
-  const Index rows = group.updates.end - group.updates.begin, hidden = args_.hidden_size;
-  const Index output_size = args_.output_size;
+  const Index rows = group.updates.end - group.updates.begin, hidden = weights_.hidden_size;
+  const Index output_size = weights_.output_size;
   const PanelSizes<T> sizes(*k_);
   T* panels = d_h_panels_.resize(rows * sizes.padded(output_size));
   k_->pack(d_h_total_.data(), output_size, rows, output_size, panels);
@@ -256,16 +256,16 @@ bool Sequence<T>::projection_gradients(const SequenceBackwardArgs<T>& args, cons
 template <typename T>
 bool Sequence<T>::weight_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group, bool add) {
   MatrixView<T> d_input = args.d_kernel, d_recurrent;
-  if (args.d_kernel) d_recurrent = {args.d_kernel.row(args_.input_size), args.d_kernel.stride};
+  if (args.d_kernel) d_recurrent = {args.d_kernel.row(weights_.input_size), args.d_kernel.stride};
   if (writes_transposed()) {
     d_input = args.d_transposed.input;
     d_recurrent = args.d_transposed.recurrent;
   }
   if (!d_recurrent && !args.d_bias && !args.d_peepholes) return true;
   const Index rows = group.updates.end - group.updates.begin, first = group.updates.begin;
-  const Index hidden = args_.hidden_size, input_size = args_.input_size;
+  const Index hidden = weights_.hidden_size, input_size = weights_.input_size;
   const Index blocks = PanelSizes<T>(*k_).gate_blocks(hidden);
-  double work = multiply_adds(rows, (has_input_product() ? input_size : 1) + args_.output_size);
+  double work = multiply_adds(rows, (has_input_product() ? input_size : 1) + weights_.output_size);
   // Few rows came here on one thread, and waking the others takes 90 us: one row of 256 units has 70 us of work.
   constexpr double kWorkThatWakes = 8;
   if (products_ == unpacked_.get()) work /= kWorkThatWakes;
@@ -297,7 +297,7 @@ bool Sequence<T>::weight_gradients(const SequenceBackwardArgs<T>& args, const Ga
       cell += whole;
       if (d_recurrent) {
         if (has_input_product()) multiply(x_.data(), input_size, slice, d_input);
-        multiply(h_prev_.data(), args_.output_size, slice, d_recurrent);
+        multiply(h_prev_.data(), weights_.output_size, slice, d_recurrent);
       }
       if (slice.begin != 0) continue;
       if (args.d_kernel && args_.ids)
@@ -323,7 +323,7 @@ bool Sequence<T>::multiply_transposed(typename Products<T>::Kernel kernel, const
     const Range my_rows = split(rows, part, parts);
     mine.row_begin = my_rows.begin;
     mine.row_end = my_rows.end;
-    mine.depth_blocks = PanelSizes<T>(*k_).gate_blocks(args_.hidden_size);
+    mine.depth_blocks = PanelSizes<T>(*k_).gate_blocks(weights_.hidden_size);
     mine.block_length = gate_width();
     mine.panel_end = PanelSizes<T>(*k_).panels(args.columns);
     if (!products_->multiply_transposed(kernel, mine, part)) safe = false;
@@ -333,7 +333,7 @@ bool Sequence<T>::multiply_transposed(typename Products<T>::Kernel kernel, const
 
 template <typename T>
 bool Sequence<T>::input_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& group) {
-  if (!args.d_x || args_.input_size == 0) return true;
+  if (!args.d_x || weights_.input_size == 0) return true;
   const Index rows = group.updates.end - group.updates.begin, first = group.updates.begin;
   out_.resize(static_cast<std::size_t>(rows));
   for (Index r = 0; r < rows; ++r)
@@ -342,13 +342,13 @@ bool Sequence<T>::input_gradients(const SequenceBackwardArgs<T>& args, const Gat
   product.a = d_gates_rows_.data() + first;
   product.block_stride = group.block_stride;
   product.out = out_.data();
-  product.columns = args_.input_size;
+  product.columns = weights_.input_size;
   return multiply_transposed(Products<T>::Kernel::kInput, product, rows);
 }
 
 template <typename T>
 bool Sequence<T>::initial_state_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& first_group) {
-  const Index hidden = args_.hidden_size, output_size = args_.output_size;
+  const Index hidden = weights_.hidden_size, output_size = weights_.output_size;
   std::vector<const T*> first_gates;
   std::vector<T*> d_h0_rows;
   for (Index b = 0; b < args_.batch && (args.d_h0 || args.d_c0); ++b) {

@@ -7,7 +7,7 @@ TypeError name it.
 
 from collections.abc import Sequence as _Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,53 +35,79 @@ def probe_read_bandwidth(size_bytes: int) -> float: ...
 def fingerprint(values: _Floats) -> tuple[int, int]: ...
 def saved_size(updates: int, hidden_size: int, has_projection: bool, is_float64: bool) -> int: ...
 
+class _Cell(Protocol):
+    """What is computed; read when a Sequence is made of it. Which weights it has: `load` wants them."""
+
+    @property
+    def forget_bias(self) -> float: ...
+    @property
+    def cell_clip(self) -> float | None: ...
+    @property
+    def coupled_gates(self) -> bool: ...
+    @property
+    def peepholes(self) -> Any: ...
+    @property
+    def projection_size(self) -> int | None: ...
+
 class Sequence:
     """One direction of one LSTM layer; owns its workspace and reuses it. One call at a time.
 
-    A copy, and what comes out of a pickle, is a sequence that has not run.
+    A copy, and what comes out of a pickle, has the same cell and has not run: it holds no weights.
     """
 
-    def __init__(self) -> None: ...
+    def __init__(self, reverse: bool, cell: _Cell) -> None: ...
+    def load(
+        self,
+        kernel: _Floats | tuple[_Floats, _Floats],
+        bias: _Floats | tuple[_Floats, _Floats] | None,
+        peepholes: _Floats | None = None,
+        projection: _Floats | None = None,
+        frozen: bool = False,
+        serves_one_call: bool = False,
+    ) -> None:
+        """The weights of the calls that follow: checked and held, not read. Those of the load before are let go of.
+
+        kernel [I + P, 4H], or transposed ([4H, I], [4H, P]), and then projection is [P, H]; two biases are added; None
+        where only `restore` follows. Every forward looks whether what it has packed of them is still what is there.
+        frozen: the caller's promise that nobody writes to them, which spares all looks but the first.
+        serves_one_call: no other call will have them; a forward that keeps nothing lets go of them.
+        """
     def forward(
         self,
         x: _Floats | _Ids,
-        kernel: _Floats | tuple[_Floats, _Floats],
-        bias: _Floats | tuple[_Floats, _Floats] | None,
         h: _Floats,
-        h_n: _Floats | None,
-        c_n: _Floats | None,
+        h_n: _Floats,
+        c_n: _Floats,
         h0: _Floats | None = None,
         c0: _Floats | None = None,
         lengths: NDArray[np.int64] | None = None,
         resets: NDArray[np.bool_] | None = None,
-        reverse: bool = False,
-        forget_bias: float = 0.0,
         cells: _Floats | None = None,
         gates: _Floats | None = None,
-        keep_for_backward: bool = False,
+        keep_for_backward: _Floats | bool = False,
         matmul_precision: str = "highest",
-        same_weights: bool = False,
-        peepholes: _Floats | None = None,
-        projection: _Floats | None = None,
-        cell_clip: float | None = None,
-        coupled_gates: bool = False,
-        weights_once: bool = False,
-        saved: _Floats | None = None,
-        is_restored: bool = False,
     ) -> None:
-        """kernel [I + P, 4H], or transposed ([4H, I], [4H, P]), and then projection is [P, H]; two biases are added.
-
-        Weights are packed and looked at again in every call. same_weights: the caller's promise that nobody has written
-        to them since they were packed, which spares the look. weights_once: no other call will have these weights.
-        saved [saved_size]: what backward needs is left there and not in this sequence; any sequence can then do the
-        backward pass, after a call with the same arguments and is_restored, which reads it and computes nothing.
+        """keep_for_backward: True keeps what backward needs in this sequence; an array [saved_size] takes it instead,
+        and any sequence with such a cell and the same weights can then `restore` it and do the backward pass.
         """
-
+    def restore(
+        self,
+        x: _Floats,
+        h: _Floats,
+        saved: _Floats,
+        h0: _Floats | None = None,
+        c0: _Floats | None = None,
+        lengths: NDArray[np.int64] | None = None,
+        resets: NDArray[np.bool_] | None = None,
+        matmul_precision: str = "highest",
+    ) -> None:
+        """Be ready for `backward` as after the forward that had these arguments and left `saved`. Computes nothing."""
     @property
     def workspace_bytes(self) -> int: ...
     @property
     def used_split_products(self) -> bool: ...
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Let go of all arrays: weights, and what a backward would have read."""
     def backward(
         self,
         d_h: _Floats | None = None,

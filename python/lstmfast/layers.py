@@ -27,6 +27,7 @@ from lstmfast import _checks as check
 from lstmfast import _core, _memory, functional, initializers, runtime
 from lstmfast._checks import Array, State
 from lstmfast._engine.devices import is_on_device
+from lstmfast.cells import Cell
 from lstmfast.cuda._layers import LayerOnDevice
 from lstmfast.gates import Gates
 from lstmfast.initializers import Initializer, Shape
@@ -208,14 +209,18 @@ class LSTMCell(OfParameters):
     @property
     def is_plain(self) -> bool:
         """Whether this is the plain cell: no peepholes, projection, clip or coupled gates."""
-        return not self._variant
+        return (
+            self.peepholes is None and self.projection is None and self.cell_clip is None and not self.coupled_gates
+        )
 
-    @property
-    def _variant(self) -> tuple[Any, ...]:
-        """Arguments of `_core.Sequence.forward`: none for a plain cell, whose single step would notice."""
-        if self.peepholes is None and self.projection is None and self.cell_clip is None and not self.coupled_gates:
-            return ()
-        return self.peepholes, self.projection, self.cell_clip, self.coupled_gates
+    def _sequence(self, *, reverse: bool, frozen: bool) -> _core.Sequence:
+        """A sequence with these weights, which looks at them in every call, or if `frozen` once."""
+        projection_size = None if self.projection is None else self.output_size
+        has_peepholes = self.peepholes is not None
+        cell = Cell(self.forget_bias, projection_size, has_peepholes, self.cell_clip, self.coupled_gates)
+        sequence = _core.Sequence(reverse, cell)
+        sequence.load(self.kernel, self.bias, self.peepholes, self.projection, frozen)
+        return sequence
 
     def __call__(self, x: npt.NDArray[Any], state: State) -> State:
         """Advance by one step and return the new state (h, c).
@@ -353,7 +358,10 @@ class LSTM(OfParameters):
         self._begin()
 
     def _begin(self) -> None:
-        self._sequences = [_core.Sequence() for _ in self.cells]
+        self._sequences = [
+            cell._sequence(reverse=k % self.num_directions == 1, frozen=self._is_frozen)
+            for k, cell in enumerate(self.cells)
+        ]
         self._dropouts = [Dropout(self.dropout, self.dtype) for _ in range(self.num_layers - 1)]
         self._scratch = Scratch(self.dtype)
         # The call that `backward` belongs to: its time_steps, batch, ids, or the device it was made on.
@@ -533,14 +541,11 @@ class LSTM(OfParameters):
             output = h if top else self._scratch(f"h{layer}", h.shape)
             for direction in range(self.num_directions):
                 k = layer * self.num_directions + direction
-                cell = self.cells[k]
                 # By position: names would take longer than a small layer's step.
                 self._sequences[k].forward(
-                    x, cell.kernel, cell.bias,
-                    self._half(output, direction), h_n[k], c_n[k],
+                    x, self._half(output, direction), h_n[k], c_n[k],
                     None if h0 is None else h0[k], None if c0 is None else c0[k],
-                    lengths, resets, direction == 1, self.forget_bias,
-                    None, None, keep_for_backward, precision, self._is_frozen, *cell._variant,
+                    lengths, resets, None, None, keep_for_backward, precision,
                 )  # fmt: skip
             if not top:
                 x = self._dropouts[layer](output, rng)
@@ -633,6 +638,7 @@ class FrozenLSTM:
             storage=ParameterBuffer._bind(values, np.zeros_like(values), shapes),
         )  # fmt: skip
         self._layer._is_frozen = True
+        self._layer._begin()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layer,)

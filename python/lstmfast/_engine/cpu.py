@@ -37,10 +37,14 @@ class Weights:
 
 
 class _StepWorkspace(threading.local):
-    """The workspace of `lstm_step`, kept from call to call, one in each thread."""
+    """The workspace of `lstm_step`, kept for calls with the same cell, one in each thread."""
 
-    def __init__(self) -> None:
-        self.sequence = _core.Sequence()
+    _cell: Cell | None = None
+
+    def sequence(self, cell: Cell) -> _core.Sequence:
+        if self._cell is not cell:
+            self._sequence, self._cell = _core.Sequence(False, cell), cell
+        return self._sequence
 
 
 _step_workspace = _StepWorkspace()
@@ -57,11 +61,9 @@ def lstm_step(
     h_next, output = np.empty((2, batch, weights.output_size), dtype)
     c_next = np.empty((batch, weights.hidden_size), dtype)
     # By position, as in `LSTM.forward_into`.
-    _step_workspace.sequence.forward(
-        x[None], weights.kernel, weights.bias, output[None], h_next, c_next, h, c, None, None, False,
-        cell.forget_bias, None, None, False, "highest", False, weights.peepholes, weights.projection,
-        cell.cell_clip, cell.coupled_gates, True,
-    )  # fmt: skip
+    sequence = _step_workspace.sequence(cell)
+    sequence.load(weights.kernel, weights.bias, weights.peepholes, weights.projection, False, True)
+    sequence.forward(x[None], output[None], h_next, c_next, h, c)
     return h_next, c_next
 
 
@@ -94,15 +96,12 @@ def lstm(
     c_n = np.empty((batch, hidden_size), dtype)
     cells = np.empty((time_steps, batch, hidden_size), dtype) if return_cells else None
     activations = np.empty((time_steps, batch, gates.COUNT, hidden_size), dtype) if return_gates else None
-    sequence = _core.Sequence()
+    sequence = _core.Sequence(bool(reverse), cell)
+    sequence.load(weights.kernel, weights.bias, weights.peepholes, weights.projection, serves_one_call=True)
     sequence.forward(
-        x, weights.kernel, weights.bias, h0=h0, c0=c0,
-        lengths=check.lengths(lengths, time_steps, batch),
-        resets=check.resets(resets, (time_steps, batch), "(time_steps, batch)"),
-        reverse=bool(reverse), forget_bias=cell.forget_bias,
-        h=h, h_n=h_n, c_n=c_n, cells=cells, gates=activations, keep_for_backward=bool(keep_for_backward),
-        matmul_precision=matmul_precision, peepholes=weights.peepholes, projection=weights.projection,
-        cell_clip=cell.cell_clip, coupled_gates=cell.coupled_gates, weights_once=True,
+        x, h, h_n, c_n, h0, c0, check.lengths(lengths, time_steps, batch),
+        check.resets(resets, (time_steps, batch), "(time_steps, batch)"),
+        cells, activations, bool(keep_for_backward), matmul_precision,
     )  # fmt: skip
     saved = None
     if keep_for_backward:

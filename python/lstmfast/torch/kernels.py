@@ -73,22 +73,25 @@ def forward(
     *,
     keep_cells: bool = False,
     saved: Array | None = None,
-    same_weights: bool = False,
-    weights_once: bool = False,
     keep_layer_axis: bool = False,
 ) -> Result:
     """Run one direction of one layer over x [T, B, I]. Tensors of the weights' dtype, on the CPU.
 
-    saved [`saved_size`] receives what `backward` needs. same_weights: the caller's promise that a sequence which has
-    packed these weights still has them. weights_once: that it will not be called with them again.
+    sequence: of the direction, with the weights loaded. saved [`saved_size`] receives what `backward` needs.
     """
     h, h_n, c_n, cells = _run_forward(
-        Inputs(array(x), _optional(h0), _optional(c0), weights), options, sequence,
-        keep_cells=keep_cells, saved=saved, same_weights=same_weights, weights_once=weights_once,
-    )  # fmt: skip
+        Inputs(array(x), _optional(h0), _optional(c0), weights), options, sequence, keep_cells=keep_cells, saved=saved
+    )
     if not keep_layer_axis:
         h_n, c_n = h_n[0], c_n[0]
     return Result(torch.from_numpy(h), torch.from_numpy(h_n), torch.from_numpy(c_n), _shared(cells))
+
+
+def sequence_for_one_call(weights: Arrays, options: CallOptions) -> _core.Sequence:
+    """This thread's sequence of the direction, with these weights loaded."""
+    sequence = of_thread.sequences[options.reverse]
+    sequence.load(*weights[:2], None, weights.projection, False, True)
+    return sequence
 
 
 class Inputs(NamedTuple):
@@ -107,8 +110,6 @@ def _run_forward(
     *,
     keep_cells: bool = False,
     saved: Array | None = None,
-    same_weights: bool = False,
-    weights_once: bool = False,
 ) -> tuple[Array, Array, Array, Array | None]:
     """h [T, B, P], h_n [1, B, P], c_n [1, B, H], cells."""
     x, h0, c0, weights = given
@@ -121,11 +122,10 @@ def _run_forward(
     cells = of_thread.arrays.empty((time_steps, batch, hidden_size), dtype) if keep_cells else None
     # By position: pybind11 takes 100 ns to look up a name, and a step of a small layer takes 2 microseconds.
     sequence.forward(
-        x, weights.kernel, weights.bias, h, h_n[0], c_n[0], h0, c0,
+        x, h, h_n[0], c_n[0], h0, c0,
         None if options.lengths is None else options.lengths.numpy(),
         None if options.resets is None else options.resets.numpy(),
-        options.reverse, 0.0, cells, None, saved is not None, options.matmul_precision, same_weights, None,
-        weights.projection, None, False, weights_once, saved,
+        cells, None, False if saved is None else saved, options.matmul_precision,
     )  # fmt: skip
     return h, h_n, c_n, cells
 
@@ -148,12 +148,11 @@ def backward(
     saved: Tensor,
     upstream: Upstream,
     wanted: Wanted,
-    sequence: _core.Sequence,
 ) -> Gradients:
     """Gradients of a forward pass that returned h and left `saved`. upstream: those of h, h_n [B, P], c_n [B, H]."""
     given = Inputs(array(x), _optional(h0), _optional(c0), arrays(weights))
     has_bias = weights.bias_ih is not None
-    return _run_backward(given, options, array(h), array(saved), upstream, wanted, sequence, has_bias=has_bias)
+    return _run_backward(given, options, array(h), array(saved), upstream, wanted, has_bias=has_bias)
 
 
 def _run_backward(
@@ -163,19 +162,18 @@ def _run_backward(
     saved: Array,
     upstream: Upstream,
     wanted: Wanted,
-    sequence: _core.Sequence,
     *,
     has_bias: bool,
 ) -> Gradients:
     x, h0, c0, weights = given
     columns, output_size = weights.kernel[1].shape
     dtype, batch, hidden_size = x.dtype, x.shape[1], columns // 4
-    sequence.forward(
-        x, weights.kernel, None, h, None, None, h0, c0,
+    sequence = sequence_for_one_call(weights._replace(bias=None), options)
+    sequence.restore(
+        x, h, saved, h0, c0,
         None if options.lengths is None else options.lengths.numpy(),
         None if options.resets is None else options.resets.numpy(),
-        options.reverse, 0.0, None, None, True, options.matmul_precision, False, None,
-        weights.projection, None, False, True, saved, True,
+        options.matmul_precision,
     )  # fmt: skip
     empty = of_thread.arrays.empty
     d_x = empty(x.shape, dtype) if wanted.x else None
@@ -235,8 +233,9 @@ class LayerFunction(torch.autograd.Function):
             array(x), _optional(h0), _optional(c0), arrays(Weights(w_ih, w_hh, bias_ih, bias_hh, w_hr))
         )  # fmt: skip
         saved = of_thread.arrays.empty((saved_size(x, weights, options),), given.x.dtype)
-        h, h_n, c_n, _ = _run_forward(given, options, of_thread.sequence, saved=saved, weights_once=True)
-        of_thread.sequence.release()
+        sequence = sequence_for_one_call(given.weights, options)
+        h, h_n, c_n, _ = _run_forward(given, options, sequence, saved=saved)
+        sequence.release()
         output, kept = torch.from_numpy(h), torch.from_numpy(saved)
         need = ctx.needs_input_grad
         recurs = len(h) > 1
@@ -279,9 +278,7 @@ class LayerFunction(torch.autograd.Function):
             values = np.empty((*x.shape[:2], read.weight_hh.shape[1]), given.x.dtype) if h is None else array(h)
             known = given, values, array(saved)
         given, values, kept = known
-        d = _run_backward(
-            given, ctx.options, values, kept, upstream, wanted, of_thread.sequence, has_bias=has_bias
-        )  # fmt: skip
+        d = _run_backward(given, ctx.options, values, kept, upstream, wanted, has_bias=has_bias)
         return (d.x, d.h0, d.c0, *(d.weights or _NO_WEIGHTS), None, None)
 
 

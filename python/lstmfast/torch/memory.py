@@ -1,4 +1,4 @@
-"""Memory that calls use again: arrays that nobody holds any more, and one sequence a thread for calls with gradients.
+"""Memory that calls use again: arrays that nobody holds any more, and two sequences a thread for calls with gradients.
 
 What the C library gives for a megabyte it takes back when that is freed, and new memory costs a page fault every 4 KB:
 0.5 ms for the two weight gradients of 256 units, where the training step of one row takes as long.
@@ -17,7 +17,9 @@ import numpy as np
 
 from lstmfast import _core, _memory
 from lstmfast._checks import Array
+from lstmfast.cells import Cell
 
+PLAIN = Cell(forget_bias=0.0)  # torch's cell; its projection is seen from the weights
 _ALIGNMENT = 64  # bytes: a cache line, and a vector of AVX-512
 
 
@@ -69,11 +71,11 @@ def _aligned_bytes(size: int) -> Array:
 
 
 class _OfThread(threading.local):
-    """The arrays and the sequence of one thread."""
+    """The arrays of one thread, and its sequences, one for each direction."""
 
     def __init__(self) -> None:
         self.arrays = ArrayCache()
-        self.sequence = _core.Sequence()
+        self.sequences = _core.Sequence(False, PLAIN), _core.Sequence(True, PLAIN)
         _caches.add(self.arrays)
 
 

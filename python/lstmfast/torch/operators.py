@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lstmfast.torch import composite, kernels, on_cuda
 from lstmfast.torch.calls import CallOptions, Wanted, Weights
-from lstmfast.torch.memory import of_thread
 
 _ARGUMENTS = (
     "Tensor x, Tensor h0, Tensor c0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
@@ -35,10 +34,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     if not _runs_here(x):
         return composite.forward(x, h0, c0, weights, options)[:3]
     kernels.follow_torchs_threads()
-    h, h_n, c_n, _ = kernels.forward(
-        x, h0, c0, kernels.arrays(weights), options, of_thread.sequence, weights_once=True
-    )
-    return h, h_n, c_n
+    arrays = kernels.arrays(weights)
+    return kernels.forward(x, h0, c0, arrays, options, kernels.sequence_for_one_call(arrays, options))[:3]
 
 
 def _backward(*arguments: Any) -> list[Tensor]:
@@ -59,12 +56,12 @@ def _backward(*arguments: Any) -> list[Tensor]:
         return [torch.zeros_like(a) if d is None else d.detach() for d, a in zip(slopes, present, strict=True)]
     kernels.follow_torchs_threads()
     saved = torch.empty(kernels.saved_size(x, weights, options), dtype=x.dtype)
-    h = kernels.forward(
-        x, h0, c0, kernels.arrays(weights), options, of_thread.sequence, saved=saved.numpy(), weights_once=True
-    ).h
+    arrays = kernels.arrays(weights)
+    sequence = kernels.sequence_for_one_call(arrays, options)
+    h = kernels.forward(x, h0, c0, arrays, options, sequence, saved=saved.numpy()).h
     d = kernels.backward(
-        x, h0, c0, weights, options, h, saved, (d_h, d_h_n, d_c_n), Wanted(True, True, True, True), of_thread.sequence
-    )
+        x, h0, c0, weights, options, h, saved, (d_h, d_h_n, d_c_n), Wanted(True, True, True, True)
+    )  # fmt: skip
     return [a for a in (d.x, d.h0, d.c0, *(d.weights or ())) if a is not None]
 
 

@@ -265,7 +265,7 @@ def _fast_layer(
         arrays = workspace.view.of_module(module, names)
         if arrays is not None and arrays.kernel[0].dtype == kernels.NUMPY[x.dtype] and weights.frozen(module) is None:
             return kernels.forward(
-                x, h0, c0, arrays, options, workspace.sequence, keep_layer_axis=keep_layer_axis
+                x, h0, c0, arrays, options, workspace.sequence(arrays), keep_layer_axis=keep_layer_axis
             )[:3]  # fmt: skip
     own = weights.flat(module)
     if len(own) != len(names):
@@ -282,11 +282,9 @@ def _fast_layer(
         return kernels.LayerFunction.apply(_to_be_saved(x, given), h0, c0, *given, options, keep_layer_axis)
     (workspace,) = weights.workspaces(module, 1)
     frozen = weights.frozen(module)
-    found = kernels.forward(
-        x, h0, c0, workspace.view.of(given if frozen is None else frozen[0]), options, workspace.sequence,
-        same_weights=frozen is not None, keep_layer_axis=keep_layer_axis,
-    )  # fmt: skip
-    return found[:3]
+    arrays = workspace.view.of(given if frozen is None else frozen[0])
+    sequence = workspace.sequence(arrays, frozen=frozen is not None)
+    return kernels.forward(x, h0, c0, arrays, options, sequence, keep_layer_axis=keep_layer_axis)[:3]
 
 
 def _to_be_saved(x: Tensor, own: Weights) -> Tensor:
@@ -317,7 +315,7 @@ def _kept(
     frozen = weights.frozen(module)
     if frozen is not None and frozen[0].weight_ih.dtype is x.dtype:
         layers = frozen
-    found = weights.workspaces(module, len(layers))
+    found = weights.workspaces(module, len(layers), bidirectional=bool(getattr(module, "bidirectional", False)))
     for workspace in found:
         workspace.has_frozen_weights = layers is frozen
     return found, layers
@@ -356,10 +354,9 @@ def _run_layer(
     if kept is None:
         h, h_n, c_n = kernels.LayerFunction.apply(_to_be_saved(x, own), h0, c0, *own, options, False)
         return Result(h, h_n, c_n, None)
-    return kernels.forward(
-        x, h0, c0, kept.view.of(own), options, kept.sequence,
-        keep_cells=wants_cells, same_weights=kept.has_frozen_weights,
-    )  # fmt: skip
+    arrays = kept.view.of(own)
+    sequence = kept.sequence(arrays, frozen=kept.has_frozen_weights)
+    return kernels.forward(x, h0, c0, arrays, options, sequence, keep_cells=wants_cells)
 
 
 # --- torch's own forward, and what is said of a call ------------------------------------------------------------------

@@ -20,6 +20,7 @@ from lstmfast import _core
 from lstmfast.torch import kernels
 from lstmfast.torch.calls import Weights
 from lstmfast.torch.kernels import Arrays
+from lstmfast.torch.memory import PLAIN
 
 _CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -108,10 +109,20 @@ def _is_marked(weight: Any, mark: tuple[Tensor, int, tuple[int, ...], torch.Size
 class Workspace:
     """What calls without gradients keep of one layer and direction: packed weights, in a sequence of their own."""
 
-    def __init__(self) -> None:
-        self.sequence = _core.Sequence()
+    def __init__(self, *, reverse: bool) -> None:
+        self.reverse = reverse
+        self._sequence = _core.Sequence(reverse, PLAIN)
+        self._loaded: tuple[Arrays | None, bool] = None, False
         self.view = View()
         self.has_frozen_weights = False
+
+    def sequence(self, arrays: Arrays, *, frozen: bool = False) -> _core.Sequence:
+        """The sequence with these weights loaded. frozen: the promise that nobody writes to them."""
+        loaded, as_frozen = self._loaded
+        if loaded is not arrays or as_frozen is not frozen:
+            self._sequence.load(*arrays[:2], None, arrays.projection, frozen)
+            self._loaded = arrays, frozen
+        return self._sequence
 
 
 class _Workspaces(threading.local):
@@ -124,11 +135,12 @@ class _Workspaces(threading.local):
 _workspaces = _Workspaces()
 
 
-def workspaces(module: nn.Module, count: int) -> list[Workspace]:
-    """The workspaces of this thread for a module with `count` layers and directions."""
+def workspaces(module: nn.Module, count: int, *, bidirectional: bool = False) -> list[Workspace]:
+    """The workspaces of this thread for a module with `count` layers and directions, in the order of the states."""
     found = _workspaces.of_module.get(module)
-    if found is None or len(found) != count:
-        found = _workspaces.of_module[module] = [Workspace() for _ in range(count)]
+    if found is None or len(found) != count or found[-1].reverse is not bidirectional:
+        found = [Workspace(reverse=bidirectional and k % 2 == 1) for k in range(count)]
+        _workspaces.of_module[module] = found
     return found
 
 
