@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 import lstmfast as lf
-from lstmfast import config, losses, models, optimizers, trainer
+from lstmfast import config, losses, optimizers, trainer
+from lstmfast._engine.cpu import CPU
 from lstmfast.data import Corpus, Vocabulary
+from lstmfast.training import trainer as loop
 
 STEPS = 4000
 
@@ -63,10 +65,13 @@ def main() -> None:
     steps = Steps()
     corpus = Corpus(ids, Vocabulary.udacity(), description="random", fingerprint="", sources=())
     run = trainer.make_trainer(dataclasses.replace(preset, training=training), corpus, callbacks=[steps])
-    for module in (models, losses, optimizers):
-        module._core = Timed(module._core)  # type: ignore[attr-defined]
-    trainer.global_norm = Timed(lf._core).global_norm  # type: ignore[attr-defined]
-    run.model.lstm._sequences = [Timed(sequence) for sequence in run.model.lstm._sequences]  # type: ignore[misc]
+    timed = Timed(lf._core)
+    for module in (losses, optimizers):
+        module._core = timed  # type: ignore[attr-defined]
+    for operation in ("linear", "linear_backward"):
+        setattr(CPU, operation, getattr(timed, operation))
+    loop.global_norm = timed.global_norm  # type: ignore[attr-defined]
+    run.model.lstm._sequences = [Timed(sequence) for sequence in run.model.lstm._sequences]
     run.run()
     times = np.diff(np.array(steps.done), axis=0)
     whole, inside = (statistics.median(column) * 1e6 for column in times.T)

@@ -88,7 +88,8 @@ def _binary(name: str) -> Any:
 
 for _name in ("add", "sub", "mul", "matmul", "lt", "le", "eq", "ne", "ge", "gt"):
     setattr(HostArray, f"__{_name}__", _binary(_name))
-HostArray.__isub__ = lambda self, other: HostArray(operator.isub(self.values, _plain(other)))  # type: ignore[attr-defined]
+for _name in ("iadd", "isub", "imul"):  # in place, as CuPy's are
+    setattr(HostArray, f"__{_name}__", _binary(_name))
 
 
 def _plain(value: Any) -> Any:

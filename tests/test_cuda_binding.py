@@ -27,7 +27,6 @@ from cuda_host import HostArray, emulated_device, host_cupy_arrays
 from kernel_builds import CSRC, compiler
 from lstmfast import cuda
 from lstmfast.cuda import _health, _library, _sequences, selftest
-from lstmfast.cuda.models import CudaCharLM
 from tolerances import gradients, states
 
 torch = pytest.importorskip("torch", reason="needs PyTorch, whose tensors play device arrays")
@@ -431,7 +430,7 @@ def test_without_the_library_a_device_array_gets_the_reason(no_library: None) ->
     with pytest.raises(cuda.CudaUnavailableError, match="LSTMFAST_CUDA=1 pip install"):
         lf.LSTM(4, 5)(x)  # type: ignore[call-overload]
     with pytest.raises(cuda.CudaUnavailableError, match="LSTMFAST_CUDA=1 pip install"):
-        CudaCharLM(7, 8)
+        lf.CharLM(7, 8, device="cuda")
 
 
 def test_without_the_library_a_host_tensor_is_no_device_array(no_library: None) -> None:
@@ -635,10 +634,11 @@ def test_float64_layers_stay_on_the_cpu() -> None:
 
 
 def test_a_layer_with_a_variant_of_the_cell_is_refused() -> None:
-    layer = lf.LSTM(3, 4)
-    layer.cell_clip = 1.0  # type: ignore[attr-defined, unused-ignore]
-    with pytest.raises(ValueError, match="cell_clip must not be given for a layer that runs on a CUDA device"):
+    layer = lf.LSTM(3, 4, cell_clip=1.0)
+    with pytest.raises(ValueError, match="cell_clip is not supported on a CUDA device"):
         layer(torch.zeros(2, 1, 3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="peepholes is not supported on a CUDA device"):
+        lf.CharLM(3, 4, cell=lf.Cell(peepholes=True), device="cuda")
 
 
 # --- the model and the trainer ----------------------------------------------------------------------------------------
@@ -648,10 +648,11 @@ def test_a_layer_with_a_variant_of_the_cell_is_refused() -> None:
 def test_the_character_model_on_a_device_has_the_cpus_loss_and_gradients(
     rng: np.random.Generator, embedding_size: int | None
 ) -> None:
-    def model(kind: type[lf.CharLM]) -> lf.CharLM:
-        return kind(11, 8, num_layers=2, embedding_size=embedding_size, dropout=0.25, rng=np.random.default_rng(1))
+    def model(device: str) -> lf.CharLM:
+        rng = np.random.default_rng(1)
+        return lf.CharLM(11, 8, num_layers=2, embedding_size=embedding_size, dropout=0.25, rng=rng, device=device)
 
-    on_device, on_cpu = model(CudaCharLM), model(lf.CharLM)
+    on_device, on_cpu = model("cuda"), model("cpu")
     ids = rng.integers(0, 11, (6, 3))
     state = None
     for _ in range(2):  # the second time with a state carried over

@@ -28,7 +28,6 @@ FLOORS = [
     {"functional"},
     {"layers"},
     {"models"},
-    {"cuda.models"},
     {"data"},
     {"training"},
     {"layouts"},

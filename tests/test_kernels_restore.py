@@ -63,7 +63,9 @@ def test_a_restored_sequence_has_the_gradients_of_the_one_that_ran_to_the_bit(is
     another = sequence_of(**cell)
     another.load(bias=None, **{name: given.pop(name) for name in LOADED if name in given})
     another.restore(h=h.copy(), saved=saved.copy(), **given)
-    found = {name: tuple(map(np.empty_like, v)) if isinstance(v, tuple) else np.empty_like(v) for name, v in wanted.items()}
+    found = {
+        name: tuple(map(np.empty_like, v)) if isinstance(v, tuple) else np.empty_like(v) for name, v in wanted.items()
+    }
     another.backward(**upstream, **found)
 
     for name, gradient in wanted.items():

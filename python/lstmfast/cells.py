@@ -83,7 +83,5 @@ OPTIONS = tuple(field.name for field in fields(Cell) if field.name != "forget_bi
 
 def check_features(wanted: Iterable[str], known: frozenset[str], place: str) -> None:
     """Raise ValueError naming the first feature of a cell that an engine does not have. place: where it would run."""
-    missing = sorted(set(wanted) - known)
-    if missing:
-        has = f"only {', '.join(sorted(known))}" if known else "only the standard cell"
-        raise ValueError(f"{missing[0]} must not be given {place}: there is {has}")
+    if missing := sorted(set(wanted) - known):
+        raise ValueError(f"{missing[0]} is not supported {place}")

@@ -1,8 +1,9 @@
 """Layers: weights that live in one buffer, and the state that one call leaves for the next.
 
-`ParameterBuffer` owns the arrays, `LSTMCell` names them, `LSTM` stacks cells over time, depth and direction,
-`Embedding` and `Linear` stand before and after it. Layers declare the shapes they need and bind to views, so that a
-model can keep all of its layers in one buffer.
+`LSTMCell` names the weights of one LSTM, `LSTM` stacks cells over time, depth and direction, `Embedding` and `Linear`
+stand before and after it. Layers declare the shapes they need and bind to views, so that a model can keep all of its
+layers in one `ParameterBuffer`. Every layer has `forward_into` and `backward_into` for models: arguments checked,
+results written into arrays of the caller, on whichever engine the layer is.
 Refuses to update weights (see `optimizers`) and to know of losses (see `losses`). One object serves one thread at a
 time: between a call and its `backward` it remembers the call.
 
@@ -12,157 +13,77 @@ with the original. What a call with training=True has left for `backward` stays 
 
 from __future__ import annotations
 
-import math
 import warnings
-import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import product
-from typing import Any, ClassVar, cast, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmfast import _checks as check
-from lstmfast import _core, _memory, functional, initializers, runtime
+from lstmfast import _core, functional, runtime
 from lstmfast._checks import Array, State
+from lstmfast._engine.buffers import OfParameters, ParameterBuffer, Scratch
+from lstmfast._engine.cpu import CPU
 from lstmfast._engine.devices import is_on_device
-from lstmfast.cells import Cell
-from lstmfast.cuda._layers import LayerOnDevice
+from lstmfast._engine.engine import Engine
+from lstmfast.cells import Cell, check_features
+from lstmfast.cuda._engine import CudaEngine, Mirror
 from lstmfast.gates import Gates
-from lstmfast.initializers import Initializer, Shape
+from lstmfast.initializers import Shape
+
+STREAM_FEATURES: frozenset[str] = frozenset()
+"""Features of a cell that packed streams have."""
+
+__all__ = ["LSTM", "Embedding", "FrozenLSTM", "LSTMCell", "Linear", "ParameterBuffer"]
 
 
-@dataclass(frozen=True, eq=False)
-class ParameterBuffer:
-    """Parameters and their gradients: two contiguous 1-D arrays, and views of them by name.
+class _OfCell:
+    """The options of `cell`. All but forget_bias are read-only, because weights depend on them."""
 
-    `values`, `gradient_values` [count]; `parameters`, `gradients`: dicts name -> array of that variable's shape.
-    Layers that share a buffer still share one after they have been copied or pickled together.
-    """
+    cell: Cell
 
-    values: Array
-    gradient_values: Array
-    parameters: dict[str, Array]
-    gradients: dict[str, Array]
-    # Of a part: the buffer it is a part of, and where in it.
-    _whole: ParameterBuffer | None = field(default=None, repr=False)
-    _start: int = field(default=0, repr=False)
+    @property
+    def forget_bias(self) -> float:
+        """Added to the forget gate at run time. May be set, for the calls that follow."""
+        return self.cell.forget_bias
 
-    @classmethod
-    def allocate(cls, shapes: Mapping[str, Shape | Mapping[str, Shape]], dtype: npt.DTypeLike) -> ParameterBuffer:
-        """Return a buffer of zeros that holds variables of these shapes, in this order.
+    @forget_bias.setter
+    def forget_bias(self, value: float) -> None:
+        self._set_cell(replace(self.cell, forget_bias=value))
 
-        Where a shape is itself a mapping, as the layers' `shapes` return it, its variables are named "outer.inner" and
-        `part("outer.")` is the storage of that layer.
-        """
-        flat: dict[str, Shape] = {}
-        for name, shape in shapes.items():
-            flat |= (
-                {f"{name}.{inner}": s for inner, s in shape.items()} if isinstance(shape, Mapping) else {name: shape}
-            )
-        count = sum(math.prod(shape) for shape in flat.values())
-        return cls._bind(np.zeros(count, dtype), np.zeros(count, dtype), flat)
+    def _set_cell(self, cell: Cell) -> None:
+        self.cell = cell
 
-    def part(self, prefix: str) -> ParameterBuffer:
-        """Return the variables whose names begin with `prefix`, without it: views of this buffer, contiguous too.
+    @property
+    def projection_size(self) -> int | None:
+        """Numbers in a projected h, None without a projection."""
+        return self.cell.projection_size
 
-        Raises ValueError if there are none or if others lie between them.
-        """
-        names = list(self.parameters)
-        chosen = [name for name in names if name.startswith(prefix)]
-        first = names.index(chosen[0]) if chosen else 0
-        if not chosen or names[first : first + len(chosen)] != chosen:
-            raise ValueError(f"prefix must name variables that lie side by side, got {prefix!r} for {', '.join(names)}")
-        start = sum(self.parameters[name].size for name in names[:first])
-        shapes = {name.removeprefix(prefix): self.parameters[name].shape for name in chosen}
-        return self._part_at(start, shapes)
+    @property
+    def cell_clip(self) -> float | None:
+        """Bound of the cell state, None without one."""
+        return self.cell.cell_clip
 
-    def _part_at(self, start: int, shapes: Mapping[str, Shape]) -> ParameterBuffer:
-        whole = self if self._whole is None else self._whole
-        values, gradient_values, start = whole.values, whole.gradient_values, start + self._start
-        return self._bind(values[start:], gradient_values[start:], shapes, whole, start)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Copied views know nothing of each other: what is copied is the whole buffer, and parts are taken of that.
-        shapes = {name: view.shape for name, view in self.parameters.items()}
-        if self._whole is None:
-            return type(self)._bind, (np.asarray(self.values), np.asarray(self.gradient_values), shapes)
-        return type(self)._part_at, (self._whole, self._start, shapes)
-
-    def fill(self, initializer: Initializer | None, rng: np.random.Generator | None) -> None:
-        """Give every variable its first value: `initializer(name, shape, rng)`, `initializers.default` if None.
-
-        rng None draws a seed from the operating system. Raises ValueError naming a variable whose shape came out wrong.
-        """
-        rng = np.random.default_rng() if rng is None else check.generator("rng", rng)
-        for name, view in self.parameters.items():
-            values = np.asarray((initializer or initializers.default)(name, view.shape, rng))
-            check.has_shape(f"initializer's value for {name}", values, view.shape)
-            view[...] = values
-
-    @classmethod
-    def _bind(
-        cls,
-        values: Array,
-        gradient_values: Array,
-        shapes: Mapping[str, Shape],
-        whole: ParameterBuffer | None = None,
-        offset: int = 0,
-    ) -> ParameterBuffer:
-        parameters, gradients, start = {}, {}, 0
-        for name, shape in shapes.items():
-            end = start + math.prod(shape)
-            parameters[name] = values[start:end].reshape(shape)
-            gradients[name] = gradient_values[start:end].reshape(shape)
-            start = end
-        return cls(values[:start], gradient_values[:start], parameters, gradients, whole, offset)
+    @property
+    def coupled_gates(self) -> bool:
+        """Whether f = 1 - i."""
+        return self.cell.coupled_gates
 
 
-class OfParameters:
-    """What layers and models have in common: parameters and gradients in a `ParameterBuffer`.
-
-    Copies and pickles hold the buffer, and bind the views of it again; `_scratch_names` are left out.
-    """
-
-    parameters: dict[str, Array]
-    gradients: dict[str, Array]
-    parameter_buffer: Array
-    gradient_buffer: Array
-    _view_names: ClassVar[tuple[str, ...]] = ("parameters", "gradients", "parameter_buffer", "gradient_buffer")
-    _scratch_names: ClassVar[tuple[str, ...]] = ()
-
-    def _bind(self, storage: ParameterBuffer) -> None:
-        """Name the views of the buffer."""
-        self._storage = storage
-        self.parameters, self.gradients = storage.parameters, storage.gradients
-        self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
-
-    def _begin(self) -> None:
-        """Make what calls leave for the next ones, empty."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        left_out = {*self._view_names, *self._scratch_names}
-        return {name: value for name, value in self.__dict__.items() if name not in left_out}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._bind(self._storage)
-        self._begin()
-
-
-class LSTMCell(OfParameters):
+class LSTMCell(OfParameters, _OfCell):
     """The weights of one LSTM, and one step of it.
 
     kernel [input_size + hidden_size, 4*hidden_size], bias [4*hidden_size]; gates["input" | "forget" | "cell" |
     "output"] has writable views input_kernel, recurrent_kernel and bias. forget_bias is added at run time and is no
     part of bias. storage: a ParameterBuffer of these `shapes`, first values included; None allocates one, drawn by rng.
-    Variants, as in `lstm`: with projection_size, `projection` [hidden_size, projection_size], h has that many numbers
-    (`output_size`) and kernel that many recurrent rows; with peepholes, `peepholes` [3, hidden_size], and gates have a
-    view peephole; cell_clip and coupled_gates have no variables.
+    Other cells than the standard one, by the options of `Cell` or as `cell`: with projection_size, `projection`
+    [hidden_size, projection_size], h has that many numbers (`output_size`) and kernel that many recurrent rows; with
+    peepholes, `peepholes` [3, hidden_size], and gates have a view peephole.
     """
 
-    _view_names = (*OfParameters._view_names, "kernel", "bias", "peepholes", "projection", "gates")
+    _view_names = (*OfParameters._view_names, "gates")
 
     def __init__(
         self,
@@ -174,53 +95,52 @@ class LSTMCell(OfParameters):
         peepholes: bool = False,
         cell_clip: float | None = None,
         coupled_gates: bool = False,
+        cell: Cell | None = None,
         dtype: npt.DTypeLike = "float32",
         rng: np.random.Generator | None = None,
         storage: ParameterBuffer | None = None,
     ) -> None:
         self.input_size = check.whole_number("input_size", input_size)
         self.hidden_size = check.whole_number("hidden_size", hidden_size)
-        self.output_size = _output_size(self.hidden_size, projection_size)
-        self.forget_bias = check.finite("forget_bias", forget_bias)
-        self.cell_clip, self.coupled_gates = check.cell_clip(cell_clip), bool(coupled_gates)
+        self.cell = Cell.of(
+            cell, forget_bias=forget_bias, projection_size=projection_size, peepholes=peepholes, cell_clip=cell_clip,
+            coupled_gates=coupled_gates,
+        )  # fmt: skip
+        self.output_size = self.cell.output_size(self.hidden_size)
         self.dtype = check.float_dtype(dtype)
-        shapes = self.shapes(self.input_size, self.hidden_size, projection_size=projection_size, peepholes=peepholes)
-        self._bind(_storage(storage, shapes, self.dtype, rng))
+        self._bind(_storage(storage, self.cell.shapes(self.input_size, self.hidden_size), self.dtype, rng))
 
     def _bind(self, storage: ParameterBuffer) -> None:
         super()._bind(storage)
-        self.kernel, self.bias = self.parameters["kernel"], self.parameters["bias"]
-        self.peepholes, self.projection = self.parameters.get("peepholes"), self.parameters.get("projection")
         self.gates = Gates(self.kernel, self.bias, output_size=self.output_size, peepholes=self.peepholes)
+
+    # Without setters: a call would not see an array that is put in the place of one in the buffer.
+    @property
+    def kernel(self) -> Array:
+        """Kernel [input_size + output_size, 4*hidden_size]."""
+        return self.parameters["kernel"]
+
+    @property
+    def bias(self) -> Array:
+        """Bias [4*hidden_size]."""
+        return self.parameters["bias"]
+
+    @property
+    def peepholes(self) -> Array | None:
+        """Peepholes [3, hidden_size], None in a cell without."""
+        return self.parameters.get("peepholes")
+
+    @property
+    def projection(self) -> Array | None:
+        """Projection [hidden_size, projection_size], None in a cell without."""
+        return self.parameters.get("projection")
 
     @staticmethod
     def shapes(
         input_size: int, hidden_size: int, *, projection_size: int | None = None, peepholes: bool = False
     ) -> dict[str, Shape]:
         """Return the variables of a cell and their shapes."""
-        rows = input_size + _output_size(hidden_size, projection_size)
-        shapes: dict[str, Shape] = {"kernel": (rows, 4 * hidden_size), "bias": (4 * hidden_size,)}
-        if peepholes:
-            shapes["peepholes"] = (3, hidden_size)
-        if projection_size is not None:
-            shapes["projection"] = (hidden_size, projection_size)
-        return shapes
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether this is the plain cell: no peepholes, projection, clip or coupled gates."""
-        return (
-            self.peepholes is None and self.projection is None and self.cell_clip is None and not self.coupled_gates
-        )
-
-    def _sequence(self, *, reverse: bool, frozen: bool) -> _core.Sequence:
-        """A sequence with these weights, which looks at them in every call, or if `frozen` once."""
-        projection_size = None if self.projection is None else self.output_size
-        has_peepholes = self.peepholes is not None
-        cell = Cell(self.forget_bias, projection_size, has_peepholes, self.cell_clip, self.coupled_gates)
-        sequence = _core.Sequence(reverse, cell)
-        sequence.load(self.kernel, self.bias, self.peepholes, self.projection, frozen)
-        return sequence
+        return Cell(projection_size=projection_size, peepholes=peepholes).shapes(input_size, hidden_size)
 
     def __call__(self, x: npt.NDArray[Any], state: State) -> State:
         """Advance by one step and return the new state (h, c).
@@ -230,81 +150,62 @@ class LSTMCell(OfParameters):
         """
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state must be a pair of arrays (h, c), got {type(state).__name__}")
+        cell = self.cell
         return functional.lstm_step(
-            x, *state, self.kernel, self.bias, forget_bias=self.forget_bias, peepholes=self.peepholes,
-            projection=self.projection, cell_clip=self.cell_clip, coupled_gates=self.coupled_gates,
+            x, *state, self.kernel, self.bias, forget_bias=cell.forget_bias, peepholes=self.peepholes,
+            projection=self.projection, cell_clip=cell.cell_clip, coupled_gates=cell.coupled_gates,
         )  # fmt: skip
 
 
-class Scratch:
-    """Arrays kept from call to call: the same name and shape is the same array, whatever it holds by now."""
-
-    _all: ClassVar[weakref.WeakSet[Scratch]] = weakref.WeakSet()
-
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self._dtype = dtype
-        self._arrays: dict[str, Array] = {}
-        self._all.add(self)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._dtype,)
-
-    def __call__(self, name: str, shape: Shape) -> Array:
-        array = self._arrays.get(name)
-        if array is None or array.shape != shape:
-            array = self._arrays[name] = np.empty(shape, self._dtype)
-        return array
-
-
-@_memory.register_pool
-def _empty_scratches() -> None:
-    """Forget all arrays; those that a backward will read are held by who reads them."""
-    for scratch in list(Scratch._all):
-        scratch._arrays = {}
-
-
 class Dropout:
-    """Inverted dropout: each value survives with probability 1 - rate and is divided by it. Srivastava et al. 2014."""
+    """Inverted dropout: each value survives with probability 1 - rate and is divided by it. Srivastava et al. 2014.
 
-    def __init__(self, rate: float, dtype: np.dtype[Any]) -> None:
-        self._rate = rate
-        self._dtype: Any = dtype.type
-        self._scratch = Scratch(dtype)
+    Masks are drawn on the host, so that a seed means the same numbers on every engine.
+    """
+
+    def __init__(self, rate: float, dtype: np.dtype[Any], engine: Engine = CPU) -> None:
+        self._rate, self._dtype, self._engine = rate, dtype, engine
+        self._host, self._scratch = Scratch(dtype), Scratch(dtype, engine)
         self._mask: Array | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._rate, np.dtype(self._dtype))
+        return type(self), (self._rate, self._dtype, self._engine)
 
-    def __call__(self, x: Array, rng: np.random.Generator | None) -> Array:
+    def forward_into(self, x: Array, rng: np.random.Generator | None) -> Array:
         """Return x with some values dropped, in an array that the next call overwrites; with rng None return x."""
         if rng is None or self._rate == 0.0:
             self._mask = None
             return x
-        mask = self._mask = self._scratch("mask", x.shape)
-        rng.random(dtype=self._dtype, out=mask)
+        shape = tuple(x.shape)
+        mask = self._host("mask", shape)
+        rng.random(dtype=cast(Any, self._dtype.type), out=mask)
         np.greater_equal(mask, self._rate, out=mask)
         mask *= 1.0 / (1.0 - self._rate)
-        return np.multiply(x, mask, out=self._scratch("dropped", x.shape))
+        self._mask = self._engine.to_engine(mask)
+        out = self._scratch("dropped", shape)
+        self._engine.multiply(x, self._mask, out)
+        return out
 
-    def backward(self, gradient: Array) -> None:
+    def backward_into(self, gradient: Array) -> None:
         """Turn, in place, the derivative by the last call's result into that by its x."""
         if self._mask is not None:
             gradient *= self._mask
 
 
-class LSTM(OfParameters):
+class LSTM(OfParameters, _OfCell):
     """A stack of LSTM layers over whole sequences, in one direction or both.
 
     dropout: share of the values dropped between layers while training, drawn from rng. forget_bias is added at run
     time. Variables are named layer0.kernel, layer0.bias, layer0_reverse.kernel, ...; layer k > 0 reads the hidden_size
-    (bidirectional: 2*hidden_size, forward first) outputs of the layer below. projection_size, peepholes, cell_clip and
-    coupled_gates make all cells variants (see `LSTMCell`); h then has output_size = projection_size numbers a direction
-    wherever hidden_size is said of it, and there are variables layer0.peepholes, layer0.projection, ...
+    (bidirectional: 2*hidden_size, forward first) outputs of the layer below. The options of
+    `Cell`, or a `cell`, hold for all cells; with projection_size h has output_size = projection_size numbers a
+    direction wherever hidden_size is said of it, and there are variables layer0.peepholes, layer0.projection, ...
     `cells` has one LSTMCell for each layer and direction, in the order of the states: layer 0 forward, layer 0 reverse,
     layer 1 forward, ... as in PyTorch.
     storage: a ParameterBuffer of these `shapes`, first values included; None allocates one and draws with rng.
     """
 
+    _view_names = (*OfParameters._view_names, "cells")
     _scratch_names = ("_sequences", "_dropouts", "_scratch", "_trained", "_device")
 
     def __init__(
@@ -321,14 +222,18 @@ class LSTM(OfParameters):
         peepholes: bool = False,
         cell_clip: float | None = None,
         coupled_gates: bool = False,
+        cell: Cell | None = None,
         dtype: npt.DTypeLike = "float32",
         rng: np.random.Generator | None = None,
         storage: ParameterBuffer | None = None,
     ) -> None:
         self.input_size = check.whole_number("input_size", input_size)
         self.hidden_size = check.whole_number("hidden_size", hidden_size)
-        self.projection_size, self.peepholes = projection_size, bool(peepholes)
-        self.output_size = _output_size(self.hidden_size, projection_size)
+        self.cell = Cell.of(
+            cell, forget_bias=forget_bias, projection_size=projection_size, peepholes=peepholes, cell_clip=cell_clip,
+            coupled_gates=coupled_gates,
+        )  # fmt: skip
+        self.output_size = self.cell.output_size(self.hidden_size)
         self.num_layers = check.whole_number("num_layers", num_layers)
         self.num_directions = 2 if bidirectional else 1
         self.bidirectional, self.batch_first = bool(bidirectional), bool(batch_first)
@@ -336,37 +241,48 @@ class LSTM(OfParameters):
         self._x_shape = (*self._axes, self.input_size)
         self._x_meaning = f"({', '.join(self._axes)}, input_size)"
         self.dropout = check.fraction("dropout", dropout)
-        self.forget_bias = check.finite("forget_bias", forget_bias)
-        self.cell_clip, self.coupled_gates = check.cell_clip(cell_clip), bool(coupled_gates)
         self.dtype = check.float_dtype(dtype)
         self._rng = np.random.default_rng() if rng is None else check.generator("rng", rng)
-        shapes = self.shapes(
-            self.input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=self.bidirectional,
-            projection_size=projection_size, peepholes=peepholes,
-        )  # fmt: skip
-        storage = _storage(storage, shapes, self.dtype, self._rng)
-        self._bind(storage)
+        self._is_frozen = False  # whether calls may take it for granted that nobody writes to the weights
+        shapes = _stack_shapes(self.cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional)
+        self._bind(_storage(storage, shapes, self.dtype, self._rng))
+        self._begin()
+
+    def _bind(self, storage: ParameterBuffer) -> None:
+        super()._bind(storage)
         self.cells = tuple(
             LSTMCell(
-                self._input_size_of(layer), self.hidden_size,
-                forget_bias=forget_bias, projection_size=projection_size, peepholes=peepholes,
-                cell_clip=cell_clip, coupled_gates=coupled_gates, dtype=self.dtype, storage=storage.part(f"{name}."),
+                self._input_size_of(layer), self.hidden_size, cell=self.cell, dtype=self.dtype,
+                storage=storage.part(f"{name}."),
             )
             for layer, name in _directions(self.num_layers, self.bidirectional)
         )  # fmt: skip
-        self._is_frozen = False  # whether calls may take it for granted that nobody writes to the weights
+
+    def _set_cell(self, cell: Cell) -> None:
+        self.cell = cell
+        self._bind(self._storage)
         self._begin()
 
     def _begin(self) -> None:
+        engine = self._engine
         self._sequences = [
-            cell._sequence(reverse=k % self.num_directions == 1, frozen=self._is_frozen)
-            for k, cell in enumerate(self.cells)
+            engine.sequence(direction == 1, self.cell)
+            for _, direction in product(range(self.num_layers), range(self.num_directions))
         ]
-        self._dropouts = [Dropout(self.dropout, self.dtype) for _ in range(self.num_layers - 1)]
-        self._scratch = Scratch(self.dtype)
-        # The call that `backward` belongs to: its time_steps, batch, ids, or the device it was made on.
-        self._trained: tuple[int, int, bool] | LayerOnDevice | None = None
-        self._device: LayerOnDevice | None = None
+        for sequence, cell in zip(self._sequences, self.cells, strict=True):
+            sequence.load(cell.kernel, cell.bias, cell.peepholes, cell.projection, self._is_frozen)
+        self._dropouts = [Dropout(self.dropout, self.dtype, engine) for _ in range(self.num_layers - 1)]
+        self._scratch = Scratch(self.dtype, engine)
+        # The call that `backward` belongs to: its time_steps, batch, ids.
+        self._trained: tuple[int, int, bool] | None = None
+        # This layer on a device, made by the first call there, and whether the last call was one.
+        self._device: _DeviceTwin | None = None
+        self._trained_on_device = False
+
+    @property
+    def peepholes(self) -> bool:
+        """Whether the gates see the cell state."""
+        return self.cell.peepholes
 
     @staticmethod
     def shapes(
@@ -379,14 +295,8 @@ class LSTM(OfParameters):
         peepholes: bool = False,
     ) -> dict[str, Shape]:
         """Return the variables of a stack and their shapes."""
-        above = _output_size(hidden_size, projection_size) * (2 if bidirectional else 1)
-        cells = {
-            name: LSTMCell.shapes(
-                above if layer else input_size, hidden_size, projection_size=projection_size, peepholes=peepholes
-            )
-            for layer, name in _directions(num_layers, bidirectional)
-        }
-        return {f"{name}.{variable}": shape for name, cell in cells.items() for variable, shape in cell.items()}
+        cell = Cell(projection_size=projection_size, peepholes=peepholes)
+        return _stack_shapes(cell, input_size, hidden_size, num_layers, bidirectional)
 
     def weights_changed(self) -> None:
         """Do nothing: every call sees the weights as they are, whoever wrote them. Deprecated.
@@ -459,10 +369,10 @@ class LSTM(OfParameters):
         shape of x (None for ids), and the derivative by the initial state, all new; overwrites `gradients`.
         Raises RuntimeError without such a call; ValueError and TypeError naming the argument at fault.
         """
+        if self._trained_on_device and self._device is not None:
+            return self._device.backward(d_h, d_state)
         if self._trained is None:
             raise RuntimeError("backward needs the last call of this layer to have had training=True")
-        if not isinstance(self._trained, tuple):
-            return self._trained.backward(d_h, d_state)
         time_steps, batch, token_input = self._trained
         axes = (batch, time_steps) if self.batch_first else (time_steps, batch)
         if d_h is not None:
@@ -490,11 +400,7 @@ class LSTM(OfParameters):
         """
         if self.bidirectional:
             raise ValueError("stream needs bidirectional=False: the reverse direction begins at the end of a sequence")
-        if not self.cells[0].is_plain:
-            raise ValueError(
-                "stream needs a plain LSTM, without projection_size, peepholes, cell_clip and coupled_gates: "
-                "call the layer on one step at a time instead"
-            )
+        check_features(self.cell.features, STREAM_FEATURES, "by stream; call the layer on one step at a time instead")
         return _core.Stream(
             [cell.kernel for cell in self.cells], [cell.bias for cell in self.cells],
             batch_size=check.whole_number("batch_size", batch_size),
@@ -534,11 +440,12 @@ class LSTM(OfParameters):
         precision = runtime.get_matmul_precision()
         h0, c0 = state
         h_shape, c_shape = self._state_shapes(batch)
-        h_n, c_n = np.empty(h_shape, self.dtype), np.empty(c_shape, self.dtype)
-        self._trained = None
+        empty = self._engine.empty
+        h_n, c_n = empty(h_shape, self.dtype), empty(c_shape, self.dtype)
+        self._trained, self._trained_on_device = None, False
         for layer in range(self.num_layers):
             top = layer == self.num_layers - 1
-            output = h if top else self._scratch(f"h{layer}", h.shape)
+            output = h if top else self._scratch(f"h{layer}", tuple(h.shape))
             for direction in range(self.num_directions):
                 k = layer * self.num_directions + direction
                 # By position: names would take longer than a small layer's step.
@@ -548,7 +455,7 @@ class LSTM(OfParameters):
                     lengths, resets, None, None, keep_for_backward, precision,
                 )  # fmt: skip
             if not top:
-                x = self._dropouts[layer](output, rng)
+                x = self._dropouts[layer].forward_into(output, rng)
         if keep_for_backward:
             self._trained = time_steps, batch, token_input
         return h_n, c_n
@@ -563,7 +470,7 @@ class LSTM(OfParameters):
         d_c0: Array | None = None,
     ) -> None:
         """As `backward`, for models: time-major, arguments already checked; d_x, d_h0, d_c0 are written if given."""
-        assert isinstance(self._trained, tuple)
+        assert self._trained is not None
         for layer in reversed(range(self.num_layers)):
             below = d_x
             if layer:
@@ -572,7 +479,7 @@ class LSTM(OfParameters):
             for direction in range(self.num_directions):
                 k = layer * self.num_directions + direction
                 gradients = self.cells[k].gradients
-                into = below if direction == 0 or below is None else self._scratch("d_x_reverse", below.shape)
+                into = below if direction == 0 or below is None else self._scratch("d_x_reverse", tuple(below.shape))
                 self._sequences[k].backward(
                     None if d_h is None else self._half(d_h, direction),
                     None if d_h_n is None else d_h_n[k], None if d_c_n is None else d_c_n[k],
@@ -583,19 +490,16 @@ class LSTM(OfParameters):
                 if into is not None and into is not below:
                     below += into
             if layer and below is not None:
-                self._dropouts[layer - 1].backward(below)
+                self._dropouts[layer - 1].backward_into(below)
             d_h = below
 
     def _call_on_device(self, x: Any, state: Any, lengths: Any, resets: Any, training: bool) -> tuple[Any, Any]:
-        self._trained = None
+        self._trained, self._trained_on_device = None, False
         if self._device is None or not self._device.serves(x):
-            self._device = LayerOnDevice(self, x)
-        h, final = self._device(
-            x, state, lengths=lengths, resets=resets, training=training,
-            rng=self._rng if training else None,
-        )  # fmt: skip
-        self._trained = self._device if training else None
-        return h, final
+            self._device = _DeviceTwin(self, x)
+        result = self._device(x, state, lengths=lengths, resets=resets, training=training)
+        self._trained_on_device = training
+        return result
 
     @overload
     def _time_major(self, a: Array) -> Array: ...
@@ -618,6 +522,56 @@ class LSTM(OfParameters):
         return (cells, batch, self.output_size), (cells, batch, self.hidden_size)
 
 
+class _DeviceTwin:
+    """A layer on one device: the same layer over a copy of its weights there."""
+
+    def __init__(self, layer: LSTM, x: Any) -> None:
+        if layer.dtype != np.float32:
+            raise TypeError(f"a layer must be float32 to run on a CUDA device, this one is {layer.dtype}")
+        self._engine = CudaEngine.of(x)
+        check_features(layer.cell.features, self._engine.features, self._engine.place)
+        self._mirror = Mirror(self._engine, layer._storage)
+        self._layer = layer._on(self._engine, self._mirror.storage)
+
+    def serves(self, x: Any) -> bool:
+        """Tell whether x is of the framework and the device that this is for."""
+        return self._engine.serves(x)
+
+    def __call__(self, x: Any, state: Any, *, lengths: Any, resets: Any, training: bool) -> tuple[Any, Any]:
+        """As `LSTM.__call__`."""
+        layer, engine = self._layer, self._engine
+        self._mirror.send(training=training)
+        x = layer._time_major(engine.check_input(x, layer.input_size))
+        h = engine.empty((*x.shape[:2], layer.num_directions * layer.output_size), layer.dtype)
+        with engine.undisturbed():
+            final = layer.forward_into(
+                h, x, _pair("state", state), lengths=lengths, resets=layer._time_major(resets),
+                keep_for_backward=training, rng=layer._rng if training else None,
+            )  # fmt: skip
+        return layer._time_major(h), final
+
+    def backward(self, d_h: Any, d_state: Any) -> tuple[Any, Any]:
+        """As `LSTM.backward`. Waits for the device, because gradients are kept on the host."""
+        layer, engine = self._layer, self._engine
+        assert layer._trained is not None
+        time_steps, batch, token_input = layer._trained
+        d_x = None if token_input else engine.empty((time_steps, batch, layer.input_size), layer.dtype)
+        d_h0, d_c0 = (engine.empty(shape, layer.dtype) for shape in layer._state_shapes(batch))
+        with engine.undisturbed():
+            d_h_n, d_c_n = _pair("d_state", d_state)
+            layer.backward_into(d_x, layer._time_major(d_h), d_h_n, d_c_n, d_h0, d_c0)
+        self._mirror.fetch()
+        return layer._time_major(d_x), (d_h0, d_c0)
+
+
+def _pair(name: str, value: Any) -> Any:
+    if value is None:
+        return None, None
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair of arrays (h, c), got {type(value).__name__}")
+    return value
+
+
 class FrozenLSTM:
     """What `LSTM.inference` returns: the stack as it was then. Weights are packed once and not looked at again."""
 
@@ -633,9 +587,7 @@ class FrozenLSTM:
         self._layer = LSTM(
             layer.input_size, layer.hidden_size,
             num_layers=layer.num_layers, bidirectional=layer.bidirectional, batch_first=layer.batch_first,
-            forget_bias=layer.forget_bias, projection_size=layer.projection_size, peepholes=layer.peepholes,
-            cell_clip=layer.cell_clip, coupled_gates=layer.coupled_gates, dtype=layer.dtype,
-            storage=ParameterBuffer._bind(values, np.zeros_like(values), shapes),
+            cell=layer.cell, dtype=layer.dtype, storage=ParameterBuffer._bind(values, np.zeros_like(values), shapes),
         )  # fmt: skip
         self._layer._is_frozen = True
         self._layer._begin()
@@ -708,11 +660,14 @@ class Linear(OfParameters):
         """
         axes = tuple(f"axis{k}" for k in range(max(np.ndim(x) - 1, 0)))
         x = check.array("x", x, (*axes, self.input_size), "(..., input_size)", dtype=self.dtype, like="this layer")
-        rows = x.reshape(-1, self.input_size)
-        out = np.empty((len(rows), self.output_size), self.dtype)
-        _core.linear(rows, self.kernel, self.bias, out)
+        out = np.empty((*x.shape[:-1], self.output_size), self.dtype)
+        self.forward_into(out.reshape(-1, self.output_size), x.reshape(-1, self.input_size))
         self._trained_on = x if training else None
-        return out.reshape(*x.shape[:-1], self.output_size)
+        return out
+
+    def forward_into(self, out: Array, x: Array) -> None:
+        """As a call, for models: out [N, output_size] of x [N, input_size], checked."""
+        self._engine.linear(x, self.kernel, self.bias, out)
 
     def backward(self, d_out: npt.NDArray[Any]) -> Array:
         """Return the derivative by x of the last call, which must have had training=True; overwrite `gradients`.
@@ -724,15 +679,18 @@ class Linear(OfParameters):
         shape = (*x.shape[:-1], self.output_size)
         d_out = check.array("d_out", d_out, shape, "the shape of the output", dtype=self.dtype, like="this layer")
         d_x = np.empty(x.shape, self.dtype)
-        _core.linear_backward(
-            x.reshape(-1, self.input_size), self.kernel, d_out.reshape(-1, self.output_size),
-            d_x=d_x.reshape(-1, self.input_size), d_kernel=self.gradients["kernel"], d_bias=self.gradients["bias"],
-        )  # fmt: skip
+        rows, d_rows = x.reshape(-1, self.input_size), d_out.reshape(-1, self.output_size)
+        self.backward_into(d_x.reshape(-1, self.input_size), rows, d_rows)
         return d_x
+
+    def backward_into(self, d_x: Array, x: Array, d_out: Array) -> None:
+        """As `backward`, for models: x is what the call was given; d_x is written."""
+        gradients = self.gradients
+        self._engine.linear_backward(x, self.kernel, d_out, d_x, gradients["kernel"], gradients["bias"])
 
 
 class Embedding(OfParameters):
-    """A learnt vector for each token: row ids[...] of a table [vocab_size, embedding_size].
+    """A learned vector for each token: row ids[...] of a table [vocab_size, embedding_size].
 
     storage: as of `LSTMCell`.
     """
@@ -775,11 +733,19 @@ class Embedding(OfParameters):
         axes = tuple(f"axis{k}" for k in range(max(np.ndim(ids), 1)))
         checked = check.ids("ids", ids, self.vocab_size, axes)
         out = np.empty((*checked.shape, self.embedding_size), self.dtype)
-        _core.embedding_gather(self.table, checked.reshape(-1), out.reshape(-1, self.embedding_size))
+        self.forward_into(out.reshape(-1, self.embedding_size), checked.reshape(-1))
         if training and checked is ids:
             checked = checked.copy()  # callers often fill one array of ids again and again
         self._trained_on = checked if training else None
         return out
+
+    def forward_into(self, out: Array, ids: Array) -> None:
+        """As a call, for models: out [N, embedding_size] of ids [N], checked."""
+        self._engine.gather(self.table, ids, out)
+
+    def backward_into(self, d_out: Array, ids: Array) -> None:
+        """As `backward`, for models: ids are what the call was given."""
+        self._engine.scatter(d_out, ids, self.gradients["table"])
 
     def backward(self, d_out: npt.NDArray[Any]) -> None:
         """Overwrite `gradients` with those of the last call, which must have had training=True.
@@ -790,12 +756,19 @@ class Embedding(OfParameters):
         ids = _kept(self._trained_on)
         shape = (*ids.shape, self.embedding_size)
         d_out = check.array("d_out", d_out, shape, "the shape of the output", dtype=self.dtype, like="this layer")
-        _core.embedding_scatter(d_out.reshape(-1, self.embedding_size), ids.reshape(-1), self.gradients["table"])
+        self.backward_into(d_out.reshape(-1, self.embedding_size), ids.reshape(-1))
 
 
-def _output_size(hidden_size: int, projection_size: int | None) -> int:
-    """Numbers in h: projection_size, checked, or hidden_size where there is no projection."""
-    return hidden_size if projection_size is None else check.whole_number("projection_size", projection_size)
+def _stack_shapes(
+    cell: Cell, input_size: int, hidden_size: int, num_layers: int, bidirectional: bool
+) -> dict[str, Shape]:
+    """The variables of a stack and their shapes."""
+    above = cell.output_size(hidden_size) * (2 if bidirectional else 1)
+    shapes: dict[str, Shape] = {}
+    for layer, name in _directions(num_layers, bidirectional):
+        variables = cell.shapes(above if layer else input_size, hidden_size)
+        shapes |= {f"{name}.{variable}": shape for variable, shape in variables.items()}
+    return shapes
 
 
 def _storage(

@@ -1,4 +1,4 @@
-"""Models: an LSTM with what stands before and after it. `CharLM` predicts the next token, `SequenceClassifier` a label.
+"""Models: layers in a row. `CharLM` predicts the next token, `SequenceClassifier` a label.
 
 All parameters of a model lie in one contiguous buffer and all gradients in another, so that clipping, the optimizer and
 a checkpoint each touch one array. Refuses to loop over data (see `trainer`) and to choose tokens (see `sampler`).
@@ -9,23 +9,31 @@ Models can be copied and pickled, streams cannot.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmfast import _checks as check
-from lstmfast import _core, losses
+from lstmfast import _core, losses, reference
 from lstmfast._checks import Array, State
+from lstmfast._engine.buffers import OfParameters, ParameterBuffer, Scratch
+from lstmfast._engine.cpu import CPU
+from lstmfast.cells import Cell, check_features
+from lstmfast.cuda._engine import CudaEngine, Mirror
 from lstmfast.initializers import Initializer, Shape
-from lstmfast.layers import LSTM, Dropout, OfParameters, ParameterBuffer, Scratch
+from lstmfast.layers import LSTM, STREAM_FEATURES, Dropout, Embedding, Linear
 
 BatchLoss: TypeAlias = Callable[[Array, Any], tuple[float, Array]]
-"""A batch loss: (logits [B, num_classes], labels as they were given) -> (loss, its derivative by the logits)."""
+"""A batch loss: (logits [N, classes], labels as they were given) -> (loss, its derivative by the logits)."""
+
+DEVICES = ("cpu", "cuda")
 
 
 class _Model(OfParameters):
     """What both models are: parameters in one buffer, an LSTM, and a linear projection of its outputs."""
+
+    _scratch_names: ClassVar[tuple[str, ...]] = ("_engine", "_mirror", "_layers", "_dropouts", "_scratch")
 
     def __init__(
         self,
@@ -37,48 +45,85 @@ class _Model(OfParameters):
         num_layers: int,
         bidirectional: bool,
         dropout: float,
-        forget_bias: float,
+        cell: Cell,
         dtype: npt.DTypeLike,
         rng: np.random.Generator | None,
         initializer: Initializer | None,
+        loss: BatchLoss | None,
+        device: str,
     ) -> None:
         self.hidden_size = check.whole_number("hidden_size", hidden_size)
         self.num_layers = check.whole_number("num_layers", num_layers)
         self.dropout = check.fraction("dropout", dropout)
-        self.forget_bias = check.finite("forget_bias", forget_bias)
-        self.dtype = check.float_dtype(dtype)
-        self._features = self.hidden_size * (2 if bidirectional else 1)
-        stack = LSTM.shapes(input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=bidirectional)
-        shapes = {
-            **before,
-            **{f"lstm.{name}": shape for name, shape in stack.items()},
-            "projection.kernel": (self._features, output_size),
-            "projection.bias": (output_size,),
-        }
-        storage = ParameterBuffer.allocate(shapes, self.dtype)
+        self.dtype, self.device = check.float_dtype(dtype), device
+        if loss is not None and not callable(loss):
+            raise TypeError(f"loss must be callable, (logits, labels) -> (loss, d_logits), got {type(loss).__name__}")
+        self._batch_loss = loss
+        self._features = cell.output_size(self.hidden_size) * (2 if bidirectional else 1)
+        self._output_size = output_size
+        storage = ParameterBuffer.allocate(
+            {
+                **before,
+                "lstm": LSTM.shapes(
+                    input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=bidirectional,
+                    projection_size=cell.projection_size, peepholes=cell.peepholes,
+                ),
+                "projection": Linear.shapes(self._features, output_size),
+            },
+            self.dtype,
+        )  # fmt: skip
         storage.fill(initializer, rng)
         self._bind(storage)
         self.lstm = LSTM(
             input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=bidirectional,
-            dropout=self.dropout, forget_bias=self.forget_bias, dtype=self.dtype, storage=storage.part("lstm."),
+            dropout=self.dropout, cell=cell, dtype=self.dtype, storage=storage.part("lstm."),
         )  # fmt: skip
-        self._output_size = output_size
-        self._output_dropout = Dropout(self.dropout, self.dtype)
-        self._scratch = Scratch(self.dtype)
+        self.projection = Linear(
+            self._features, output_size, dtype=self.dtype, storage=storage.part("projection.")
+        )
+        self.embedding: Embedding | None = None
+        if "embedding" in before:
+            table = storage.one("embedding", under="table")
+            self.embedding = Embedding(*before["embedding"], dtype=self.dtype, storage=table)
+        self._begin()
+
+    @property
+    def cell(self) -> Cell:
+        """What the cells of `lstm` compute."""
+        return self.lstm.cell
+
+    @property
+    def forget_bias(self) -> float:
+        """Added to the forget gate at run time."""
+        return self.lstm.cell.forget_bias
+
+    def _begin(self) -> None:
+        """Choose the engine, and the layers that compute: on the CPU the model's own, elsewhere twins of them."""
+        self._engine, self._mirror = CPU, None
+        self._layers = self.lstm, self.projection, self.embedding
+        if self.device == "cuda":
+            engine = CudaEngine.default()
+            check_features(self.cell.features, engine.features, engine.place)
+            self._engine, self._mirror = engine, Mirror(engine, self._storage)
+            there = self._mirror.storage
+            self._layers = (
+                self.lstm._on(engine, there.part("lstm.")),
+                self.projection._on(engine, there.part("projection.")),
+                self.embedding and self.embedding._on(engine, there.one("embedding", under="table")),
+            )
+        self._dropouts = [Dropout(self.dropout, self.dtype, self._engine) for _ in range(2)]  # of x and of features
+        self._scratch = Scratch(self.dtype, self._engine)
 
     def _project(self, features: Array, logits: Array) -> Array:
         """Fill logits [N, output_size] from features [N, hidden_size or twice that] and return them."""
-        _core.linear(features, self.parameters["projection.kernel"], self.parameters["projection.bias"], logits)
+        self._layers[1].forward_into(logits, features)
         return logits
 
     def _project_backward(self, features: Array, d_logits: Array) -> Array:
         """Fill the projection's gradients; return the derivative by what went into the dropout before it."""
-        d_features = self._scratch("d_features", features.shape)
-        _core.linear_backward(
-            features, self.parameters["projection.kernel"], d_logits,
-            d_x=d_features, d_kernel=self.gradients["projection.kernel"], d_bias=self.gradients["projection.bias"],
-        )  # fmt: skip
-        self._output_dropout.backward(d_features)
+        d_features = self._scratch("d_features", tuple(features.shape))
+        self._layers[1].backward_into(d_features, features, d_logits)
+        self._dropouts[1].backward_into(d_features)
         return d_features
 
     def _dropout_rng(self, rng: np.random.Generator | None) -> np.random.Generator | None:
@@ -89,6 +134,10 @@ class _Model(OfParameters):
             raise ValueError(f"rng must be a numpy.random.Generator because dropout is {self.dropout:g}, got None")
         return check.generator("rng", rng)
 
+    def _check_d_logits(self, d_logits: Any, logits: Array) -> Array:
+        """Return the derivative that a loss of the caller's own gave, checked."""
+        return check.array("d_logits", d_logits, logits.shape, "the shape of logits", dtype=self.dtype, like="logits")
+
 
 class CharLM(_Model):
     """A language model over tokens: embedding (if any), LSTM stack, projection to one logit for each token.
@@ -97,7 +146,13 @@ class CharLM(_Model):
     "lstm.layer0.kernel", "lstm.layer0.bias", ...; "projection.kernel" [H, V], "projection.bias" [V]. dropout falls on
     every connection but the recurrent ones (Zaremba, Sutskever & Vinyals 2014): the embedding, between layers, and
     before the projection. initializer: (name, shape, rng) -> first values, `initializers.default` if None.
-    States (h, c) are [num_layers, B, H] each; None stands for zeros.
+    cell: what the LSTM's cells compute, the standard one with this forget_bias if None. loss: one of your own,
+    (logits [T*B, V], targets [T*B]) -> (loss, derivative by the logits); without it mean softmax cross entropy in nats.
+    device: "cpu", or "cuda" to compute loss and gradients there; parameters, arguments and results are NumPy arrays
+    all the same, numbers agree to float32 rounding, and streams run on the CPU.
+    States (h, c) are [num_layers, B, H] each (h [num_layers, B, projection_size] with a projection); None stands for
+    zeros.
+    Raises CudaUnavailableError with the reason where "cuda" cannot be had, ValueError for a cell that it does not have.
     """
 
     def __init__(
@@ -109,20 +164,26 @@ class CharLM(_Model):
         embedding_size: int | None = None,
         dropout: float = 0.0,
         forget_bias: float = 1.0,
+        cell: Cell | None = None,
         dtype: npt.DTypeLike = "float32",
         rng: np.random.Generator | None = None,
         initializer: Initializer | None = None,
+        loss: BatchLoss | None = None,
+        device: str = "cpu",
     ) -> None:
         self.vocab_size = check.whole_number("vocab_size", vocab_size)
         self.embedding_size = None if embedding_size is None else check.whole_number("embedding_size", embedding_size)
+        if device not in DEVICES:
+            raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+        if device == "cuda" and check.float_dtype(dtype) != np.float32:
+            raise TypeError(f"dtype must be float32 on a CUDA device, got {np.dtype(dtype)}")
         width = self.embedding_size
         super().__init__(
             {} if width is None else {"embedding": (self.vocab_size, width)},
             self.vocab_size if width is None else width, hidden_size, self.vocab_size,
-            num_layers=num_layers, bidirectional=False, dropout=dropout, forget_bias=forget_bias, dtype=dtype,
-            rng=rng, initializer=initializer,
+            num_layers=num_layers, bidirectional=False, dropout=dropout, cell=Cell.of(cell, forget_bias=forget_bias),
+            dtype=dtype, rng=rng, initializer=initializer, loss=loss, device=device,
         )  # fmt: skip
-        self._input_dropout = Dropout(self.dropout, self.dtype)
 
     def zero_state(self, batch_size: int) -> State:
         """Return (h, c) of zeros, each [num_layers, batch_size, hidden_size]."""
@@ -131,9 +192,9 @@ class CharLM(_Model):
     def __call__(self, ids: npt.NDArray[Any], state: State | None = None) -> tuple[Array, State]:
         """Return the logits [T, B, V] of the token after each of ids [T, B], and the final state. No dropout."""
         ids = check.ids("ids", ids, self.vocab_size, ("time_steps", "batch"))
-        features, state = self._run(ids, state)
-        logits = self._project(features, np.empty((ids.size, self.vocab_size), self.dtype))
-        return logits.reshape(*ids.shape, self.vocab_size), state
+        _, features, state = self._run(ids, state)
+        logits = self._project(features, self._engine.empty((ids.size, self.vocab_size), self.dtype))
+        return self._engine.to_host(logits).reshape(*ids.shape, self.vocab_size), state
 
     def loss(
         self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], state: State | None = None
@@ -143,7 +204,7 @@ class CharLM(_Model):
         Raises ValueError naming the argument, also for an id outside of the vocabulary; TypeError for other dtypes.
         """
         inputs, targets = self._pair(inputs, targets)
-        features, state = self._run(inputs, state)
+        _, features, state = self._run(inputs, state)
         loss, _ = self._loss_and_d_logits(features, targets)
         return loss, state
 
@@ -162,18 +223,20 @@ class CharLM(_Model):
         """
         inputs, targets = self._pair(inputs, targets)
         rng = self._dropout_rng(rng)
-        features, state = self._run(inputs, state, keep_for_backward=True, rng=rng)
-        features = self._output_dropout(features, rng)
+        ids, features, state = self._run(inputs, state, keep_for_backward=True, rng=rng)
+        features = self._dropouts[1].forward_into(features, rng)
         loss, d_logits = self._loss_and_d_logits(features, targets)
-        d_h = self._project_backward(features, d_logits).reshape(*inputs.shape, self.hidden_size)
-        if self.embedding_size is None:
-            self.lstm.backward_into(None, d_h)
+        d_h = self._project_backward(features, d_logits).reshape(*inputs.shape, self._features)
+        lstm, _, embedding = self._layers
+        if embedding is None:
+            lstm.backward_into(None, d_h)
         else:
-            d_x = self._scratch("d_x", (*inputs.shape, self.embedding_size))
-            self.lstm.backward_into(d_x, d_h)
-            self._input_dropout.backward(d_x)
-            d_rows = d_x.reshape(-1, self.embedding_size)
-            _core.embedding_scatter(d_rows, inputs.reshape(-1), self.gradients["embedding"])
+            d_x = self._scratch("d_x", (*inputs.shape, embedding.embedding_size))
+            lstm.backward_into(d_x, d_h)
+            self._dropouts[0].backward_into(d_x)
+            embedding.backward_into(d_x.reshape(-1, embedding.embedding_size), ids.reshape(-1))
+        if self._mirror is not None:
+            self._mirror.fetch()
         return loss, state
 
     def stream(self, batch_size: int = 1, *, weights: str = "float32") -> CharStream:
@@ -192,23 +255,34 @@ class CharLM(_Model):
 
     def _run(
         self, ids: Array, state: State | None, keep_for_backward: bool = False, rng: np.random.Generator | None = None
-    ) -> tuple[Array, State]:
-        """Return the top layer's outputs [T*B, H], in scratch, and the final state."""
-        x = ids
-        if self.embedding_size is not None:
-            x = self._scratch("x", (*ids.shape, self.embedding_size))
-            _core.embedding_gather(self.parameters["embedding"], ids.reshape(-1), x.reshape(-1, self.embedding_size))
-            x = self._input_dropout(x, rng)
-        h = self._scratch("h", (*ids.shape, self.hidden_size))
-        initial = self.lstm.check_state("state", state, ids.shape[1])
-        state = self.lstm.forward_into(h, x, initial, keep_for_backward=keep_for_backward, rng=rng)
-        return h.reshape(ids.size, self.hidden_size), state
+    ) -> tuple[Array, Array, State]:
+        """Return the ids and the top layer's outputs [T*B, H], in scratch, on the engine; and the final state."""
+        if self._layers[0].cell is not self.lstm.cell:  # a twin of what the layer was before it was changed
+            self._begin()
+        engine, (lstm, _, embedding) = self._engine, self._layers
+        h0, c0 = self.lstm.check_state("state", state, ids.shape[1])
+        if self._mirror is not None:
+            self._mirror.send(training=keep_for_backward)
+        x = ids = engine.to_engine(ids)
+        shape = tuple(ids.shape)
+        if embedding is not None:
+            x = self._scratch("x", (*shape, embedding.embedding_size))
+            embedding.forward_into(x.reshape(-1, embedding.embedding_size), ids.reshape(-1))
+            x = self._dropouts[0].forward_into(x, rng)
+        h = self._scratch("h", (*shape, self._features))
+        initial = None if h0 is None else engine.to_engine(h0), None if c0 is None else engine.to_engine(c0)
+        h_n, c_n = lstm.forward_into(h, x, initial, keep_for_backward=keep_for_backward, rng=rng)
+        return ids, h.reshape(-1, self._features), (engine.to_host(h_n), engine.to_host(c_n))
 
     def _loss_and_d_logits(self, features: Array, targets: Array) -> tuple[float, Array]:
         """Return the mean loss and, in scratch, its derivative by the logits [T*B, V]."""
+        engine = self._engine
         logits = self._project(features, self._scratch("logits", (targets.size, self.vocab_size)))
-        each = self._scratch("losses", (targets.size,))
-        return losses.mean_cross_entropy_in_place(logits, targets.reshape(-1), each), logits
+        targets = engine.to_engine(targets.reshape(-1))
+        if self._batch_loss is None:
+            return engine.cross_entropy(logits, targets), logits
+        loss, d_logits = self._batch_loss(logits, targets)
+        return float(loss), self._check_d_logits(d_logits, logits) if self._mirror is None else d_logits
 
 
 class CharStream:
@@ -216,25 +290,24 @@ class CharStream:
 
     It is the model as it was when the stream was made. An embedding is folded into the first kernel: a token is then
     one row of embedding @ input_kernel, which costs no more than one-hot. Those rows, and the projection, keep their
-    dtype whatever `weights` says.
+    dtype whatever `weights` says. Cells that `LSTM.stream` does not have are stepped through by the layer, which is
+    slower; weights must then be "float32".
     """
 
     def __init__(self, model: CharLM, batch_size: int = 1, *, weights: str = "float32") -> None:
         self.batch_size = check.whole_number("batch_size", batch_size)
         self.vocab_size, self.dtype = model.vocab_size, model.dtype
-        kernels = [cell.kernel for cell in model.lstm.cells]
-        if model.embedding_size is not None:
-            input_kernel, recurrent_kernel = np.split(kernels[0], [model.embedding_size])
-            kernels[0] = np.vstack([model.parameters["embedding"] @ input_kernel, recurrent_kernel])
-        self._stream = _core.Stream(
-            kernels, [cell.bias for cell in model.lstm.cells],
-            batch_size=self.batch_size, token_input=True, forget_bias=model.forget_bias,
-            weights=check.stream_weights(weights, model.dtype),
-        )  # fmt: skip
-        self._kernel = model.parameters["projection.kernel"].copy()
-        self._bias = model.parameters["projection.bias"].copy()
+        weights = check.stream_weights(weights, model.dtype)
+        self._stream: _core.Stream | _SteppedStream
+        if model.cell.features <= STREAM_FEATURES:
+            self._stream = _packed_stream(model, self.batch_size, weights)
+        elif weights != "float32":
+            raise ValueError(f"weights must be 'float32' for cells with {min(model.cell.features)}, got {weights!r}")
+        else:
+            self._stream = _SteppedStream(model, self.batch_size)
+        self._kernel, self._bias = model.projection.kernel.copy(), model.projection.bias.copy()
         self._logits = np.empty((self.batch_size, self.vocab_size), self.dtype)
-        self._state_shape = (model.num_layers, self.batch_size, model.hidden_size)
+        self._state_shapes = model.lstm._state_shapes(self.batch_size)
 
     def step(self, ids: npt.NDArray[Any]) -> Array:
         """Read ids [batch_size]; return the logits [batch_size, V] of the next ones: the same array each time."""
@@ -253,7 +326,7 @@ class CharStream:
 
     @state.setter
     def state(self, state: State) -> None:
-        h, c = check.state("state", state, (self._state_shape, self._state_shape), self.dtype, "this stream")
+        h, c = check.state("state", state, self._state_shapes, self.dtype, "this stream")
         if h is None or c is None:
             raise TypeError("state must be a pair of arrays (h, c), got None; reset() zeroes it")
         self._stream.state = h, c
@@ -288,10 +361,45 @@ class CharStream:
         if not 0.0 < top_p <= 1.0:
             raise ValueError(f"top_p must lie in (0, 1], got {top_p:g}")
         out = np.empty(uniforms.shape, np.int32)
-        self._stream.generate(
-            self._kernel, self._bias, token, np.ascontiguousarray(uniforms), temperature, top_k, top_p, out
-        )
+        if isinstance(self._stream, _core.Stream):
+            uniforms = np.ascontiguousarray(uniforms)
+            self._stream.generate(self._kernel, self._bias, token, uniforms, temperature, top_k, top_p, out)
+            return out
+        for drawn, uniform in zip(out, uniforms, strict=True):
+            logits = self.step(token)
+            p = reference.next_token_distribution(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+            token[...] = drawn[...] = reference.choose_token(p, uniform)
         return out
+
+
+def _packed_stream(model: CharLM, batch_size: int, weights: str) -> _core.Stream:
+    kernels = [cell.kernel for cell in model.lstm.cells]
+    if model.embedding is not None:
+        input_kernel, recurrent_kernel = np.split(kernels[0], [model.embedding.embedding_size])
+        kernels[0] = np.vstack([model.embedding.table @ input_kernel, recurrent_kernel])
+    return _core.Stream(
+        kernels, [cell.bias for cell in model.lstm.cells],
+        batch_size=batch_size, token_input=True, forget_bias=model.forget_bias, weights=weights,
+    )  # fmt: skip
+
+
+class _SteppedStream:
+    """`_core.Stream` for cells that it does not have: a frozen stack, called for one step at a time."""
+
+    def __init__(self, model: CharLM, batch_size: int) -> None:
+        self._layer = model.lstm.inference()
+        self._table = None if model.embedding is None else model.embedding.table.copy()
+        self._batch_size = batch_size
+        self.state: State = self._layer.zero_state(batch_size)
+
+    def step(self, ids: Array) -> Array:
+        """As `_core.Stream.step`."""
+        h, self.state = self._layer(ids[None] if self._table is None else self._table[ids][None], self.state)
+        return np.asarray(h[0])
+
+    def reset(self) -> None:
+        """Zero the state."""
+        self.state = self._layer.zero_state(self._batch_size)
 
 
 class SequenceClassifier(_Model):
@@ -299,8 +407,8 @@ class SequenceClassifier(_Model):
 
     Variables as in `CharLM`; "projection.kernel" has 2*hidden_size rows if bidirectional: the state in which the
     forward direction ends, then that of the reverse one. dropout falls between layers and before the projection.
-    loss: a batch loss of your own, (logits [B, num_classes], labels) -> (loss, derivative by the logits); without it
-    mean softmax cross entropy in nats, with integer labels [B].
+    cell: as in `CharLM`. loss: a batch loss of your own, (logits [B, num_classes], labels) -> (loss, derivative by the
+    logits); without it mean softmax cross entropy in nats, with integer labels [B].
     """
 
     def __init__(
@@ -313,6 +421,7 @@ class SequenceClassifier(_Model):
         bidirectional: bool = False,
         dropout: float = 0.0,
         forget_bias: float = 1.0,
+        cell: Cell | None = None,
         dtype: npt.DTypeLike = "float32",
         rng: np.random.Generator | None = None,
         initializer: Initializer | None = None,
@@ -321,13 +430,11 @@ class SequenceClassifier(_Model):
         self.input_size = check.whole_number("input_size", input_size)
         self.num_classes = check.whole_number("num_classes", num_classes)
         self.bidirectional = bool(bidirectional)
-        if loss is not None and not callable(loss):
-            raise TypeError(f"loss must be callable, (logits, labels) -> (loss, d_logits), got {type(loss).__name__}")
-        self._batch_loss: BatchLoss = loss or losses.softmax_cross_entropy
         super().__init__(
             {}, self.input_size, hidden_size, self.num_classes,
-            num_layers=num_layers, bidirectional=self.bidirectional, dropout=dropout, forget_bias=forget_bias,
-            dtype=dtype, rng=rng, initializer=initializer,
+            num_layers=num_layers, bidirectional=self.bidirectional, dropout=dropout,
+            cell=Cell.of(cell, forget_bias=forget_bias), dtype=dtype, rng=rng, initializer=initializer,
+            loss=loss or losses.softmax_cross_entropy, device="cpu",
         )  # fmt: skip
 
     def __call__(self, x: npt.NDArray[Any], *, lengths: npt.ArrayLike | None = None) -> Array:
@@ -337,6 +444,7 @@ class SequenceClassifier(_Model):
 
     def loss(self, x: npt.NDArray[Any], labels: Any, *, lengths: npt.ArrayLike | None = None) -> float:
         """Return the loss of a batch. No dropout."""
+        assert self._batch_loss is not None
         return float(self._batch_loss(self(x, lengths=lengths), labels)[0])
 
     def loss_and_gradients(
@@ -352,14 +460,12 @@ class SequenceClassifier(_Model):
         Raises ValueError naming the argument at fault, d_logits of a loss of your own included; TypeError for dtypes.
         """
         rng = self._dropout_rng(rng)
-        features = self._output_dropout(self._run(x, lengths, keep_for_backward=True, rng=rng), rng)
+        features = self._dropouts[1].forward_into(self._run(x, lengths, keep_for_backward=True, rng=rng), rng)
         logits = self._project(features, np.empty((len(features), self.num_classes), self.dtype))
+        assert self._batch_loss is not None
         loss, d_logits = self._batch_loss(logits, labels)
-        d_logits = check.array(
-            "d_logits", d_logits, logits.shape, "the shape of logits", dtype=self.dtype, like="logits"
-        )
-        d_features = self._project_backward(features, d_logits)
-        d_h_n = np.zeros((len(self.lstm.cells), len(features), self.hidden_size), self.dtype)
+        d_features = self._project_backward(features, self._check_d_logits(d_logits, logits))
+        d_h_n = np.zeros((len(self.lstm.cells), len(features), self.lstm.output_size), self.dtype)
         for direction, d_top in enumerate(np.split(d_features, self.lstm.num_directions, axis=1)):
             d_h_n[direction - self.lstm.num_directions] = d_top
         self.lstm.backward_into(None, None, d_h_n)

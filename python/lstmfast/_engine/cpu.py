@@ -1,7 +1,7 @@
-"""The CPU engine: one layer in one direction on NumPy arrays. Checks and allocates; the extension computes.
+"""The CPU engine: `CPU` for layers and models, and one layer in one direction as functions of its weights.
 
-Called by `functional`, whose docstrings say what the arguments are, and by what compares another engine with this one.
-Refuses to hold weights and to choose an engine.
+The functions check and allocate; they are called by `functional`, whose docstrings say what the arguments are, and by
+what compares another engine with this one. The extension computes. Refuses to hold weights and to choose an engine.
 """
 
 from __future__ import annotations
@@ -13,10 +13,44 @@ from typing import Any
 import numpy as np
 
 from lstmfast import _checks as check
-from lstmfast import _core, gates
+from lstmfast import _core, cells, gates, losses
 from lstmfast._checks import Array
 from lstmfast._engine.results import Gradients, Output
 from lstmfast.cells import Cell
+from lstmfast.initializers import Shape
+
+
+class _CpuEngine:
+    """`engine.Engine` on NumPy arrays: every operation is one call of the extension."""
+
+    place = "on the CPU"
+    features = frozenset(cells.OPTIONS)
+    sequence = _core.Sequence
+    linear = staticmethod(_core.linear)
+    linear_backward = staticmethod(_core.linear_backward)
+    gather = staticmethod(_core.embedding_gather)
+    scatter = staticmethod(_core.embedding_scatter)
+
+    def empty(self, shape: Shape, dtype: Any) -> Array:
+        """A new array."""
+        return np.empty(shape, dtype)
+
+    def to_engine(self, values: Array) -> Array:
+        """The array itself."""
+        return values
+
+    to_host = to_engine
+
+    def multiply(self, x: Array, mask: Array, out: Array) -> None:
+        """out = x * mask."""
+        np.multiply(x, mask, out=out)
+
+    def cross_entropy(self, logits: Array, targets: Array) -> float:
+        """As `losses.softmax_cross_entropy`; logits become the derivative."""
+        return losses.mean_cross_entropy_in_place(logits, targets, np.empty(len(targets), logits.dtype))
+
+
+CPU = _CpuEngine()
 
 
 @dataclass(frozen=True, eq=False)

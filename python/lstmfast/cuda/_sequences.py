@@ -24,7 +24,7 @@ from lstmfast.cuda._kernels import GATES, Context, Recurrence, States
 _DTYPES = ("float32", "bfloat16")
 FEATURES: frozenset[str] = frozenset()
 """Features of a cell that the kernels have: see `cells.check_features`."""
-PLACE = "for arrays on a CUDA device"
+PLACE = "on a CUDA device"
 
 _IDS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 

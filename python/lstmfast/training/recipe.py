@@ -12,30 +12,29 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmfast import initializers
-from lstmfast.cuda.models import CudaCharLM
 from lstmfast.data import Batches, Corpus, split
-from lstmfast.models import CharLM
+from lstmfast.models import BatchLoss, CharLM
 from lstmfast.training.config import Config
 from lstmfast.training.sampler import Sampler
 from lstmfast.training.trainer import Callback, Trainer
 
 
-def make_model(config: Config, vocab_size: int, rng: np.random.Generator, device: str = "cpu") -> CharLM:
-    """A model of the configured shape with its first weights, whose loss and gradients are made on "cpu" or "cuda"."""
+def make_model(
+    config: Config,
+    vocab_size: int,
+    rng: np.random.Generator,
+    device: str = "cpu",
+    *,
+    loss: BatchLoss | None = None,
+) -> CharLM:
+    """A model of the configured shape with its first weights. device and loss: see `CharLM`."""
     shape = config.model
-    return _model_class(device)(
+    return CharLM(
         vocab_size, shape.hidden_size, num_layers=shape.num_layers, embedding_size=shape.embedding_size or None,
         dropout=shape.dropout, forget_bias=shape.forget_bias, dtype=shape.dtype, rng=rng,
         initializer=_truncated_normal if shape.initializer == "truncated-normal" else None,
+        device=device, loss=loss,
     )  # fmt: skip
-
-
-def _model_class(device: str) -> type[CharLM]:
-    if device == "cpu":
-        return CharLM
-    if device != "cuda":
-        raise ValueError(f"device must be cpu or cuda, got {device!r}")
-    return CudaCharLM
 
 
 def _truncated_normal(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
@@ -45,8 +44,18 @@ def _truncated_normal(name: str, shape: tuple[int, ...], rng: np.random.Generato
     return initializers.truncated_normal(shape, rng, mean=-0.1, std=0.1)
 
 
-def make_trainer(config: Config, corpus: Corpus, callbacks: Iterable[Callback] = (), *, device: str = "cpu") -> Trainer:
-    """A trainer at step 0, all its randomness from the configured seed. device: where the gradients are made."""
+def make_trainer(
+    config: Config,
+    corpus: Corpus,
+    callbacks: Iterable[Callback] = (),
+    *,
+    device: str = "cpu",
+    loss: BatchLoss | None = None,
+) -> Trainer:
+    """A trainer at step 0, all its randomness from the configured seed. device and loss: see `CharLM`.
+
+    Perplexity and bits per character of a summary mean something for cross entropy alone.
+    """
     data, training = config.data, config.training
     seeds = np.random.SeedSequence(training.seed).spawn(4)
     weights_rng, dropout_rng, reset_rng, sample_rng = (np.random.default_rng(seed) for seed in seeds)
@@ -57,7 +66,7 @@ def make_trainer(config: Config, corpus: Corpus, callbacks: Iterable[Callback] =
         return sampler.generate(training.sample_length, rng=rng, streams=training.sample_count)
 
     return Trainer(
-        make_model(config, corpus.vocabulary.size, weights_rng, device),
+        make_model(config, corpus.vocabulary.size, weights_rng, device, loss=loss),
         config.optimizer.make_optimizer(),
         config.optimizer.make_schedule(training.steps),
         Batches(train_ids, training.batch_size, training.unroll),

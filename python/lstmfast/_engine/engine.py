@@ -1,0 +1,100 @@
+"""`Engine`: who computes. Layers and models are written once over it; `cpu` and `cuda` each have one.
+
+An engine has arrays of its own, which slice, reshape and multiply as NumPy's do, and writes results into arrays it is
+given. Refuses to know layers: it is asked for one direction of one layer, and for what stands around it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from lstmfast._checks import Array
+from lstmfast.cells import Cell
+from lstmfast.initializers import Shape
+
+
+class LayerRun(Protocol):
+    """One direction of one layer: its workspace and last call. `_core.Sequence` is one and says what arguments mean."""
+
+    def load(
+        self,
+        kernel: Array,
+        bias: Array,
+        peepholes: Array | None = None,
+        projection: Array | None = None,
+        frozen: bool = False,
+    ) -> None:
+        """Take the weights of the calls that follow."""
+
+    def forward(
+        self,
+        x: Array,
+        h: Array,
+        h_n: Array,
+        c_n: Array,
+        h0: Array | None = None,
+        c0: Array | None = None,
+        lengths: Array | None = None,
+        resets: Array | None = None,
+        cells: Array | None = None,
+        gates: Array | None = None,
+        keep_for_backward: bool = False,
+        matmul_precision: str = "highest",
+    ) -> None:
+        """Fill h, h_n and c_n."""
+
+    def backward(
+        self,
+        d_h: Array | None = None,
+        d_h_n: Array | None = None,
+        d_c_n: Array | None = None,
+        d_x: Array | None = None,
+        d_kernel: Array | None = None,
+        d_bias: Array | None = None,
+        d_h0: Array | None = None,
+        d_c0: Array | None = None,
+        d_peepholes: Array | None = None,
+        d_projection: Array | None = None,
+    ) -> None:
+        """Fill what is given from d_x on."""
+
+
+class Engine(Protocol):
+    """Who computes. Arrays of a call lie where the engine computes; arguments named `out` and `d_...` are filled."""
+
+    place: str
+    """Where arrays must lie, for errors: "on a CUDA device"."""
+    features: frozenset[str]
+    """Features of a cell that it has: see `cells.check_features`."""
+
+    def empty(self, shape: Shape, dtype: Any) -> Array:
+        """A new array."""
+
+    def to_engine(self, values: Array) -> Array:
+        """A host array where this engine computes; on the CPU the same array."""
+
+    def to_host(self, values: Array) -> Array:
+        """An array as NumPy's; on the CPU the same array."""
+
+    def sequence(self, reverse: bool, cell: Cell) -> LayerRun:
+        """One direction of a layer of such cells."""
+
+    def linear(self, x: Array, kernel: Array, bias: Array, out: Array) -> None:
+        """out [N, O] = x [N, I] @ kernel + bias."""
+
+    def linear_backward(
+        self, x: Array, kernel: Array, d_out: Array, d_x: Array, d_kernel: Array, d_bias: Array
+    ) -> None:
+        """The derivatives of `linear`."""
+
+    def gather(self, table: Array, ids: Array, out: Array) -> None:
+        """out [N, E] = rows of table at ids [N]."""
+
+    def scatter(self, d_out: Array, ids: Array, d_table: Array) -> None:
+        """The derivative of `gather`: rows of the same id are added up."""
+
+    def multiply(self, x: Array, mask: Array, out: Array) -> None:
+        """out = x * mask."""
+
+    def cross_entropy(self, logits: Array, targets: Array) -> float:
+        """Mean of -log softmax(logits)[target] of logits [N, V] and targets [N]; logits become its derivative."""
