@@ -275,8 +275,9 @@ def test_a_load_ends_the_promise_of_the_one_before(isa, dtype, rng, frozen):
 
 def test_weights_that_serve_one_call_are_let_go_of(rng):
     p, sequence = weights(rng, np.float32, "rows", False), sequence_of()
-    held = sys.getrefcount(p["kernel"])
+    before = sys.getrefcount(p["kernel"])
     run(sequence, p, serves_one_call=True)
-    assert sys.getrefcount(p["kernel"]) == held
+    after = sys.getrefcount(p["kernel"])
+    assert after == before
     with pytest.raises(RuntimeError, match="forward needs a load before it"):
         run_again(sequence, p)

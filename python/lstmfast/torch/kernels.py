@@ -87,10 +87,10 @@ def forward(
     return Result(torch.from_numpy(h), torch.from_numpy(h_n), torch.from_numpy(c_n), _shared(cells))
 
 
-def sequence_for_one_call(weights: Arrays, options: CallOptions) -> _core.Sequence:
-    """This thread's sequence of the direction, with these weights loaded."""
+def sequence_for_one_call(weights: Arrays, options: CallOptions, *, to_restore: bool = False) -> _core.Sequence:
+    """This thread's sequence of the direction, with these weights loaded; to restore a call, without biases."""
     sequence = of_thread.sequences[options.reverse]
-    sequence.load(*weights[:2], None, weights.projection, False, True)
+    sequence.load(weights.kernel, None if to_restore else weights.bias, None, weights.projection, False, True)
     return sequence
 
 
@@ -168,7 +168,7 @@ def _run_backward(
     x, h0, c0, weights = given
     columns, output_size = weights.kernel[1].shape
     dtype, batch, hidden_size = x.dtype, x.shape[1], columns // 4
-    sequence = sequence_for_one_call(weights._replace(bias=None), options)
+    sequence = sequence_for_one_call(weights, options, to_restore=True)
     sequence.restore(
         x, h, saved, h0, c0,
         None if options.lengths is None else options.lengths.numpy(),

@@ -120,7 +120,7 @@ class Workspace:
         """The sequence with these weights loaded. frozen: the promise that nobody writes to them."""
         loaded, as_frozen = self._loaded
         if loaded is not arrays or as_frozen is not frozen:
-            self._sequence.load(*arrays[:2], None, arrays.projection, frozen)
+            self._sequence.load(arrays.kernel, arrays.bias, None, arrays.projection, frozen)
             self._loaded = arrays, frozen
         return self._sequence
 
