@@ -111,7 +111,11 @@ AllSequences& all_sequences() {
 class PySequence {
  public:
   PySequence(bool reverse, const py::object& cell)
-      : reverse_(reverse), cell_(cell), cells_{cell_of<float>(cell), cell_of<double>(cell)} {
+      : reverse_(reverse),
+        cell_(cell),
+        cells_{cell_of<float>(cell), cell_of<double>(cell)},
+        has_peepholes_(cell.attr("peepholes").cast<bool>()),
+        has_projection_(!cell.attr("projection_size").is_none()) {
     AllSequences& all = all_sequences();
     const std::lock_guard<std::mutex> lock(all.mutex);
     all.sequences.insert(this);
@@ -235,9 +239,9 @@ class PySequence {
         2, transposed ? "[4*hidden_size, hidden_size]" : "[input_size + hidden_size, 4*hidden_size]");
     const Index hidden = checked_hidden_size(recurrent_arg.size(transposed ? 0 : 1), transposed ? "rows" : "columns");
     const Index columns = kGateCount * hidden;
-    if (peepholes.is_none() && cell_.attr("peepholes").cast<bool>())
+    if (has_peepholes_ && peepholes.is_none())
       throw py::type_error("peepholes must be a NumPy array for a cell that has them, got None");
-    if (projection.is_none() && !cell_.attr("projection_size").is_none())
+    if (has_projection_ && projection.is_none())
       throw py::type_error("projection must be a NumPy array for a cell that has one, got None");
     weights.peepholes =
         ArrayArg<const T>(peepholes, "peepholes").must_have_shape({kPeepholeCount, hidden}).contiguous();
@@ -397,6 +401,7 @@ class PySequence {
   const bool reverse_;
   const py::object cell_;
   const std::tuple<Cell<float>, Cell<double>> cells_;
+  const bool has_peepholes_, has_projection_;
   std::atomic<bool> running_{false};
   bool kept_for_backward_ = false;
   py::tuple weights_, kept_;  // arrays that must live
