@@ -206,7 +206,7 @@ def _inspection(
     roles: dict[str, tuple[Variable, Sizes]] = {}
     infos: list[LSTMInfo] = []
     for lstm in lstms:
-        said += [*lstm.notes, *lstm.differs]
+        said += [*lstm.notes, *_settings(lstm), *lstm.differs]
         layout = layout_of(lstm.arrays.layout)
         try:
             parts = list(converters.variables_of(lstm.arrays, layout.name))

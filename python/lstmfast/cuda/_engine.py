@@ -129,8 +129,7 @@ class DeviceSequence:
         projection: DeviceArray | None = None,
         frozen: bool = False,
     ) -> None:
-        """Take the weights of the calls that follow. Kernels read them as they lie."""
-        assert peepholes is None and projection is None, "the engine has no such features"
+        """Take the weights of the calls that follow. There are no peepholes or projections: see `FEATURES`."""
         self._kernel, self._bias = kernel, bias
 
     def forward(

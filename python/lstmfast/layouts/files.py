@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lstmfast._checks import Array
+from lstmfast.cells import Cell
 from lstmfast.layouts import onnx_nodes, pickles, tensor_bundle
 from lstmfast.layouts.converters import LayoutArrays
 from lstmfast.layouts.finder import FoundLSTM
@@ -38,7 +39,7 @@ class File:
     forget_bias: what its program adds at run time, where it tells. settings: of Keras layers, by layer name, with
     `name`, `class_name`, `source` (the layer it reads first) and `path` (what its variables' names begin with).
     order_alone in them: nothing else is known of this one. unsaid: what is assumed of a Keras layer that no settings
-    are about, a sentence. lstms: where the file itself says which they are.
+    are about, a sentence. lstms: where the file itself says which they are. cell: what they compute, where it says.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class File:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     unsaid: str = ""
     lstms: tuple[FoundLSTM, ...] | None = None
+    cell: Cell | None = None
 
 
 def need(module: str, extra: str, what: str) -> ModuleType:
@@ -221,11 +223,11 @@ _SAFETENSORS_DTYPES = {
 
 
 def _our_run(path: Path) -> File:
-    """A checkpoint of ours: the model's variables, and the forget bias that its settings say."""
+    """A checkpoint of ours: the model's variables, and the cell that its settings describe."""
     saved = checkpoint.load(path)
     parameters = {name: values for name, values in saved.tensors.items() if checkpoint.is_parameter(name)}
-    model = stored_config(saved.metadata, path).model
-    return File(path, "lstmfast checkpoint", parameters, forget_bias=model.forget_bias)
+    cell = stored_config(saved.metadata, path).model.cell
+    return File(path, "lstmfast checkpoint", parameters, forget_bias=cell.forget_bias, cell=cell)
 
 
 def read_npz(path: Path) -> File:

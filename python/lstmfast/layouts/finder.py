@@ -36,6 +36,7 @@ class FoundLSTM:
     names: Names
     notes: tuple[str, ...] = ()
     differs: tuple[str, ...] = ()
+    cell_clip: float | None = None
     coupled_gates: bool = False
 
     def weights(self, *, forget_bias: float | None = None) -> LSTMWeights:
@@ -50,7 +51,9 @@ class FoundLSTM:
         except (TypeError, ValueError) as error:
             raise type(error)(self._in_names_of_file(str(error))) from error
         assumptions = tuple(dict.fromkeys((*self.notes, *weights.assumptions)))
-        return replace(weights, assumptions=assumptions, coupled_gates=self.coupled_gates)
+        return replace(
+            weights, assumptions=assumptions, cell_clip=self.cell_clip, coupled_gates=self.coupled_gates
+        )
 
     def _in_names_of_file(self, words: str) -> str:
         """A sentence about variables by the names of their layout, by those of the file, missing ones included."""

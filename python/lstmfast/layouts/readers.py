@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lstmfast._checks import Array
@@ -48,6 +48,8 @@ def read(path: str | os.PathLike[str], *, layout: str | None = None) -> Contents
                 unsaid=file.unsaid,
             )
         )  # fmt: skip
+    if (cell := file.cell) is not None:
+        lstms = tuple(replace(each, cell_clip=cell.cell_clip, coupled_gates=cell.coupled_gates) for each in lstms)
     return Contents(Path(path), file.kind, lstms, file.arrays, file.notes)
 
 

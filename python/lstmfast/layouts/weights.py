@@ -17,6 +17,7 @@ import numpy as np
 from lstmfast import _checks as check
 from lstmfast import gates
 from lstmfast._checks import Array
+from lstmfast.cells import Cell
 from lstmfast.layers import LSTM
 
 _FORGET = gates.NAMES.index("forget")
@@ -216,20 +217,17 @@ class LSTMWeights:
         rounds; `layouts.to_arrays(weights, "lstmfast").assumptions` says what it would do.
         """
         forget_bias = common_forget_bias(self.cells)
-        for name in ("cell_clip", "coupled_gates"):
-            if value := getattr(self, name):
-                options[name] = value
-        if self.has_peepholes:
-            options["peepholes"] = True
-        if self.has_projection:
-            options["projection_size"] = self.output_size
+        cell = Cell(
+            forget_bias, self.output_size if self.has_projection else None, self.has_peepholes, self.cell_clip,
+            self.coupled_gates,
+        )  # fmt: skip
         layer = LSTM(
             self.input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=self.bidirectional,
-            forget_bias=forget_bias, dtype=self.dtype, **options,
+            cell=cell, dtype=self.dtype, **options,
         )  # fmt: skip
-        for weights, cell in zip(self.cells, layer.cells, strict=True):
+        for weights, its in zip(self.cells, layer.cells, strict=True):
             one = weights.with_one_bias(forget_bias)
-            for name, values in cell.parameters.items():
+            for name, values in its.parameters.items():
                 values[...] = getattr(one, name)
         return layer
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from lstmfast.cells import Cell
 from lstmfast.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
 from lstmfast.schedules import Constant, CosineWithWarmup, ExponentialDecay, Schedule
 
@@ -55,11 +56,19 @@ class ModelConfig:
     num_layers: int = 1
     """Layers, one above the other."""
     embedding_size: int = 0
-    """Length of a learnt vector per symbol; 0: one-hot, that is, each symbol has its own row of the first kernel."""
+    """Length of a learned vector per symbol; 0: one-hot, that is, each symbol has its own row of the first kernel."""
     dropout: float = 0.0
     """Fraction of the values dropped in training, everywhere but on the way from step to step."""
     forget_bias: float = 1.0
     """Added to every forget gate, so that cells remember at first."""
+    projection_size: int = 0
+    """Length of the outputs where a learned projection shortens them; 0: no projection."""
+    peepholes: bool = False
+    """Let the gates see the cell state."""
+    cell_clip: float = 0.0
+    """Bound of the cell state; 0: none."""
+    coupled_gates: bool = False
+    """Forget what is let in: forget gate = 1 - input gate."""
     initializer: Literal["default", "truncated-normal"] = "default"
     """First weights: uniform within 1/sqrt(rows), or normal with mean -0.1 and deviation 0.1 cut at two deviations."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -73,6 +82,15 @@ class ModelConfig:
         _require(self, "num_layers", self.num_layers >= 1, "1 or more")
         _require(self, "embedding_size", self.embedding_size >= 0, "0 or more")
         _require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+        _require(self, "projection_size", self.projection_size >= 0, "0 or more")
+        _require(self, "cell_clip", self.cell_clip >= 0, "0 or more")
+
+    @property
+    def cell(self) -> Cell:
+        """What the cells compute."""
+        return Cell(
+            self.forget_bias, self.projection_size or None, self.peepholes, self.cell_clip or None, self.coupled_gates
+        )
 
 
 @dataclass(frozen=True)
@@ -138,12 +156,12 @@ class TrainingConfig:
     steps: int = 1600
     """Updates in all."""
     batch_size: int = 64
-    """Places of the text that are learnt side by side."""
+    """Number of text streams trained in parallel."""
     unroll: int = 64
     """Characters per place and step; the state is carried from step to step, the gradient is not."""
     reset_rate: float = 0.02
     """Chance of each place to begin a step with a state of zeros, not the carried one. Without any, a model never
-    learns how to begin a text, and some beginnings leave it lost for good."""
+    learns how to begin a text, and from some openings it never recovers."""
     seed: int = 0
     """First weights, dropout and samples follow from it."""
     summary_every: int = 100
@@ -173,10 +191,10 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All that decides the numbers of a run, but for the text itself."""
+    """Everything that determines the numbers of a run except the text."""
 
     preset: str = "stdlib"
-    """Where the values come from that nobody gave."""
+    """Preset that supplies unspecified values."""
     text: tuple[str, ...] = ()
     """Files, zip archives, addresses; none: the source of Python's standard library."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -244,11 +262,15 @@ def _check_types(config: Any) -> None:
         _require(config, name, holds, words)
 
 
+# Settings that runs of earlier versions do not have: their defaults are what was done then.
+_LATER = {"projection_size", "peepholes", "cell_clip", "coupled_gates"}
+
+
 def _check_keys(group: type, values: Any) -> None:
     if not isinstance(values, dict):
         raise ValueError(f"{group.__name__} must be a JSON object, got {values!r:.40}")
     names = {entry.name for entry in dataclasses.fields(group)}
-    for name in sorted(names ^ values.keys()):
+    for name in sorted((names ^ values.keys()) - _LATER):
         raise ValueError(f"{name} is {'missing from' if name in names else 'not a setting of'} {group.__name__}")
 
 

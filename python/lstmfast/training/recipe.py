@@ -31,7 +31,7 @@ def make_model(
     shape = config.model
     return CharLM(
         vocab_size, shape.hidden_size, num_layers=shape.num_layers, embedding_size=shape.embedding_size or None,
-        dropout=shape.dropout, forget_bias=shape.forget_bias, dtype=shape.dtype, rng=rng,
+        dropout=shape.dropout, cell=shape.cell, dtype=shape.dtype, rng=rng,
         initializer=_truncated_normal if shape.initializer == "truncated-normal" else None,
         device=device, loss=loss,
     )  # fmt: skip
