@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from lstmfast import losses, optimizers, reference
 from tolerances import sums
+from updates import updated_by_reference
 
 COUNT = 37
 ALL = [
@@ -22,35 +24,24 @@ ALL = [
 every_optimizer = pytest.mark.parametrize("optimizer", ALL, ids=repr)
 
 
-def _by_reference(optimizer, parameters, gradients, learning_rate, scale):
-    """Parameters after the updates of `gradients` [steps, count], in NumPy."""
-    slots = [np.zeros_like(parameters) for _ in optimizer.slot_names]
-    how = {"learning_rate": learning_rate, "gradient_scale": scale}
-    for step, g in enumerate(gradients, start=1):
-        match optimizer:
-            case optimizers.SGD():
-                parameters = reference.sgd(parameters, g, **how)
-            case optimizers.Momentum():
-                how |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
-                parameters, *slots = reference.momentum(parameters, g, *slots, **how)
-            case optimizers.RMSprop():
-                how |= {"decay": optimizer.decay, "epsilon": optimizer.epsilon}
-                parameters, *slots = reference.rmsprop(parameters, g, *slots, **how)
-            case optimizers.Adam():
-                how |= {"beta1": optimizer.beta1, "beta2": optimizer.beta2, "epsilon": optimizer.epsilon}
-                how |= {"weight_decay": optimizer.weight_decay, "step": step}
-                parameters, *slots = reference.adam(parameters, g, *slots, **how)
-    return parameters
-
-
 @every_optimizer
 def test_three_updates_are_the_references_three_updates(rng, dtype, optimizer):
     parameters, *gradients = rng.standard_normal((4, COUNT)).astype(dtype)
-    expected = _by_reference(optimizer, parameters, gradients, 0.1, 0.5)
     optimizer.init(parameters)
+    expected, *slots = parameters, *optimizer.slots.values()
+    how = {"learning_rate": 0.1, "gradient_scale": 0.5}
     for g in gradients:
-        optimizer.update(parameters, g, learning_rate=0.1, gradient_scale=0.5)
+        expected, *slots = updated_by_reference(optimizer, expected, g, slots, **how)
+        optimizer.update(parameters, g, **how)
     np.testing.assert_allclose(parameters, expected, **sums(dtype, 3))
+
+
+def test_every_optimizer_class_has_a_name_and_every_name_a_function_of_the_reference():
+    names = tuple(optimizers.OPTIMIZERS)
+    assert names == get_args(optimizers.OptimizerName)
+    assert set(optimizers.OPTIMIZERS.values()) == set(optimizers.Optimizer.__subclasses__())
+    assert {type(optimizer) for optimizer in ALL} == set(optimizers.OPTIMIZERS.values())
+    assert all(hasattr(reference, name) for name in names)
 
 
 @every_optimizer
@@ -79,6 +70,14 @@ def test_impossible_learning_rate_is_refused_by_name(optimizer, bad):
     optimizer.init(parameters)
     with pytest.raises(ValueError, match="learning_rate must be"):
         optimizer.update(parameters, parameters.copy(), learning_rate=bad)
+
+
+def test_step_count_below_zero_is_refused_by_name():
+    optimizer, parameters = optimizers.Adam(), np.zeros(COUNT)
+    optimizer.init(parameters)
+    optimizer.step_count = -1
+    with pytest.raises(ValueError, match="step_count must be at least 0, got -1"):
+        optimizer.update(parameters, parameters.copy(), learning_rate=0.1)
 
 
 def test_refused_update_changes_nothing(rng):

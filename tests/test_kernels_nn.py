@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from lstmfast import _core, reference
+from lstmfast import _core, optimizers, reference
 from sequences import Outputs
 from tolerances import gradients, sums
+from updates import updated_by_reference
 
 PRODUCTS = [(1, 1, 1), (3, 5, 7), (4, 8, 16), (7, 33, 17), (65, 9, 31), (1030, 100, 5), (0, 3, 2), (3, 0, 2), (3, 2, 0)]
 SIZES = [0, 1, 3, 8, 17, 33, 1000]
@@ -135,49 +136,62 @@ def test_global_norm_shows_a_value_that_is_not_finite(isa, dtype, value):
     assert_array_equal(_core.global_norm(np.array([1, value, 1], dtype)), value)
 
 
-UPDATES = {
-    "sgd": {"learning_rate": 0.1},
-    "momentum": {"learning_rate": 0.1, "momentum": 0.9, "nesterov": False},
-    "nesterov": {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True},
-    "rmsprop": {"learning_rate": 0.1, "decay": 0.95, "epsilon": 1e-8},
-    "adam": {
-        "step": 3,
-        "learning_rate": 0.1,
-        "beta1": 0.9,
-        "beta2": 0.999,
-        "epsilon": 1e-8,
-        "weight_decay": 0.01,
-    },
-}
-SLOTS = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adam": 2}
+UPDATES = [
+    *(kind() for kind in optimizers.OPTIMIZERS.values()),
+    optimizers.Momentum(nesterov=True),
+    optimizers.Adam(weight_decay=0.01),
+]
+every_update = pytest.mark.parametrize("optimizer", UPDATES, ids=repr)
+HOW = {"learning_rate": 0.1, "gradient_scale": 0.5}
+
+
+def third_update(optimizer, outputs, size, dtype, rng):
+    """An optimizer two steps on, with parameters, gradients and slots that lie in `outputs`."""
+    parameters, gradient, *slots = (
+        outputs.contiguous(name, (size,), dtype) for name in ("parameters", "gradients", *optimizer.slot_names)
+    )
+    parameters[:], gradient[:] = rng.standard_normal((2, size))
+    for slot in slots:
+        slot[:] = rng.random(size)
+    optimizer.slots, optimizer.step_count = dict(zip(optimizer.slot_names, slots, strict=True)), 2
+    return parameters, gradient, slots
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", UPDATES)
-def test_update_is_the_references(isa, dtype, rng, name, size):
-    outputs, function = Outputs(), "momentum" if name == "nesterov" else name
-    given = [rng.standard_normal(size), rng.standard_normal(size), *(rng.random(size) for _ in range(SLOTS[name]))]
-    arrays = [outputs.contiguous(str(place), (size,), dtype) for place in range(len(given))]
-    for array, values in zip(arrays, given, strict=True):
-        array[...] = values
-    expected = getattr(reference, function)(
-        *(array.astype(float) for array in arrays), **UPDATES[name], gradient_scale=0.5
-    )
-    getattr(_core, f"{function}_update")(*arrays, **UPDATES[name], gradient_scale=0.5)
-    updated = [array for place, array in enumerate(arrays) if place != 1]
-    assert_allclose(flat(updated), flat(expected if SLOTS[name] else [expected]), **sums(dtype, 1))
+@every_update
+def test_update_is_the_references(isa, dtype, rng, optimizer, size):
+    parameters, gradient, slots = third_update(optimizer, Outputs(), size, dtype, rng)
+    given = (parameters.astype(float), gradient.astype(float), [slot.astype(float) for slot in slots])
+    expected = updated_by_reference(optimizer, *given, **HOW)
+    optimizer.update(parameters, gradient, **HOW)
+    assert_allclose(flat([parameters, *slots]), flat(expected), **sums(dtype, 1))
 
 
-@pytest.mark.parametrize("name", UPDATES)
-def test_update_leaves_the_gradient_and_the_memory_around_as_they_were(isa, dtype, rng, name):
-    outputs, function = Outputs(), "momentum" if name == "nesterov" else name
-    arrays = [outputs.contiguous(str(place), (17,), dtype) for place in range(2 + SLOTS[name])]
-    for array in arrays:
-        array[...] = rng.random(17)
-    gradient = arrays[1].copy()
-    getattr(_core, f"{function}_update")(*arrays, **UPDATES[name], gradient_scale=0.5)
-    assert np.array_equal(arrays[1], gradient)
+@every_update
+def test_update_leaves_the_gradient_and_the_memory_around_as_they_were(isa, dtype, rng, optimizer):
+    outputs = Outputs()
+    parameters, gradient, _ = third_update(optimizer, outputs, 17, dtype, rng)
+    before = gradient.copy()
+    optimizer.update(parameters, gradient, **HOW)
+    assert np.array_equal(gradient, before)
     assert outputs.spilled() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("adagrad", 1, 1, [], [0.1]), ValueError, "optimizer must be one of sgd, .*adam, got adagrad"),
+        (("rmsprop", 1, 1, [], [0.1, 0.9, 1e-8]), ValueError, "slots must have length 1 for rmsprop, got 0"),
+        (("sgd", 1, 1, [], [0.1, 0.9]), ValueError, "constants must have length 1 for sgd, got 2"),
+        (("sgd", 3, 2, [], [0.1]), ValueError, r"gradients must have shape \(3,\), got \(2,\)"),
+        (("momentum", 3, 3, [np.zeros(2)], [0.1, 0.9]), ValueError, r"every slot must have shape \(3,\), got \(2,\)"),
+        (("momentum", 3, 3, [None], [0.1, 0.9]), TypeError, "every slot must be a NumPy array, got None"),
+    ],
+)
+def test_update_error_names_the_argument(arguments, error, message):
+    name, parameters, gradient, slots, constants = arguments
+    with pytest.raises(error, match=message):
+        _core.optimizer_update(name, np.zeros(parameters), np.zeros(gradient), slots, constants, 1.0)
 
 
 def flat(arrays):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from lstmfast import _core
+from lstmfast import _core, optimizers
 from oracles import problem, random_lengths, random_resets
 from sequences import run_core, upstream_for
 
@@ -48,9 +48,10 @@ def results(name, rng, dtype):
     values = rng.standard_normal((2, 150_001)).astype(dtype)
     if name == "norm":
         return np.array([_core.global_norm(values[0])])
-    first, second = np.zeros_like(values[0]), np.zeros_like(values[0])
-    _core.adam_update(values[0], values[1], first, second, 1, 0.1, 0.9, 0.999, 1e-8, 0.01, 0.5)
-    return np.concatenate([values[0], first, second])
+    optimizer = optimizers.Adam(weight_decay=0.01)
+    optimizer.init(values[0])
+    optimizer.update(values[0], values[1], learning_rate=0.1, gradient_scale=0.5)
+    return np.concatenate([values[0], *optimizer.slots.values()])
 
 
 PARTS = [*LAYERS, "linear", "loss", "embedding", "norm", "update"]

@@ -84,26 +84,6 @@ void py_embedding_scatter(const py::object& d_out, const py::object& ids, const 
   });
 }
 
-// The 1-D contiguous buffers of the optimizers, all of the length of the first.
-template <typename T>
-struct Buffers {
-  Index count;
-  explicit Buffers(const ArrayArg<T>& parameters) : count(parameters.must_have_ndim(1, "[parameters]").size(0)) {}
-  template <typename U = T>
-  U* get(const py::object& object, const char* name) const {
-    return required<U>(object, name).must_have_shape({count}).contiguous();
-  }
-};
-
-// Calls body(T{}, buffers) with the element type of `parameters`.
-template <typename Body>
-void with_buffers(const py::object& parameters, const Body& body) {
-  with_float_type(parameters, "parameters", [&](auto type) {
-    using T = decltype(type);
-    body(type, Buffers<T>(required<T>(parameters, "parameters")));
-  });
-}
-
 double py_global_norm(const py::object& values) {
   return with_float_type(values, "values", [&](auto type) {
     using T = decltype(type);
@@ -115,53 +95,29 @@ double py_global_norm(const py::object& values) {
   });
 }
 
-void py_sgd_update(const py::object& parameters, const py::object& gradients, double learning_rate,
-                   double gradient_scale) {
-  with_buffers(parameters, [&](auto type, const auto& buffers) {
+void py_optimizer_update(const std::string& name, const py::object& parameters, const py::object& gradients,
+                         const py::sequence& slots, const py::sequence& constants, double gradient_scale) {
+  with_float_type(parameters, "parameters", [&](auto type) {
     using T = decltype(type);
-    T* p = buffers.get(parameters, "parameters");
-    const T* g = buffers.template get<const T>(gradients, "gradients");
+    const OptimizerKernel<T>& optimizer = optimizer_named<T>(name);
+    const auto must_have = [&](const char* what, std::size_t wanted, std::size_t given) {
+      if (given != wanted)
+        throw py::value_error(std::string(what) + " must have length " + std::to_string(wanted) + " for " + name + ", got " +
+                              std::to_string(given));
+    };
+    must_have("slots", static_cast<std::size_t>(optimizer.slots), slots.size());
+    must_have("constants", static_cast<std::size_t>(optimizer.constants), constants.size());
+    const auto parameters_arg = required<T>(parameters, "parameters").must_have_ndim(1, "[parameters]");
+    const Index count = parameters_arg.size(0);
+    T* p = parameters_arg.contiguous();
+    const T* g = required<const T>(gradients, "gradients").must_have_shape({count}).contiguous();
+    T* slot_data[kMostSlots];
+    for (int i = 0; i < optimizer.slots; ++i)
+      slot_data[i] = required<T>(slots[i], "every slot").must_have_shape({count}).contiguous();
+    T constant_values[kMostConstants];
+    for (int i = 0; i < optimizer.constants; ++i) constant_values[i] = static_cast<T>(constants[i].cast<double>());
     const py::gil_scoped_release release;
-    sgd_update(p, g, buffers.count, learning_rate, gradient_scale);
-  });
-}
-
-void py_momentum_update(const py::object& parameters, const py::object& gradients, const py::object& velocity,
-                        double learning_rate, double momentum, bool nesterov, double gradient_scale) {
-  with_buffers(parameters, [&](auto type, const auto& buffers) {
-    using T = decltype(type);
-    T* p = buffers.get(parameters, "parameters");
-    const T* g = buffers.template get<const T>(gradients, "gradients");
-    T* v = buffers.get(velocity, "velocity");
-    const py::gil_scoped_release release;
-    momentum_update(p, g, v, buffers.count, learning_rate, momentum, nesterov, gradient_scale);
-  });
-}
-
-void py_rmsprop_update(const py::object& parameters, const py::object& gradients, const py::object& mean_square,
-                       double learning_rate, double decay, double epsilon, double gradient_scale) {
-  with_buffers(parameters, [&](auto type, const auto& buffers) {
-    using T = decltype(type);
-    T* p = buffers.get(parameters, "parameters");
-    const T* g = buffers.template get<const T>(gradients, "gradients");
-    T* s = buffers.get(mean_square, "mean_square");
-    const py::gil_scoped_release release;
-    rmsprop_update(p, g, s, buffers.count, learning_rate, decay, epsilon, gradient_scale);
-  });
-}
-
-void py_adam_update(const py::object& parameters, const py::object& gradients, const py::object& first_moment,
-                    const py::object& second_moment, Index step, double learning_rate, double beta1, double beta2,
-                    double epsilon, double weight_decay, double gradient_scale) {
-  if (step < 1) throw py::value_error("step must be at least 1, got " + std::to_string(step));
-  with_buffers(parameters, [&](auto type, const auto& buffers) {
-    using T = decltype(type);
-    T* p = buffers.get(parameters, "parameters");
-    const T* g = buffers.template get<const T>(gradients, "gradients");
-    T* m = buffers.get(first_moment, "first_moment");
-    T* v = buffers.get(second_moment, "second_moment");
-    const py::gil_scoped_release release;
-    adam_update(p, g, m, v, buffers.count, step, {learning_rate, beta1, beta2, epsilon, weight_decay}, gradient_scale);
+    optimizer_update(optimizer, p, g, slot_data, count, constant_values, static_cast<T>(gradient_scale));
   });
 }
 
@@ -177,15 +133,8 @@ void register_nn(py::module_& module) {
   module.def("embedding_gather", py_embedding_gather, py::arg("table"), py::arg("ids"), py::arg("out"));
   module.def("embedding_scatter", py_embedding_scatter, py::arg("d_out"), py::arg("ids"), py::arg("d_table"));
   module.def("global_norm", py_global_norm, py::arg("values"));
-  module.def("sgd_update", py_sgd_update, py::arg("parameters"), py::arg("gradients"), py::arg("learning_rate"),
-             py::arg("gradient_scale"));
-  module.def("momentum_update", py_momentum_update, py::arg("parameters"), py::arg("gradients"), py::arg("velocity"),
-             py::arg("learning_rate"), py::arg("momentum"), py::arg("nesterov"), py::arg("gradient_scale"));
-  module.def("rmsprop_update", py_rmsprop_update, py::arg("parameters"), py::arg("gradients"), py::arg("mean_square"),
-             py::arg("learning_rate"), py::arg("decay"), py::arg("epsilon"), py::arg("gradient_scale"));
-  module.def("adam_update", py_adam_update, py::arg("parameters"), py::arg("gradients"), py::arg("first_moment"),
-             py::arg("second_moment"), py::arg("step"), py::arg("learning_rate"), py::arg("beta1"), py::arg("beta2"),
-             py::arg("epsilon"), py::arg("weight_decay"), py::arg("gradient_scale"));
+  module.def("optimizer_update", py_optimizer_update, py::arg("optimizer"), py::arg("parameters"),
+             py::arg("gradients"), py::arg("slots"), py::arg("constants"), py::arg("gradient_scale"));
 }
 
 }  // namespace lstmfast::bindings

@@ -162,11 +162,15 @@ struct OuterProductsArgs {
   bool add;
 };
 
-// Adam's constants of one step: `step_size` = learning_rate / (1 - beta1^step), `second_scale` = 1 / (1 - beta2^step).
+// One kind of parameter update. Gradients are first multiplied by `scale`; slots are arrays as long as the parameters.
+// What the constants are is said by its formula in kernels/training-inl.h.
 template <typename T>
-struct AdamConstants {
-  T learning_rate, step_size, second_scale, beta1, beta2, epsilon, weight_decay;
+struct OptimizerKernel {
+  const char* name;
+  int constants, slots;  // how many of each
+  void (*update)(T* p, const T* g, T* const* slots, Index count, const T* constants, T scale);
 };
+constexpr int kMostConstants = 7, kMostSlots = 2;
 
 // Of a fingerprint (lstm/fingerprint.h): memory that one sum covers, and how many words on the second sum's keys begin.
 constexpr Index kFingerprintBytes = 4096, kFingerprintShift = 16;
@@ -222,11 +226,8 @@ struct KernelTable {
                                 T scale, T* losses, T* const* gradients);
 
   double (*sum_of_squares)(const T* values, Index count);
-  // Parameter updates; the formulas are those of `reference.py`. Gradients are first multiplied by `scale`.
-  void (*sgd)(T* p, const T* g, Index count, T learning_rate, T scale);
-  void (*momentum)(T* p, const T* g, T* velocity, Index count, T learning_rate, T momentum, bool nesterov, T scale);
-  void (*rmsprop)(T* p, const T* g, T* mean_square, Index count, T learning_rate, T decay, T epsilon, T scale);
-  void (*adam)(T* p, const T* g, T* first, T* second, Index count, const AdamConstants<T>&, T scale);
+  const OptimizerKernel<T>* optimizers;
+  int optimizer_count;
 
   // The inner hash of a fingerprint: two sums over at most kFingerprintBytes of values, taken as words of 32 bits, with as
   // many keys and kFingerprintShift more. Equal on every ISA.

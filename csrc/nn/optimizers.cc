@@ -1,8 +1,9 @@
-// See optimizers.h.
+// Chunks of a buffer, shared among the threads: the loops in them are the kernels'.
 #include "nn/optimizers.h"
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -38,57 +39,30 @@ double global_norm(const T* values, Index count) {
 }
 
 template <typename T>
-void sgd_update(T* parameters, const T* gradients, Index count, double learning_rate, double gradient_scale) {
+const OptimizerKernel<T>& optimizer_named(const std::string& name) {
   const KernelTable<T>& k = kernels<T>();
-  for_each_chunk(count, [&](Index i, Index n, Index) {
-    k.sgd(parameters + i, gradients + i, n, static_cast<T>(learning_rate), static_cast<T>(gradient_scale));
-  });
+  std::string names;
+  for (int i = 0; i < k.optimizer_count; ++i) {
+    if (name == k.optimizers[i].name) return k.optimizers[i];
+    names += (i > 0 ? ", " : "") + std::string(k.optimizers[i].name);
+  }
+  throw std::invalid_argument("optimizer must be one of " + names + ", got " + name);
 }
 
 template <typename T>
-void momentum_update(T* parameters, const T* gradients, T* velocity, Index count, double learning_rate,
-                     double momentum, bool nesterov, double gradient_scale) {
-  const KernelTable<T>& k = kernels<T>();
+void optimizer_update(const OptimizerKernel<T>& optimizer, T* parameters, const T* gradients, T* const* slots,
+                      Index count, const T* constants, T scale) {
   for_each_chunk(count, [&](Index i, Index n, Index) {
-    k.momentum(parameters + i, gradients + i, velocity + i, n, static_cast<T>(learning_rate),
-               static_cast<T>(momentum), nesterov, static_cast<T>(gradient_scale));
+    T* mine[kMostSlots] = {};
+    for (int slot = 0; slot < optimizer.slots; ++slot) mine[slot] = slots[slot] + i;
+    optimizer.update(parameters + i, gradients + i, mine, n, constants, scale);
   });
 }
 
-template <typename T>
-void rmsprop_update(T* parameters, const T* gradients, T* mean_square, Index count, double learning_rate, double decay,
-                    double epsilon, double gradient_scale) {
-  const KernelTable<T>& k = kernels<T>();
-  for_each_chunk(count, [&](Index i, Index n, Index) {
-    k.rmsprop(parameters + i, gradients + i, mean_square + i, n, static_cast<T>(learning_rate), static_cast<T>(decay),
-              static_cast<T>(epsilon), static_cast<T>(gradient_scale));
-  });
-}
-
-template <typename T>
-void adam_update(T* parameters, const T* gradients, T* first_moment, T* second_moment, Index count, Index step,
-                 const AdamSettings& settings, double gradient_scale) {
-  const KernelTable<T>& k = kernels<T>();
-  const double steps = static_cast<double>(step);
-  const AdamConstants<T> constants{static_cast<T>(settings.learning_rate),
-                                   static_cast<T>(settings.learning_rate / (1 - std::pow(settings.beta1, steps))),
-                                   static_cast<T>(1 / (1 - std::pow(settings.beta2, steps))),
-                                   static_cast<T>(settings.beta1),
-                                   static_cast<T>(settings.beta2),
-                                   static_cast<T>(settings.epsilon),
-                                   static_cast<T>(settings.weight_decay)};
-  for_each_chunk(count, [&](Index i, Index n, Index) {
-    k.adam(parameters + i, gradients + i, first_moment + i, second_moment + i, n, constants,
-           static_cast<T>(gradient_scale));
-  });
-}
-
-#define LSTMFAST_INSTANTIATE(T)                                                                         \
-  template double global_norm(const T*, Index);                                                         \
-  template void sgd_update(T*, const T*, Index, double, double);                                        \
-  template void momentum_update(T*, const T*, T*, Index, double, double, bool, double);                 \
-  template void rmsprop_update(T*, const T*, T*, Index, double, double, double, double);                \
-  template void adam_update(T*, const T*, T*, T*, Index, Index, const AdamSettings&, double);
+#define LSTMFAST_INSTANTIATE(T)                                                                                \
+  template double global_norm(const T*, Index);                                                                \
+  template const OptimizerKernel<T>& optimizer_named<T>(const std::string&);                                   \
+  template void optimizer_update(const OptimizerKernel<T>&, T*, const T*, T* const*, Index, const T*, T);
 LSTMFAST_INSTANTIATE(float)
 LSTMFAST_INSTANTIATE(double)
 #undef LSTMFAST_INSTANTIATE

@@ -1,31 +1,23 @@
 // Parameter updates and the gradient's norm over one contiguous buffer, split over threads in fixed chunks: the same bits
-// for any number of threads. The formulas are those of `reference.py`.
+// for any number of threads. The formulas are those of `reference.py`; kernels/training-inl.h has the table of them.
 #pragma once
 
-#include "core/inline.h"
+#include <string>
+
+#include "cpu/kernel_table.h"
 
 namespace lstmfast {
 
 template <typename T>
 double global_norm(const T* values, Index count);
 
+// The update of that name, for the ISA in use. Throws std::invalid_argument, which lists the names.
 template <typename T>
-void sgd_update(T* parameters, const T* gradients, Index count, double learning_rate, double gradient_scale);
+const OptimizerKernel<T>& optimizer_named(const std::string& name);
 
+// One step along scale * gradients: changes `parameters` and the slots. All buffers are `count` long.
 template <typename T>
-void momentum_update(T* parameters, const T* gradients, T* velocity, Index count, double learning_rate,
-                     double momentum, bool nesterov, double gradient_scale);
-
-template <typename T>
-void rmsprop_update(T* parameters, const T* gradients, T* mean_square, Index count, double learning_rate, double decay,
-                    double epsilon, double gradient_scale);
-
-struct AdamSettings {
-  double learning_rate, beta1, beta2, epsilon, weight_decay;
-};
-// `step` counts from 1.
-template <typename T>
-void adam_update(T* parameters, const T* gradients, T* first_moment, T* second_moment, Index count, Index step,
-                 const AdamSettings& settings, double gradient_scale);
+void optimizer_update(const OptimizerKernel<T>& optimizer, T* parameters, const T* gradients, T* const* slots,
+                      Index count, const T* constants, T scale);
 
 }  // namespace lstmfast

@@ -169,35 +169,11 @@ def softmax_cross_entropy(
 def embedding_gather(table: _Floats, ids: _Ids, out: _Floats) -> None: ...
 def embedding_scatter(d_out: _Floats, ids: _Ids, d_table: _Floats) -> None: ...
 def global_norm(values: _Floats) -> float: ...
-def sgd_update(parameters: _Floats, gradients: _Floats, learning_rate: float, gradient_scale: float) -> None: ...
-def momentum_update(
+def optimizer_update(
+    optimizer: str,
     parameters: _Floats,
     gradients: _Floats,
-    velocity: _Floats,
-    learning_rate: float,
-    momentum: float,
-    nesterov: bool,
-    gradient_scale: float,
-) -> None: ...
-def rmsprop_update(
-    parameters: _Floats,
-    gradients: _Floats,
-    mean_square: _Floats,
-    learning_rate: float,
-    decay: float,
-    epsilon: float,
-    gradient_scale: float,
-) -> None: ...
-def adam_update(
-    parameters: _Floats,
-    gradients: _Floats,
-    first_moment: _Floats,
-    second_moment: _Floats,
-    step: int,
-    learning_rate: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    weight_decay: float,
+    slots: _Sequence[_Floats],
+    constants: _Sequence[float],
     gradient_scale: float,
 ) -> None: ...

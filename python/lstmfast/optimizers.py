@@ -2,14 +2,15 @@
 
 Settings are checked when an optimizer is made, the learning rate at every update. Refuses to choose the learning rate
 (see `schedules`) and to clip: it takes the factor of `losses.clip_scale`, which saves a pass over the gradients.
-All a resumed run needs is `slots` and `step_count`.
+All a resumed run needs is `slots` and `step_count`. `OPTIMIZERS` lists them by name. The formulas are compiled: a class
+names one and hands it its constants.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -56,20 +57,23 @@ class Optimizer(ABC):
             if name not in self.slots:
                 raise ValueError(f"optimizer must be given its parameters first: call init(parameters) to make {name}")
             check.buffer(f"slot {name}", self.slots[name], count, dtype, "parameters")
-        self._apply(parameters, gradients, learning_rate, gradient_scale)
-        self.step_count += 1
+        step = check.whole_number("step_count", self.step_count, 0) + 1
+        formula, constants = self._formula(learning_rate, step)
+        slots = [self.slots[name] for name in self.slot_names]
+        _core.optimizer_update(formula, parameters, gradients, slots, constants, gradient_scale)
+        self.step_count = step
 
     @abstractmethod
-    def _apply(self, parameters: Array, gradients: Array, learning_rate: float, gradient_scale: float) -> None:
-        """Make the update; `step_count` is the number of those before."""
+    def _formula(self, learning_rate: float, step: int) -> tuple[str, tuple[float, ...]]:
+        """The formula's name in the extension and its constants, for the update number `step`, counted from 1."""
 
 
 @dataclass
 class SGD(Optimizer):
     """Plain gradient descent: p -= learning_rate * g."""
 
-    def _apply(self, parameters: Array, gradients: Array, learning_rate: float, gradient_scale: float) -> None:
-        _core.sgd_update(parameters, gradients, learning_rate, gradient_scale)
+    def _formula(self, learning_rate: float, step: int) -> tuple[str, tuple[float, ...]]:
+        return "sgd", (learning_rate,)
 
 
 @dataclass
@@ -87,10 +91,8 @@ class Momentum(Optimizer):
     def __post_init__(self) -> None:
         check.fraction("momentum", self.momentum)
 
-    def _apply(self, parameters: Array, gradients: Array, learning_rate: float, gradient_scale: float) -> None:
-        _core.momentum_update(
-            parameters, gradients, self.slots["velocity"], learning_rate, self.momentum, self.nesterov, gradient_scale
-        )
+    def _formula(self, learning_rate: float, step: int) -> tuple[str, tuple[float, ...]]:
+        return "nesterov" if self.nesterov else "momentum", (learning_rate, self.momentum)
 
 
 @dataclass
@@ -109,10 +111,8 @@ class RMSprop(Optimizer):
         check.fraction("decay", self.decay)
         check.finite("epsilon", self.epsilon, 0.0)
 
-    def _apply(self, parameters: Array, gradients: Array, learning_rate: float, gradient_scale: float) -> None:
-        _core.rmsprop_update(
-            parameters, gradients, self.slots["mean_square"], learning_rate, self.decay, self.epsilon, gradient_scale
-        )
+    def _formula(self, learning_rate: float, step: int) -> tuple[str, tuple[float, ...]]:
+        return "rmsprop", (learning_rate, self.decay, self.epsilon)
 
 
 @dataclass
@@ -135,8 +135,12 @@ class Adam(Optimizer):
         check.finite("epsilon", self.epsilon, 0.0)
         check.finite("weight_decay", self.weight_decay, 0.0)
 
-    def _apply(self, parameters: Array, gradients: Array, learning_rate: float, gradient_scale: float) -> None:
-        _core.adam_update(
-            parameters, gradients, self.slots["first_moment"], self.slots["second_moment"], self.step_count + 1,
-            learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay, gradient_scale,
-        )  # fmt: skip
+    def _formula(self, learning_rate: float, step: int) -> tuple[str, tuple[float, ...]]:
+        beta1, beta2 = float(self.beta1), float(self.beta2)  # NumPy's float32 would make powers of its own
+        step_size, second_scale = learning_rate / (1 - beta1**step), 1 / (1 - beta2**step)
+        return "adam", (learning_rate, step_size, second_scale, beta1, beta2, self.epsilon, self.weight_decay)
+
+
+OptimizerName: TypeAlias = Literal["sgd", "momentum", "rmsprop", "adam"]
+OPTIMIZERS: dict[OptimizerName, type[Optimizer]] = {"sgd": SGD, "momentum": Momentum, "rmsprop": RMSprop, "adam": Adam}
+"""Every optimizer by its name on the command line, which is also that of its function in `reference`."""

@@ -43,10 +43,8 @@ constexpr KernelTable<T> make_table() {
   t.scatter_gate_rows = scatter_gate_rows<T>;
   t.softmax_cross_entropy = softmax_cross_entropy<T>;
   t.sum_of_squares = sum_of_squares<T>;
-  t.sgd = sgd<T>;
-  t.momentum = momentum<T>;
-  t.rmsprop = rmsprop<T>;
-  t.adam = adam<T>;
+  t.optimizers = kOptimizers<T>;
+  t.optimizer_count = sizeof(kOptimizers<T>) / sizeof(kOptimizers<T>[0]);
   t.fingerprint = fingerprint<T>;
   t.sigmoid = map<T, vector_sigmoid<T>>;
   t.tanh = map<T, vector_tanh<T>>;

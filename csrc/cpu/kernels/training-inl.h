@@ -68,54 +68,79 @@ double sum_of_squares(const T* values, Index count) {
   return total;
 }
 
-// Plain loops: the compiler turns them into vectors, and without contraction every ISA gives the same bits.
-template <typename T>
-void sgd(T* __restrict p, const T* __restrict g, Index count, T learning_rate, T scale) {
-  for (Index i = 0; i < count; ++i) p[i] -= learning_rate * (scale * g[i]);
-}
-
-template <typename T>
-void momentum(T* __restrict p, const T* __restrict g, T* __restrict velocity, Index count, T learning_rate, T momentum,
-              bool nesterov, T scale) {
-  if (nesterov) {
-    for (Index i = 0; i < count; ++i) {
-      const T gradient = scale * g[i];
-      velocity[i] = momentum * velocity[i] + gradient;
-      p[i] -= learning_rate * (gradient + momentum * velocity[i]);
-    }
-  } else {
-    for (Index i = 0; i < count; ++i) {
-      velocity[i] = momentum * velocity[i] + scale * g[i];
-      p[i] -= learning_rate * velocity[i];
-    }
-  }
-}
+// --- optimizers: formulas for one element, those of `reference.py`, and the table of them ---
+// A formula takes its constants, the scaled gradient, the parameter, and a value of each of its slots.
 
 LSTMFAST_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
 LSTMFAST_INLINE double square_root(double x) { return __builtin_sqrt(x); }
 
 template <typename T>
-void rmsprop(T* __restrict p, const T* __restrict g, T* __restrict mean_square, Index count, T learning_rate, T decay,
-             T epsilon, T scale) {
-  for (Index i = 0; i < count; ++i) {
-    const T gradient = scale * g[i];
-    mean_square[i] = decay * mean_square[i] + (T(1) - decay) * gradient * gradient;
-    p[i] -= learning_rate * gradient / (square_root(mean_square[i]) + epsilon);
-  }
+LSTMFAST_INLINE void sgd(const T (&constants)[1], T g, T& p) {
+  const auto& [learning_rate] = constants;
+  p -= learning_rate * g;
 }
 
 template <typename T>
-void adam(T* __restrict p, const T* __restrict g, T* __restrict first, T* __restrict second, Index count,
-          const AdamConstants<T>& constants, T scale) {
-  const AdamConstants<T> k = constants;
-  for (Index i = 0; i < count; ++i) {
-    const T gradient = scale * g[i];
-    first[i] = k.beta1 * first[i] + (T(1) - k.beta1) * gradient;
-    second[i] = k.beta2 * second[i] + (T(1) - k.beta2) * gradient * gradient;
-    p[i] -= k.step_size * first[i] / (square_root(second[i] * k.second_scale) + k.epsilon) +
-            k.learning_rate * k.weight_decay * p[i];
-  }
+LSTMFAST_INLINE void momentum(const T (&constants)[2], T g, T& p, T& velocity) {
+  const auto& [learning_rate, decay] = constants;
+  velocity = decay * velocity + g;
+  p -= learning_rate * velocity;
 }
+
+template <typename T>
+LSTMFAST_INLINE void nesterov(const T (&constants)[2], T g, T& p, T& velocity) {
+  const auto& [learning_rate, decay] = constants;
+  velocity = decay * velocity + g;
+  p -= learning_rate * (g + decay * velocity);
+}
+
+template <typename T>
+LSTMFAST_INLINE void rmsprop(const T (&constants)[3], T g, T& p, T& mean_square) {
+  const auto& [learning_rate, decay, epsilon] = constants;
+  mean_square = decay * mean_square + (T(1) - decay) * g * g;
+  p -= learning_rate * g / (square_root(mean_square) + epsilon);
+}
+
+// step_size = learning_rate / (1 - beta1^step), second_scale = 1 / (1 - beta2^step).
+template <typename T>
+LSTMFAST_INLINE void adam(const T (&constants)[7], T g, T& p, T& first, T& second) {
+  const auto& [learning_rate, step_size, second_scale, beta1, beta2, epsilon, weight_decay] = constants;
+  first = beta1 * first + (T(1) - beta1) * g;
+  second = beta2 * second + (T(1) - beta2) * g * g;
+  p -= step_size * first / (square_root(second * second_scale) + epsilon) + learning_rate * weight_decay * p;
+}
+
+// The loop around a formula, which says by its type how many constants and slots there are. Plain: the compiler turns it
+// into vectors, and without contraction every ISA gives the same bits.
+template <auto formula>
+struct Update;
+
+template <typename T, int kConstants, typename... Slots, void (*formula)(const T (&)[kConstants], T, T&, Slots&...)>
+struct Update<formula> {
+  static constexpr int kSlots = sizeof...(Slots);
+  static_assert(kConstants <= kMostConstants && kSlots <= kMostSlots, "as kernel_table.h says");
+
+  static void run(T* __restrict p, const T* __restrict g, T* const* slots, Index count, const T* given, T scale) {
+    T constants[kConstants];
+    for (int k = 0; k < kConstants; ++k) constants[k] = given[k];
+    T* __restrict const first = kSlots > 0 ? slots[0] : nullptr;
+    T* __restrict const second = kSlots > 1 ? slots[1] : nullptr;
+    for (Index i = 0; i < count; ++i) {
+      if constexpr (kSlots == 0) formula(constants, scale * g[i], p[i]);
+      if constexpr (kSlots == 1) formula(constants, scale * g[i], p[i], first[i]);
+      if constexpr (kSlots == 2) formula(constants, scale * g[i], p[i], first[i], second[i]);
+    }
+  }
+
+  static constexpr OptimizerKernel<T> named(const char* name) { return {name, kConstants, kSlots, run}; }
+};
+
+template <typename T>
+constexpr OptimizerKernel<T> kOptimizers[] = {
+    Update<sgd<T>>::named("sgd"),           Update<momentum<T>>::named("momentum"),
+    Update<nesterov<T>>::named("nesterov"), Update<rmsprop<T>>::named("rmsprop"),
+    Update<adam<T>>::named("adam"),
+};
 
 template <typename T, Vec<T> (*function)(Vec<T>)>
 void map(const T* x, T* out, Index count) {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from lstmfast.cells import Cell
-from lstmfast.optimizers import SGD, Adam, Momentum, Optimizer, RMSprop
+from lstmfast.optimizers import OPTIMIZERS, Optimizer, OptimizerName
 from lstmfast.schedules import Constant, CosineWithWarmup, ExponentialDecay, Schedule
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class ModelConfig:
 class OptimizerConfig:
     """How gradients become steps."""
 
-    optimizer: Literal["sgd", "momentum", "rmsprop", "adam"] = "adam"
+    optimizer: OptimizerName = "adam"
     """The update rule."""
     learning_rate: float = 3e-3
     """Learning rate at its highest."""
@@ -132,12 +132,10 @@ class OptimizerConfig:
         _require(self, "weight_decay", self.weight_decay >= 0, "0 or more")
 
     def make_optimizer(self) -> Optimizer:
-        """The update rule, still without its slots."""
-        if self.optimizer == "adam":
-            return Adam(weight_decay=self.weight_decay)
-        if self.optimizer == "momentum":
-            return Momentum(momentum=self.momentum)
-        return RMSprop() if self.optimizer == "rmsprop" else SGD()
+        """The update rule, still without its slots; its settings are those of the fields that it has too."""
+        kind = OPTIMIZERS[self.optimizer]
+        settings = {entry.name for entry in dataclasses.fields(kind) if entry.init} & vars(self).keys()
+        return kind(**{name: getattr(self, name) for name in settings})
 
     def make_schedule(self, steps: int) -> Schedule:
         """The learning rate at each of `steps` steps; a warm-up that would not fit ends halfway."""
