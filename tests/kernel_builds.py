@@ -9,6 +9,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+_BLOCKS = re.compile(
+    r'if\(CMAKE_SYSTEM_PROCESSOR MATCHES "([^"]+)"\)|(endif)\(\)|^\s*lstmfast_add_kernels\((\w+)([^)]*)\)', re.MULTILINE
+)
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
 
@@ -16,9 +19,13 @@ def kernel_flags() -> dict[str, list[str]]:
     """Every kernel file that this compiler can build -> the flags that CMakeLists.txt gives it."""
     text = (CSRC.parent / "CMakeLists.txt").read_text()
     (common,) = re.findall(r"set\(LSTMFAST_KERNEL_FLAGS ([^)]*)\)", text)
-    files = re.findall(r"^\s*lstmfast_add_kernels\((\w+)([^)]*)\)", text, re.MULTILINE)
-    foreign = {"aarch64": {"avx2", "avx512", "amx"}, "x86_64": {"neon"}}.get(platform.machine(), set())
-    return {name: [*common.split(), *own.split()] for name, own in files if name not in foreign}
+    flags, processors = {}, ""  # those that the lines between an if and its endif are for
+    for given, end, name, own in _BLOCKS.findall(text):
+        if given or end:
+            processors = given
+        elif re.search(processors, platform.machine()):
+            flags[name] = [*common.split(), *own.split()]
+    return flags
 
 
 KERNEL_FLAGS = kernel_flags()

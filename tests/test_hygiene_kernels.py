@@ -69,10 +69,12 @@ def test_kernels_are_compiled_without_exceptions_and_run_time_types(name: str) -
     assert {"-fno-exceptions", "-fno-rtti"} <= set(KERNEL_FLAGS[name])
 
 
-def test_every_kernel_file_has_its_line_in_cmake() -> None:
-    text = (CSRC.parent / "CMakeLists.txt").read_text()
-    files = {Path(source).stem for source in KERNEL_SOURCES if source.endswith(".cc")}
-    assert files == set(re.findall(r"^\s*lstmfast_add_kernels\((\w+)", text, re.MULTILINE))
+@pytest.mark.parametrize(
+    ("file", "line"), [("CMakeLists.txt", "lstmfast_add_kernels"), ("csrc/cpu/isa.cc", "LSTMFAST_ISA")]
+)
+def test_every_kernel_file_has_its_line_in_cmake_and_its_row_among_the_isas(file: str, line: str) -> None:
+    named = re.findall(rf"^\s*{line}\((\w+)", (CSRC.parent / file).read_text(), re.MULTILINE)
+    assert set(named) == {Path(source).stem for source in KERNEL_SOURCES if source.endswith(".cc")}
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -97,6 +99,6 @@ def test_only_isa_cc_asks_the_cpu_what_it_can_do() -> None:
     assert [source for source in SOURCES if re.search(asking, code(source))] == ["cpu/isa.cc"]
 
 
-def test_only_dispatch_cc_and_the_kernels_themselves_name_the_table_accessors() -> None:
+def test_only_isa_cc_and_the_kernels_themselves_name_the_table_accessors() -> None:
     naming = {source for source in SOURCES if "lstmfast_kernels_" in code(source)}
-    assert {source for source in naming if source not in KERNEL_SOURCES} == {"cpu/dispatch.cc"}
+    assert {source for source in naming if source not in KERNEL_SOURCES} == {"cpu/isa.cc"}

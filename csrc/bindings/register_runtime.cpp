@@ -14,10 +14,10 @@
 namespace lstmfast::bindings {
 namespace {
 
-std::vector<std::string> names_where(bool (*wanted)(Isa)) {
+std::vector<std::string> names_where(bool (*wanted)(const Isa&)) {
   std::vector<std::string> names;
-  for (const Isa isa : built_isas())
-    if (wanted(isa)) names.emplace_back(isa_name(isa));
+  for (const Isa* isa : built_isas())
+    if (wanted(*isa)) names.emplace_back(isa->name);
   return names;
 }
 
@@ -47,9 +47,9 @@ double probe_read_bandwidth(Index size_bytes) {
 }  // namespace
 
 void register_runtime(pybind11::module_& module) {
-  module.def("built_isas", [] { return names_where([](Isa) { return true; }); });
-  module.def("available_isas", [] { return names_where(cpu_has); });
-  module.def("current_isa", [] { return std::string(isa_name(current_isa())); });
+  module.def("built_isas", [] { return names_where([](const Isa&) { return true; }); });
+  module.def("available_isas", [] { return names_where([](const Isa& isa) { return isa.machine_has(); }); });
+  module.def("current_isa", [] { return std::string(current_isa().name); });
   module.attr("ROWS_UNPACKED") = kRowsUnpacked;
   module.attr("ROWS_UNLOOKED") = kRowsUnlooked;
   module.def(

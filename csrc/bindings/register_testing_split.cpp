@@ -14,7 +14,7 @@ constexpr Index kGateWidth = kGateCount * kSplitColumns;
 
 const SplitKernels& split_kernels() {
   const SplitKernels* split = current_kernels().split;
-  if (split == nullptr) throw py::value_error(std::string("ISA '") + isa_name(current_isa()) + "' has no split products");
+  if (split == nullptr) throw py::value_error(std::string("ISA '") + current_isa().name + "' has no split products");
   return *split;
 }
 

@@ -1,4 +1,4 @@
-// Hands out the kernels of the ISA in use: the widest that the CPU runs, or the one named by LSTMFAST_ISA.
+// Hands out the kernels of the ISA in use: the widest that the machine has, or the one named by LSTMFAST_ISA.
 #pragma once
 
 #include <type_traits>
@@ -9,8 +9,8 @@
 namespace lstmfast {
 
 // Throws std::invalid_argument, as parse_isa does, where LSTMFAST_ISA names one that cannot be used.
-Isa current_isa();
-void set_isa(Isa isa);  // for tests: takes effect with the next call, not for sequences that already ran forward
+const Isa& current_isa();
+void set_isa(const Isa& isa);  // for tests: takes effect with the next call, not for sequences that already ran forward
 
 const Kernels& current_kernels();
 

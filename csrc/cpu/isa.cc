@@ -1,9 +1,11 @@
-// See isa.h. `__builtin_cpu_supports` executes CPUID, and XGETBV to ask whether the operating system keeps the registers.
-// AMX is asked for by hand: compilers differ in what they know of it, and Linux wants to be asked for permission too.
+// The table of ISAs, one row each. The only file that asks the CPU what it has, and that names the kernels' tables.
+//
+// `__builtin_cpu_supports` executes CPUID, and XGETBV to ask whether the operating system keeps the registers. AMX is asked
+// for by hand: compilers differ in what they know of it, and Linux wants to be asked for permission too.
 #include "cpu/isa.h"
 
-#include <algorithm>
 #include <stdexcept>
+#include <string_view>
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -11,23 +13,38 @@
 #include <unistd.h>
 #endif
 
+extern "C" {
+const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept;
+const lstmfast::Kernels* lstmfast_kernels_generic() noexcept;
+const lstmfast::Kernels* lstmfast_kernels_neon() noexcept;
+const lstmfast::Kernels* lstmfast_kernels_avx2() noexcept;
+const lstmfast::Kernels* lstmfast_kernels_avx512() noexcept;
+const lstmfast::SplitKernels* lstmfast_kernels_amx() noexcept;
+}
+
 namespace lstmfast {
 namespace {
 
-constexpr Isa kAllIsas[] = {Isa::kGeneric, Isa::kGeneric512, Isa::kNeon, Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
-
-std::string names_of(const std::vector<Isa>& isas) {
-  std::string names;
-  for (const Isa isa : isas) names += (names.empty() ? "" : ", ") + std::string(isa_name(isa));
-  return names;
-}
+bool every_machine_has() { return true; }
 
 #if defined(__x86_64__)
+#define LSTMFAST_CPU_SUPPORTS(feature) __builtin_cpu_supports(feature)
+#else
+#define LSTMFAST_CPU_SUPPORTS(feature) false
+#endif
+
+bool has_avx2() { return LSTMFAST_CPU_SUPPORTS("avx2") && LSTMFAST_CPU_SUPPORTS("fma"); }
+
+bool has_avx512() {
+  return LSTMFAST_CPU_SUPPORTS("avx512f") && LSTMFAST_CPU_SUPPORTS("avx512bw") && LSTMFAST_CPU_SUPPORTS("avx512dq") &&
+         LSTMFAST_CPU_SUPPORTS("avx512vl") && LSTMFAST_CPU_SUPPORTS("fma");
+}
+
 // Whether the CPU has AMX tiles with bfloat16, the operating system keeps their 8 KB, and lets this process use them. The
 // permission is asked for once and holds for all threads and children. Linux refuses it, for one, to a process whose
 // signal handlers run on stacks too small for the tiles.
 bool may_use_tiles() {
-#if defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__)
   constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24, kSavesRegisters = 1u << 27;
   constexpr unsigned kTileStates = 3u << 17;  // configuration and data
   unsigned eax, ebx, ecx, edx;
@@ -41,75 +58,55 @@ bool may_use_tiles() {
   return false;
 #endif
 }
-#endif
+
+bool has_amx() {
+  static const bool usable = has_avx512() && may_use_tiles();
+  return usable;
+}
+
+const Kernels* avx512_kernels_with_tiles() {  // every CPU with AMX has AVX-512
+  const Kernels& avx512 = *lstmfast_kernels_avx512();
+  static const Kernels kernels{avx512.float32, avx512.float64, avx512.compressed, lstmfast_kernels_amx()};
+  return &kernels;
+}
+
+// Nothing refers to kernels that are not in this build, as CMakeLists.txt lists it.
+constexpr std::string_view kBuilt = " " LSTMFAST_BUILT_ISAS " ";
+#define LSTMFAST_ISA(name, machine_has, kernels) \
+  {#name, machine_has, kBuilt.find(" " #name " ") == std::string_view::npos ? nullptr : kernels}
+
+constexpr Isa kIsas[] = {
+    LSTMFAST_ISA(generic512, every_machine_has, lstmfast_kernels_generic512),
+    LSTMFAST_ISA(generic, every_machine_has, lstmfast_kernels_generic),
+    LSTMFAST_ISA(neon, every_machine_has, lstmfast_kernels_neon),  // it is a part of AArch64
+    LSTMFAST_ISA(avx2, has_avx2, lstmfast_kernels_avx2),
+    LSTMFAST_ISA(avx512, has_avx512, lstmfast_kernels_avx512),
+    LSTMFAST_ISA(amx, has_amx, avx512_kernels_with_tiles),
+};
 
 }  // namespace
 
-const char* isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::kGeneric: return "generic";
-    case Isa::kGeneric512: return "generic512";
-    case Isa::kNeon: return "neon";
-    case Isa::kAvx2: return "avx2";
-    case Isa::kAvx512: return "avx512";
-    case Isa::kAmx: return "amx";
+std::vector<const Isa*> built_isas() {
+  std::vector<const Isa*> built;
+  for (const Isa& isa : kIsas)
+    if (isa.kernels != nullptr) built.push_back(&isa);
+  return built;
+}
+
+const Isa& parse_isa(const std::string& name) {
+  std::string known, built;
+  for (const Isa& isa : kIsas) {
+    known += (known.empty() ? "" : ", ") + std::string(isa.name);
+    if (isa.kernels != nullptr) built += (built.empty() ? "" : ", ") + std::string(isa.name);
   }
-  return "?";
-}
-
-const std::vector<Isa>& built_isas() {
-  static const std::vector<Isa> isas = {
-      Isa::kGeneric,
-#ifdef LSTMFAST_HAVE_GENERIC512
-      Isa::kGeneric512,
-#endif
-#ifdef LSTMFAST_HAVE_NEON
-      Isa::kNeon,
-#endif
-#ifdef LSTMFAST_HAVE_AVX2
-      Isa::kAvx2,
-#endif
-#ifdef LSTMFAST_HAVE_AVX512
-      Isa::kAvx512,
-#endif
-#ifdef LSTMFAST_HAVE_AMX
-      Isa::kAmx,
-#endif
-  };
-  return isas;
-}
-
-bool cpu_has(Isa isa) {
-  switch (isa) {
-    case Isa::kGeneric:
-    case Isa::kGeneric512: return true;
-#if defined(__aarch64__)
-    case Isa::kNeon: return true;
-#elif defined(__x86_64__)
-    case Isa::kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    case Isa::kAvx512:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-    case Isa::kAmx: {
-      static const bool usable = cpu_has(Isa::kAvx512) && may_use_tiles();
-      return usable;
-    }
-#endif
-    default: return false;
-  }
-}
-
-Isa parse_isa(const std::string& name) {
-  for (const Isa isa : kAllIsas) {
-    if (name != isa_name(isa)) continue;
-    const auto& built = built_isas();
-    if (std::find(built.begin(), built.end(), isa) == built.end())
-      throw std::invalid_argument("ISA '" + name + "' is not in this build, which has " + names_of(built));
-    if (!cpu_has(isa)) throw std::invalid_argument("ISA '" + name + "' is in this build but not on this CPU");
+  for (const Isa& isa : kIsas) {
+    if (name != isa.name) continue;
+    if (isa.kernels == nullptr)
+      throw std::invalid_argument("ISA '" + name + "' is not in this build, which has " + built);
+    if (!isa.machine_has()) throw std::invalid_argument("ISA '" + name + "' is in this build but not on this CPU");
     return isa;
   }
-  throw std::invalid_argument("unknown ISA '" + name + "'; known are " +
-                              names_of({std::begin(kAllIsas), std::end(kAllIsas)}));
+  throw std::invalid_argument("unknown ISA '" + name + "'; known are " + known);
 }
 
 }  // namespace lstmfast

@@ -1,18 +1,23 @@
-// Which instruction sets this build has kernels for, and which of them this CPU can run. The only code that asks the CPU.
+// The instruction sets that there are kernels for: which of them this build has, and this machine can run.
 #pragma once
 
 #include <string>
 #include <vector>
 
+#include "cpu/kernel_table.h"
+
 namespace lstmfast {
 
-enum class Isa { kGeneric, kGeneric512, kNeon, kAvx2, kAvx512, kAmx };
+struct Isa {
+  const char* name;
+  bool (*machine_has)();        // the CPU has it, and the operating system keeps its registers
+  const Kernels* (*kernels)();  // null: not in this build
+};
 
-const char* isa_name(Isa isa);
-const std::vector<Isa>& built_isas();  // narrowest vectors first; the test-only generic512 before real ones
-bool cpu_has(Isa isa);
+// In order of preference, the last one first: the test-only generic512, then wider and wider vectors.
+std::vector<const Isa*> built_isas();
 // The ISA of that name. Throws std::invalid_argument: an unknown name lists the known ones; "not in this build" and "not
 // on this CPU" are different errors.
-Isa parse_isa(const std::string& name);
+const Isa& parse_isa(const std::string& name);
 
 }  // namespace lstmfast
