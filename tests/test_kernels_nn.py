@@ -50,6 +50,44 @@ def test_linear_and_its_gradients_write_nothing_outside_their_outputs(isa, dtype
     assert outputs.spilled() == []
 
 
+@pytest.mark.parametrize("shape", PRODUCTS, ids=str)
+def test_packed_linear_gives_the_bits_of_linear(isa, dtype, rng, shape):
+    (n, k, m), outputs = shape, Outputs()
+    x, kernel, bias = (rng.standard_normal(size).astype(dtype) for size in [(n, k), (k, m), (m,)])
+    expected, out = np.empty((n, m), dtype), outputs.contiguous("out", (n, m), dtype)
+    _core.linear(x, kernel, bias, expected)
+    _core.PackedLinear(kernel, bias).apply(x, out)
+    assert_array_equal(out, expected)
+    assert outputs.spilled() == []
+
+
+def test_packed_linear_keeps_the_weights_that_it_was_made_of(isa, dtype, rng):
+    x, kernel, bias = (rng.standard_normal(size).astype(dtype) for size in [(3, 5), (5, 7), (7,)])
+    packed, before, after = _core.PackedLinear(kernel, bias), np.empty((3, 7), dtype), np.empty((3, 7), dtype)
+    packed.apply(x, before)
+    kernel[:], bias[:] = 0, 0
+    packed.apply(x, after)
+    assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((np.zeros(5), np.zeros(2), None, None), ValueError, r"kernel must have 2 axes \[inputs, outputs\]"),
+        ((np.zeros((5, 2)), None, None, None), TypeError, "bias must be a NumPy array, got None"),
+        ((np.zeros((5, 2)), np.zeros(3), None, None), ValueError, r"bias must have shape \(2,\), got \(3,\)"),
+        ((np.zeros((5, 2)), np.zeros(2, "f4"), None, None), TypeError, "bias must be float64, got float32"),
+        ((np.zeros((5, 2)), np.zeros(2), np.zeros((3, 4)), np.zeros((3, 2))), ValueError, r"x must have shape \(3, 5"),
+        ((np.zeros((5, 2)), np.zeros(2), np.zeros((3, 5)), np.zeros((3, 5))), ValueError, r"out must have shape \(3"),
+        ((np.zeros((5, 2)), np.zeros(2), np.zeros((3, 5), "f4"), np.zeros((3, 2))), TypeError, "x must be float64"),
+    ],
+)
+def test_packed_linear_error_names_the_argument(arguments, error, message):
+    kernel, bias, x, out = arguments
+    with pytest.raises(error, match=message):
+        _core.PackedLinear(kernel, bias).apply(x, out)
+
+
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 LOGITS = [(1, 1), (3, 2), (5, 7), (4, 16), (2, 27), (7, 33), (65, 96), (0, 5)]

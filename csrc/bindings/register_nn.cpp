@@ -1,6 +1,9 @@
 // The trainer's hot loops: nn/ as Python sees it.
+#include <variant>
+
 #include "bindings/array_args.h"
 #include "bindings/register.h"
+#include "cpu/dispatch.h"
 #include "nn/embedding.h"
 #include "nn/linear.h"
 #include "nn/loss.h"
@@ -41,6 +44,40 @@ void py_linear_backward(const py::object& x, const py::object& kernel, const py:
     linear_backward(x_view, kernel_view, d_out_view, d_x_view, d_kernel_view, d_bias_data, rows, inputs, outputs);
   });
 }
+
+class PyPackedLinear {
+ public:
+  PyPackedLinear(const py::object& kernel, const py::object& bias) : linear_(pack(kernel, bias)) {}
+
+  void apply(const py::object& x, const py::object& out) const {
+    std::visit([&](const auto& linear) { multiply(linear, x, out); }, linear_);
+  }
+
+ private:
+  using Linear = std::variant<PackedLinear<float>, PackedLinear<double>>;
+
+  static Linear pack(const py::object& kernel, const py::object& bias) {
+    return with_float_type(kernel, "kernel", [&](auto type) -> Linear {
+      using T = decltype(type);
+      const auto kernel_arg = required<const T>(kernel, "kernel").must_have_ndim(2, "[inputs, outputs]");
+      const Index inputs = kernel_arg.size(0), outputs = kernel_arg.size(1);
+      const T* bias_data = required<const T>(bias, "bias").must_have_shape({outputs}).contiguous();
+      return PackedLinear<T>(kernels<T>(), kernel_arg.matrix(), bias_data, inputs, outputs);
+    });
+  }
+
+  template <typename T>
+  static void multiply(const PackedLinear<T>& linear, const py::object& x, const py::object& out) {
+    const auto x_arg = required<const T>(x, "x").must_have_ndim(2, "[rows, inputs]");
+    const Index rows = x_arg.size(0);
+    const auto x_view = x_arg.must_have_shape({rows, linear.inputs()}).matrix();
+    const auto out_view = required<T>(out, "out").must_have_shape({rows, linear.outputs()}).matrix();
+    const py::gil_scoped_release release;
+    linear.apply(x_view, out_view, rows);
+  }
+
+  Linear linear_;
+};
 
 void py_softmax_cross_entropy(const py::object& logits, const py::object& targets, const py::object& losses,
                               const py::object& d_logits, double scale) {
@@ -128,6 +165,9 @@ void register_nn(py::module_& module) {
   module.def("linear", py_linear, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::arg("out"));
   module.def("linear_backward", py_linear_backward, py::arg("x"), py::arg("kernel"), py::arg("d_out"),
              py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none);
+  py::class_<PyPackedLinear>(module, "PackedLinear", "`linear` with kernel and bias as they are now, packed once.")
+      .def(py::init<const py::object&, const py::object&>(), py::arg("kernel"), py::arg("bias"))
+      .def("apply", &PyPackedLinear::apply, py::arg("x"), py::arg("out"));
   module.def("softmax_cross_entropy", py_softmax_cross_entropy, py::arg("logits"), py::arg("targets"),
              py::arg("losses"), py::arg("d_logits") = none, py::arg("scale") = 1.0);
   module.def("embedding_gather", py_embedding_gather, py::arg("table"), py::arg("ids"), py::arg("out"));

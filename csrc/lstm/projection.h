@@ -2,9 +2,7 @@
 // Knows products of some rows; knows no time and no threads.
 #pragma once
 
-#include "core/aligned_buffer.h"
-#include "core/views.h"
-#include "cpu/panel_sizes.h"
+#include "cpu/packed_matrix.h"
 
 namespace lstmfast {
 
@@ -12,46 +10,28 @@ template <typename T>
 class Projection {
  public:
   void pack(const KernelTable<T>& k, MatrixView<const T> weights, Index hidden, Index size) {
-    k.pack(weights.data, weights.stride, hidden, size, panels_.resize(hidden * PanelSizes<T>(k).padded(size)));
+    weights_.pack(k, weights, hidden, size);
   }
   void pack_transposed(const KernelTable<T>& k, MatrixView<const T> weights, Index hidden, Index size) {
-    k.pack_transposed(weights.data, weights.stride, hidden, size,
-                      transposed_.resize(size * PanelSizes<T>(k).padded(hidden)));
+    transposed_.pack_transposed(k, weights, hidden, size);
   }
 
   // All but what `pack` packed.
   void release_workspaces() { transposed_.release(); }
-  std::size_t size_bytes() const { return panels_.size_bytes() + transposed_.size_bytes(); }
+  std::size_t size_bytes() const { return weights_.size_bytes() + transposed_.size_bytes(); }
 
   // h[r] = m[r]·weights for these rows and plain panels of h.
-  void project(const KernelTable<T>& k, Range rows, Range panels, const T* const* m, Index hidden, T* const* h,
-               Index size) const {
-    multiply(k, rows, panels, m, hidden, panels_.data(), h, size);
+  void project(const KernelTable<T>&, Range rows, Range panels, const T* const* m, Index, T* const* h, Index) const {
+    weights_.multiply(rows, panels, m, nullptr, h);
   }
   // d_m[r] = d_h[r]·weights transposed for these rows and plain panels of m.
-  void project_back(const KernelTable<T>& k, Range rows, Range panels, const T* const* d_h, Index size, T* const* d_m,
-                    Index hidden) const {
-    multiply(k, rows, panels, d_h, size, transposed_.data(), d_m, hidden);
+  void project_back(const KernelTable<T>&, Range rows, Range panels, const T* const* d_h, Index, T* const* d_m,
+                    Index) const {
+    transposed_.multiply(rows, panels, d_h, nullptr, d_m);
   }
 
  private:
-  static void multiply(const KernelTable<T>& k, Range rows, Range panels, const T* const* a, Index depth,
-                       const T* packed, T* const* out, Index columns) {
-    ProductArgs<T> product{};
-    product.row_begin = rows.begin;
-    product.row_end = rows.end;
-    product.panel_begin = panels.begin;
-    product.panel_end = panels.end;
-    product.a = a;
-    product.depth_blocks = 1;
-    product.block_length = depth;
-    product.panels = packed;
-    product.out = out;
-    product.columns = columns;
-    k.product(product);
-  }
-
-  AlignedBuffer<T> panels_, transposed_;
+  PackedMatrix<T> weights_, transposed_;
 };
 
 }  // namespace lstmfast

@@ -1,8 +1,7 @@
-// See linear.h.
+// Rows of the dense layer shared among threads, and rows of its kernel's gradient.
 #include "nn/linear.h"
 
 #include "cpu/dispatch.h"
-#include "cpu/panel_sizes.h"
 #include "cpu/parallel.h"
 
 namespace lstmfast {
@@ -10,7 +9,8 @@ namespace {
 
 template <typename T>
 struct Workspace {
-  AlignedBuffer<T> panels, transposed;
+  PackedMatrix<T> packed;
+  AlignedBuffer<T> transposed;
   std::vector<const T*> a;
   std::vector<T*> out;
 };
@@ -23,7 +23,7 @@ Workspace<T>& workspace() {
 
 template <typename T>
 void release_workspace() {
-  workspace<T>().panels.release();
+  workspace<T>().packed.release();
   workspace<T>().transposed.release();
 }
 
@@ -34,15 +34,17 @@ Pointer* point_to_rows(std::vector<Pointer>& pointers, View view, Index rows) {
   return pointers.data();
 }
 
+int threads_for_product(Index rows, Index depth, Index columns) {
+  return threads_for_work(static_cast<double>(rows) * static_cast<double>(depth) * static_cast<double>(columns));
+}
+
 template <typename T>
-void multiply_rows(const KernelTable<T>& k, const ProductArgs<T>& product, Index rows, Index depth) {
-  const double work = static_cast<double>(rows) * static_cast<double>(depth) * static_cast<double>(product.columns);
-  run_parallel(threads_for_work(work), [&](int part, int parts) {
-    ProductArgs<T> mine = product;
-    const Range range = split(rows, part, parts);
-    mine.row_begin = range.begin;
-    mine.row_end = range.end;
-    k.product(mine);
+void multiply_rows(MatrixView<const T> a, const PackedMatrix<T>& matrix, const T* bias, MatrixView<T> out, Index rows) {
+  Workspace<T>& w = workspace<T>();
+  const T* const* a_rows = point_to_rows(w.a, a, rows);  // the workers have workspaces of their own: hand them these
+  T* const* out_rows = point_to_rows(w.out, out, rows);
+  run_parallel(threads_for_product(rows, matrix.rows(), matrix.columns()), [&](int part, int parts) {
+    matrix.multiply(split(rows, part, parts), a_rows, bias, out_rows);
   });
 }
 
@@ -56,62 +58,38 @@ void release_linear_workspaces() {
 template <typename T>
 void linear(MatrixView<const T> x, MatrixView<const T> kernel, const T* bias, MatrixView<T> out, Index rows,
             Index inputs, Index outputs) {
-  const KernelTable<T>& k = kernels<T>();
-  const PanelSizes<T> sizes(k);
-  Workspace<T>& w = workspace<T>();
-  T* panels = w.panels.resize(inputs * sizes.padded(outputs));
-  k.pack(kernel.data, kernel.stride, inputs, outputs, panels);
-  ProductArgs<T> product{};
-  product.panel_end = sizes.panels(outputs);
-  product.a = point_to_rows(w.a, x, rows);
-  product.depth_blocks = 1;
-  product.block_length = inputs;
-  product.panels = panels;
-  product.bias = bias;
-  product.out = point_to_rows(w.out, out, rows);
-  product.columns = outputs;
-  multiply_rows(k, product, rows, inputs);
+  PackedMatrix<T>& packed = workspace<T>().packed;
+  packed.pack(kernels<T>(), kernel, inputs, outputs);
+  multiply_rows(x, packed, bias, out, rows);
 }
 
 template <typename T>
 void linear_backward(MatrixView<const T> x, MatrixView<const T> kernel, MatrixView<const T> d_out, MatrixView<T> d_x,
                      MatrixView<T> d_kernel, T* d_bias, Index rows, Index inputs, Index outputs) {
   const KernelTable<T>& k = kernels<T>();
-  const PanelSizes<T> sizes(k);
   Workspace<T>& w = workspace<T>();
-  const double work = static_cast<double>(rows) * static_cast<double>(inputs) * static_cast<double>(outputs);
   if (d_x) {
-    T* panels = w.panels.resize(outputs * sizes.padded(inputs));
-    k.pack_transposed(kernel.data, kernel.stride, inputs, outputs, panels);
-    ProductArgs<T> product{};
-    product.panel_end = sizes.panels(inputs);
-    product.a = point_to_rows(w.a, d_out, rows);
-    product.depth_blocks = 1;
-    product.block_length = outputs;
-    product.panels = panels;
-    product.out = point_to_rows(w.out, d_x, rows);
-    product.columns = inputs;
-    multiply_rows(k, product, rows, outputs);
+    w.packed.pack_transposed(k, kernel, inputs, outputs);
+    multiply_rows(d_out, w.packed, static_cast<const T*>(nullptr), d_x, rows);
   }
   if (d_kernel) {
-    T* panels = w.panels.resize(rows * sizes.padded(outputs));
-    k.pack(d_out.data, d_out.stride, rows, outputs, panels);
+    w.packed.pack(k, d_out, rows, outputs);
     TransposedProductArgs<T> product{};
-    product.panel_end = sizes.panels(outputs);
+    product.panel_end = w.packed.panels();
     product.a = point_to_rows(w.a, x, rows);
     product.rows = rows;
-    product.b = panels;
-    product.b_panel_stride = rows * kPanelVectors * sizes.vector_length;
+    product.b = w.packed.data();
+    product.b_panel_stride = w.packed.panel_stride();
     product.out = d_kernel;
     product.columns = outputs;
-    const int threads = threads_for_work(work);
+    const int threads = threads_for_product(rows, inputs, outputs);
     T* workspaces = w.transposed.resize(threads * kTransposedWorkspace);
     run_parallel(threads, [&](int part, int parts) {
       TransposedProductArgs<T> mine = product;
       mine.workspace = workspaces + part * kTransposedWorkspace;
-      const Range range = split(inputs, part, parts);
-      mine.m_begin = range.begin;
-      mine.m_end = range.end;
+      const Range columns_of_a = split(inputs, part, parts);
+      mine.m_begin = columns_of_a.begin;
+      mine.m_end = columns_of_a.end;
       k.transposed_product(mine);
     });
   }
@@ -121,23 +99,13 @@ void linear_backward(MatrixView<const T> x, MatrixView<const T> kernel, MatrixVi
 template <typename T>
 PackedLinear<T>::PackedLinear(const KernelTable<T>& k, MatrixView<const T> kernel, const T* bias, Index inputs,
                               Index outputs)
-    : k_(k), inputs_(inputs), outputs_(outputs), bias_(bias) {
-  k.pack(kernel.data, kernel.stride, inputs, outputs, panels_.resize(inputs * PanelSizes<T>(k).padded(outputs)));
+    : bias_(bias, bias + outputs) {
+  kernel_.pack(k, kernel, inputs, outputs);
 }
 
 template <typename T>
-void PackedLinear<T>::apply(const T* x, Index rows, T* out) {
-  ProductArgs<T> product{};
-  product.row_end = rows;
-  product.panel_end = PanelSizes<T>(k_).panels(outputs_);
-  product.a = point_to_rows(x_, MatrixView<const T>{x, inputs_}, rows);
-  product.depth_blocks = 1;
-  product.block_length = inputs_;
-  product.panels = panels_.data();
-  product.bias = bias_;
-  product.out = point_to_rows(out_, MatrixView<T>{out, outputs_}, rows);
-  product.columns = outputs_;
-  k_.product(product);
+void PackedLinear<T>::apply(MatrixView<const T> x, MatrixView<T> out, Index rows) const {
+  multiply_rows(x, kernel_, bias_.data(), out, rows);
 }
 
 #define LSTMFAST_INSTANTIATE(T)                                                                                      \

@@ -3,9 +3,7 @@
 
 #include <vector>
 
-#include "core/aligned_buffer.h"
-#include "core/views.h"
-#include "cpu/kernel_table.h"
+#include "cpu/packed_matrix.h"
 
 namespace lstmfast {
 
@@ -21,20 +19,18 @@ void linear_backward(MatrixView<const T> x, MatrixView<const T> kernel, MatrixVi
 
 void release_linear_workspaces();  // of the calling thread
 
-// The forward product with the kernel packed once, for one caller that steps many times.
+// The forward product with kernel and bias as they were when this was made, packed once: for callers that step many times.
 template <typename T>
 class PackedLinear {
  public:
   PackedLinear(const KernelTable<T>& k, MatrixView<const T> kernel, const T* bias, Index inputs, Index outputs);
-  void apply(const T* x, Index rows, T* out);  // x [rows, inputs], out [rows, outputs], both contiguous
+  void apply(MatrixView<const T> x, MatrixView<T> out, Index rows) const;  // x [rows, inputs], out [rows, outputs]
+  Index inputs() const { return kernel_.rows(); }
+  Index outputs() const { return kernel_.columns(); }
 
  private:
-  const KernelTable<T>& k_;
-  Index inputs_, outputs_;
-  const T* bias_;
-  AlignedBuffer<T> panels_;
-  std::vector<const T*> x_;
-  std::vector<T*> out_;
+  PackedMatrix<T> kernel_;
+  std::vector<T> bias_;
 };
 
 }  // namespace lstmfast

@@ -114,7 +114,7 @@ void generate(Stream<T>& stream, MatrixView<const T> projection_kernel, const T*
   TokenChooser<T> chooser(kernels<double>(), options, vocabulary);
   std::vector<T> logits(static_cast<std::size_t>(batch * vocabulary));
   for (Index n = 0; n < steps; ++n) {
-    projection.apply(stream.step_tokens(tokens), batch, logits.data());
+    projection.apply({stream.step_tokens(tokens), stream.hidden_size()}, {logits.data(), vocabulary}, batch);
     for (Index b = 0; b < batch; ++b) {
       tokens[b] = chooser.choose(logits.data() + b * vocabulary, uniforms[n * batch + b]);
       out[n * batch + b] = tokens[b];

@@ -163,6 +163,13 @@ def linear_backward(
     d_kernel: _Floats | None = None,
     d_bias: _Floats | None = None,
 ) -> None: ...
+
+class PackedLinear:
+    """`linear` with kernel and bias as they are now, packed once."""
+
+    def __init__(self, kernel: _Floats, bias: _Floats) -> None: ...
+    def apply(self, x: _Floats, out: _Floats) -> None: ...
+
 def softmax_cross_entropy(
     logits: _Floats, targets: _Ids, losses: _Floats, d_logits: _Floats | None = None, scale: float = 1.0
 ) -> None: ...

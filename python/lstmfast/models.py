@@ -306,13 +306,14 @@ class CharStream:
         else:
             self._stream = _SteppedStream(model, self.batch_size)
         self._kernel, self._bias = model.projection.kernel.copy(), model.projection.bias.copy()
+        self._projection = _core.PackedLinear(self._kernel, self._bias)
         self._logits = np.empty((self.batch_size, self.vocab_size), self.dtype)
         self._state_shapes = model.lstm._state_shapes(self.batch_size)
 
     def step(self, ids: npt.NDArray[Any]) -> Array:
         """Read ids [batch_size]; return the logits [batch_size, V] of the next ones: the same array each time."""
         ids = check.ids("ids", ids, self.vocab_size, (self.batch_size,), "(batch_size,)")
-        _core.linear(self._stream.step(ids), self._kernel, self._bias, self._logits)
+        self._projection.apply(self._stream.step(ids), self._logits)
         return self._logits
 
     def reset(self) -> None:
