@@ -28,9 +28,10 @@ FOLDERS_MAY_INCLUDE = {
     "cpu": r"(core|cpu)/[^/]*",
     "cpu/kernels": KERNELS_MAY_INCLUDE,
     "lstm": r"(core|cpu|lstm)/[^/]*",
-    "nn": r"(core|cpu|lstm|nn)/[^/]*",
+    "nn": r"(core|cpu|nn)/[^/]*",
+    "models": r"(core|cpu|lstm|nn|models)/[^/]*",
     "cuda": r"(core|cuda)/[^/]*",
-    "bindings": r"(core|cpu|lstm|nn|bindings)/[^/]*",
+    "bindings": r"(core|cpu|lstm|nn|models|bindings)/[^/]*",
 }
 
 

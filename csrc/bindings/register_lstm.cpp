@@ -22,8 +22,8 @@
 #include "lstm/fingerprint.h"
 #include "lstm/sequence.h"
 #include "lstm/stream.h"
+#include "models/generate.h"
 #include "nn/linear.h"
-#include "nn/sampling.h"
 
 namespace lstmfast::bindings {
 namespace {

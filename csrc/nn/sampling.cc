@@ -1,4 +1,4 @@
-// See sampling.h.
+// Weights of all ids in double, those that are not kept zero, then one pass over their running sum.
 #include "nn/sampling.h"
 
 #include <algorithm>
@@ -6,11 +6,10 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "cpu/dispatch.h"
 #include "cpu/panel_sizes.h"
-#include "nn/linear.h"
 
 namespace lstmfast {
+namespace {
 
 // Differences of logits below this have no weight: what is left of e^-708, 1e-308, is no probability.
 constexpr double kLowest = -708;
@@ -28,6 +27,8 @@ T largest(const T* values, Index count) {
   for (; i < count; ++i) best[0] = best[0] < values[i] ? values[i] : best[0];
   return *std::max_element(best, best + kLanes);
 }
+
+}  // namespace
 
 template <typename T>
 TokenChooser<T>::TokenChooser(const KernelTable<double>& k, const SamplingOptions& options, Index vocabulary)
@@ -105,29 +106,7 @@ void TokenChooser<T>::keep_top_p(double probability) {
   }
 }
 
-template <typename T>
-void generate(Stream<T>& stream, MatrixView<const T> projection_kernel, const T* projection_bias, Index vocabulary,
-              const SamplingOptions& options, int* tokens, const double* uniforms, Index steps, int* out) {
-  const Index batch = stream.batch();
-  PackedLinear<T> projection(stream.kernel_table(), projection_kernel, projection_bias, stream.hidden_size(),
-                             vocabulary);
-  TokenChooser<T> chooser(kernels<double>(), options, vocabulary);
-  std::vector<T> logits(static_cast<std::size_t>(batch * vocabulary));
-  for (Index n = 0; n < steps; ++n) {
-    projection.apply({stream.step_tokens(tokens), stream.hidden_size()}, {logits.data(), vocabulary}, batch);
-    for (Index b = 0; b < batch; ++b) {
-      tokens[b] = chooser.choose(logits.data() + b * vocabulary, uniforms[n * batch + b]);
-      out[n * batch + b] = tokens[b];
-    }
-  }
-}
-
-#define LSTMFAST_INSTANTIATE(T)                                                                                   \
-  template class TokenChooser<T>;                                                                                 \
-  template void generate(Stream<T>&, MatrixView<const T>, const T*, Index, const SamplingOptions&, int*,          \
-                         const double*, Index, int*);
-LSTMFAST_INSTANTIATE(float)
-LSTMFAST_INSTANTIATE(double)
-#undef LSTMFAST_INSTANTIATE
+template class TokenChooser<float>;
+template class TokenChooser<double>;
 
 }  // namespace lstmfast

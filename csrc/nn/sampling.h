@@ -1,10 +1,9 @@
-// Choosing the next token from logits, and generating with a stream. The randomness comes in as uniform numbers.
+// Choosing the next token from logits. The randomness comes in as uniform numbers.
 #pragma once
 
 #include <vector>
 
-#include "core/views.h"
-#include "lstm/stream.h"
+#include "cpu/kernel_table.h"
 
 namespace lstmfast {
 
@@ -36,11 +35,5 @@ class TokenChooser {
   std::vector<double> cumulative_;  // and of all up to it
   std::vector<int> ids_;
 };
-
-// For n = 0 .. steps-1: each stream reads its token, and its next one is chosen with uniforms[n, b], written to out[n, b]
-// and left in tokens[b].
-template <typename T>
-void generate(Stream<T>& stream, MatrixView<const T> projection_kernel, const T* projection_bias, Index vocabulary,
-              const SamplingOptions& options, int* tokens, const double* uniforms, Index steps, int* out);
 
 }  // namespace lstmfast
