@@ -1,6 +1,6 @@
-// What both compilers see: nvcc, and the host's compiler with the emulator of tests/cuda_emu. Kernels take shared memory
-// and launches by the macros below, and words that other blocks write by the functions below; all inline PTX of the
-// project is here, one instruction to a function.
+// What both compilers see: nvcc, and the host's compiler with the emulator of tests/support/cuda_emu. Kernels take shared
+// memory and launches by the macros below, and words that other blocks write by the functions below; all inline PTX of
+// the project is here, one instruction to a function.
 // Refuses to hide anything else of CUDA: barriers, shuffles and cooperative groups are written as CUDA writes them.
 #pragma once
 
@@ -75,8 +75,8 @@ int launch_kernel(LaunchKind kind, unsigned cluster_size, void (*kernel)(Paramet
 
 #endif
 
-// Mistakes that a test plants by name, to see that the run which should catch them does: tests/cuda_planted.h numbers
-// them. In every other build each is the constant false.
+// Mistakes that a test plants by name, to see that the run which should catch them does: tests/support/cuda_planted.h
+// numbers them. In every other build each is the constant false.
 #ifdef LSTMFAST_PLANTED_BUGS
 #include "cuda_planted.h"
 #define LSTMFAST_PLANTED(bug) (::lstmfast::cuda::planted_bug == ::lstmfast::cuda::PlantedBug::bug)

@@ -24,12 +24,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-sys.path.append(str(Path(__file__).parent.parent))  # where `tolerances` is, for the script
+sys.path.append(str(Path(__file__).parent.parent))  # where `support` is, for the script
 
 import lstmfast.onnx  # noqa: E402
-import tolerances  # noqa: E402
 from lstmfast.layouts import onnx_nodes  # noqa: E402
 from lstmfast.layouts.onnx_graph import Graph  # noqa: E402
+from support import tolerances  # noqa: E402
 
 Array = npt.NDArray[Any]
 

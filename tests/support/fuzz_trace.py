@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-import tolerances
+from support import tolerances
 
 
 class Seen(NamedTuple):

@@ -27,8 +27,8 @@ _NO_PATH, _STEP = 0, 1
 _TEST_STEPS, _TEST_INPUTS, _TEST_ROWS = 4, 3, 64
 
 # How far a kernel may be from the CPU's, as a part of the largest value there. float32: both sum H products in some
-# order, eight units of 2**-23 for each sqrt(H), and a gradient ten times that (tests/tolerances.py). bfloat16: h loses
-# 2**-9 of itself when it is handed to the next step, four times in a row and through sums over H of either sign.
+# order, eight units of 2**-23 for each sqrt(H), and a gradient ten times that (see tests/support/tolerances.py).
+# bfloat16: h loses 2**-9 of itself when handed to the next step, four times in a row, in sums over H of either sign.
 _FLOAT32_UNIT, _BFLOAT16 = 8 * 2.0**-23, 2.0**-6
 
 

@@ -1,0 +1,43 @@
+"""How the kernels of one ISA are compiled: the flags of CMakeLists.txt, for tests that build objects of their own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+_BLOCKS = re.compile(
+    r'if\(CMAKE_SYSTEM_PROCESSOR MATCHES "([^"]+)"\)|(endif)\(\)|^\s*lstmfast_add_kernels\((\w+)([^)]*)\)', re.MULTILINE
+)
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+
+
+def kernel_flags() -> dict[str, list[str]]:
+    """Every kernel file that this compiler can build -> the flags that CMakeLists.txt gives it."""
+    text = (CSRC.parent / "CMakeLists.txt").read_text()
+    (common,) = re.findall(r"set\(LSTMFAST_KERNEL_FLAGS ([^)]*)\)", text)
+    flags, processors = {}, ""  # those that the lines between an if and its endif are for
+    for given, end, name, own in _BLOCKS.findall(text):
+        if given or end:
+            processors = given
+        elif re.search(processors, platform.machine()):
+            flags[name] = [*common.split(), *own.split()]
+    return flags
+
+
+KERNEL_FLAGS = kernel_flags()
+
+
+def compiler() -> str | None:
+    """The C++ compiler, if this machine has one."""
+    return shutil.which(os.environ.get("CXX", "c++"))
+
+
+def compile_kernels(name: str, target: Path, *, optimized: bool = True) -> None:
+    """Compile the kernels of one ISA as they are built, or without optimization."""
+    source = CSRC / "cpu" / "kernels" / f"{name}.cc"
+    flags = ["-std=c++17", "-fPIC", "-O3", *KERNEL_FLAGS[name], *([] if optimized else ["-O0"])]
+    subprocess.run([str(compiler()), *flags, "-I", CSRC, "-c", source, "-o", target], check=True)
