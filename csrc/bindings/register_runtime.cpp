@@ -28,7 +28,7 @@ std::map<std::string, std::string> build_info() {
           {"sanitizer", LSTMFAST_SANITIZER},
           {"system", LSTMFAST_SYSTEM},
           {"cplusplus", std::to_string(__cplusplus)},
-          {"cuda", "not built"}};
+          {"cuda", LSTMFAST_CUDA_KERNELS}};
 }
 
 double probe_flops(const std::string& dtype) {

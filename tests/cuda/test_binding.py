@@ -421,6 +421,11 @@ def test_derivatives_are_checked_like_arguments() -> None:
 # --- where there is no device -----------------------------------------------------------------------------------------
 
 
+def test_build_info_says_whether_the_library_was_built() -> None:
+    there = any((_library._FOLDER / name).exists() for name in _library._NAMES)
+    assert lf.build_info()["cuda"] == ("built" if there else "not built")
+
+
 def test_without_the_library_a_device_array_gets_the_reason(no_library: None) -> None:
     assert not cuda.is_available()
     assert "no CUDA kernels: build it with LSTMFAST_CUDA=1" in cuda.describe()
