@@ -1,4 +1,4 @@
-// See parallel.h.
+// The pool: workers that spin, then sleep; made when first wanted, again for another number of threads and after fork.
 #include "cpu/parallel.h"
 
 #include <pthread.h>

@@ -1,4 +1,5 @@
-// See probes.h. The best of many short runs counts: whatever else the machine does can only make one slower.
+// The clock around the probe kernels. The best of many short runs counts: whatever else the machine does can only make one
+// slower.
 #include "cpu/probes.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// See split_product.h.
+// The loops over chunks: pack a chunk of the left factor, multiply it by all of the right one, go on to the next.
 #include "cpu/split_product.h"
 
 #include <algorithm>

@@ -1,4 +1,5 @@
-// See plan.h. The estimates are arithmetic on data sheets, told in README.md; they only have to order the paths.
+// What every path would take on a device, and the fastest of those that fit. The estimates are arithmetic on data sheets,
+// told in README.md; they only have to order the paths.
 #include "cuda/plan.h"
 
 #include <algorithm>

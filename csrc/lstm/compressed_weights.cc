@@ -1,4 +1,4 @@
-// See compressed_weights.h. The layouts are in kernel_table.h.
+// Rounding to bfloat16 and int8, and four gates to a word or two; kernel_table.h has the layouts.
 #include "lstm/compressed_weights.h"
 
 #include <algorithm>

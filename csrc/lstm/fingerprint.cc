@@ -1,4 +1,4 @@
-// See fingerprint.h.
+// The keys, and the polynomials modulo 2^61 - 1 over the sums that the kernels make of pieces.
 #include "lstm/fingerprint.h"
 
 #include <unistd.h>

@@ -1,4 +1,4 @@
-// See products.h: the products by multiply-adds, on the register tiles of the ISA.
+// Products by multiply-adds, on the register tiles of the ISA.
 #include "cpu/panel_sizes.h"
 #include "lstm/packed_weights.h"
 #include "lstm/products.h"

@@ -1,4 +1,4 @@
-// See sequence.h: what both passes share, and the forward one. sequence_backward.cc has the other.
+// What both passes share, and the forward one. sequence_backward.cc has the other.
 #include "lstm/sequence.h"
 
 #include <algorithm>

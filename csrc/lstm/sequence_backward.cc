@@ -1,4 +1,4 @@
-// See sequence.h: the backward pass, groups of steps from the last to the first.
+// The backward pass: groups of steps from the last to the first.
 #include <algorithm>
 #include <atomic>
 

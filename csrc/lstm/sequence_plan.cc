@@ -1,4 +1,4 @@
-// See sequence_plan.h.
+// One walk over all steps and rows, which links every update to the earlier and the next one of its row.
 #include "lstm/sequence_plan.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// See products.h: the products on a unit for bfloat16, float32 split in one, two or three parts.
+// Products on a unit for bfloat16: float32 split in one, two or three parts.
 #include <algorithm>
 #include <vector>
 

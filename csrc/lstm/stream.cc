@@ -1,4 +1,4 @@
-// See stream.h.
+// Pointers to weights and states, set up once; a step then swaps the copies of h and hands out gate blocks to threads.
 #include "lstm/stream.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// See products.h: the products of very few rows by multiply-adds with the weights as they lie.
+// Products of very few rows by multiply-adds with the weights as they lie.
 #include <algorithm>
 #include <vector>
 

@@ -1,4 +1,4 @@
-// See embedding.h. Bound by memory; plain loops reach it.
+// Rows copied and rows added up: bound by memory, which plain loops reach.
 #include "nn/embedding.h"
 
 #include <algorithm>

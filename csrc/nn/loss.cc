@@ -1,4 +1,4 @@
-// See loss.h.
+// Rows shared among the threads; loss and gradient of a row are the kernels'.
 #include "nn/loss.h"
 
 #include <vector>
