@@ -170,7 +170,7 @@ struct OptimizerKernel {
   int constants, slots;  // how many of each
   void (*update)(T* p, const T* g, T* const* slots, Index count, const T* constants, T scale);
 };
-constexpr int kMostConstants = 7, kMostSlots = 2;
+constexpr int kMostConstants = 9, kMostSlots = 2;
 
 // Of a fingerprint (lstm/fingerprint.h): memory that one sum covers, and how many words on the second sum's keys begin.
 constexpr Index kFingerprintBytes = 4096, kFingerprintShift = 16;

@@ -112,7 +112,7 @@ class RMSprop(Optimizer):
         check.finite("epsilon", self.epsilon, 0.0)
 
     def _formula(self, learning_rate: float, step: int) -> tuple[str, tuple[float, ...]]:
-        return "rmsprop", (learning_rate, self.decay, self.epsilon)
+        return "rmsprop", (learning_rate, self.decay, 1 - float(self.decay), self.epsilon)
 
 
 @dataclass
@@ -138,7 +138,8 @@ class Adam(Optimizer):
     def _formula(self, learning_rate: float, step: int) -> tuple[str, tuple[float, ...]]:
         beta1, beta2 = float(self.beta1), float(self.beta2)  # NumPy's float32 would make powers of its own
         step_size, second_scale = learning_rate / (1 - beta1**step), 1 / (1 - beta2**step)
-        return "adam", (learning_rate, step_size, second_scale, beta1, beta2, self.epsilon, self.weight_decay)
+        means = beta1, 1 - beta1, beta2, 1 - beta2
+        return "adam", (learning_rate, step_size, second_scale, *means, self.epsilon, self.weight_decay)
 
 
 OptimizerName: TypeAlias = Literal["sgd", "momentum", "rmsprop", "adam"]

@@ -95,18 +95,19 @@ LSTMFAST_INLINE void nesterov(const T (&constants)[2], T g, T& p, T& velocity) {
 }
 
 template <typename T>
-LSTMFAST_INLINE void rmsprop(const T (&constants)[3], T g, T& p, T& mean_square) {
-  const auto& [learning_rate, decay, epsilon] = constants;
-  mean_square = decay * mean_square + (T(1) - decay) * g * g;
+LSTMFAST_INLINE void rmsprop(const T (&constants)[4], T g, T& p, T& mean_square) {
+  const auto& [learning_rate, decay, gain, epsilon] = constants;
+  mean_square = decay * mean_square + gain * g * g;
   p -= learning_rate * g / (square_root(mean_square) + epsilon);
 }
 
-// step_size = learning_rate / (1 - beta1^step), second_scale = 1 / (1 - beta2^step).
+// step_size = learning_rate / (1 - beta1^step), second_scale = 1 / (1 - beta2^step). A gain is 1 - beta, of the beta that
+// was given: 1 - 0.999f is 1.7e-5 of itself away from 0.001.
 template <typename T>
-LSTMFAST_INLINE void adam(const T (&constants)[7], T g, T& p, T& first, T& second) {
-  const auto& [learning_rate, step_size, second_scale, beta1, beta2, epsilon, weight_decay] = constants;
-  first = beta1 * first + (T(1) - beta1) * g;
-  second = beta2 * second + (T(1) - beta2) * g * g;
+LSTMFAST_INLINE void adam(const T (&constants)[9], T g, T& p, T& first, T& second) {
+  const auto& [learning_rate, step_size, second_scale, beta1, gain1, beta2, gain2, epsilon, weight_decay] = constants;
+  first = beta1 * first + gain1 * g;
+  second = beta2 * second + gain2 * g * g;
   p -= step_size * first / (square_root(second * second_scale) + epsilon) + learning_rate * weight_decay * p;
 }
 
