@@ -11,17 +11,9 @@
 namespace lstmfast {
 
 template <typename T>
-typename Sequence<T>::Division Sequence<T>::division(double multiply_adds_per_step) const {
+Division Sequence<T>::division(double multiply_adds_per_step) const {
   if (products_ == unpacked_.get()) return {1, false};
-  const int threads = threads_for_work(multiply_adds_per_step * static_cast<double>(plan_.steps()));
-  // Every thread should have a full register tile of rows.
-  if (plan_.batch >= threads * k_->tile_rows) return {threads, false};
-  // A barrier costs 1 to 2 microseconds a step: each thread must have several times that to do.
-  constexpr double kWorkPerBarrier = 4.0e5;
-  const double by_units = std::min<double>(threads, multiply_adds_per_step / kWorkPerBarrier);
-  if (by_units >= 2) return {static_cast<int>(by_units), true};
-  const Index tiles = ceil_div(std::max<Index>(plan_.batch, 1), k_->tile_rows);
-  return {static_cast<int>(std::min<Index>(threads, tiles)), false};
+  return divide_steps(plan_, multiply_adds_per_step, k_->tile_rows);
 }
 
 template <typename T>
@@ -55,7 +47,7 @@ void Sequence<T>::begin(const SequenceForwardArgs<T>& args) {
     plan_.updates.shrink_to_fit();
   }
   choose_products();
-  const Index updates = plan_.rows();
+  const Index updates = plan_.count();
   T* saved = args.saved;
   if (!saved) {
     // Without a backward to come, only gates that are asked for and the current m of every row need room.
@@ -138,7 +130,7 @@ void Sequence<T>::choose_products() {
   products_ = fma_.get();
   const bool once = args_.keep_for_backward || weights_.serve_one_call;
   const Index few = once ? kRowsUnpacked : weights_.are_frozen ? 0 : kRowsUnlooked;
-  if (plan_.rows() > 0 && plan_.rows() <= few && is_plain()) products_ = unpacked_.get();
+  if (plan_.count() > 0 && plan_.count() <= few && is_plain()) products_ = unpacked_.get();
   if constexpr (std::is_same_v<T, float>) {
     if (is_plain() && split_products_pay(args_.precision, plan_.batch, weights_.hidden_size)) {
       if (!split_ || split_precision_ != args_.precision) {
@@ -158,7 +150,7 @@ bool Sequence<T>::pack_weights() {
   const T* bias = sum_of_biases();
   if (args_.ids) {
     read_ids();
-    starting_values_.pack_rows(*k_, weights_.kernel, weights_.input_size, ids_.data(), plan_.rows(), hidden, bias,
+    starting_values_.pack_rows(*k_, weights_.kernel, weights_.input_size, ids_.data(), plan_.count(), hidden, bias,
                                cell_.forget_bias);
   } else {
     starting_values_.pack_bias(*k_, bias, cell_.forget_bias, hidden);
@@ -223,7 +215,7 @@ Fingerprint Sequence<T>::fingerprint_of_weights() const {
 template <typename T>
 void Sequence<T>::read_ids() {
   ids_.resize(plan_.updates.size());
-  for (Index r = 0; r < plan_.rows(); ++r) ids_[r] = *args_.ids.row(plan_.updates[r].time, plan_.updates[r].batch);
+  for (Index r = 0; r < plan_.count(); ++r) ids_[r] = *args_.ids.row(plan_.updates[r].time, plan_.updates[r].batch);
 }
 
 // Those that the products in use do not take as they lie.
@@ -262,7 +254,7 @@ bool Sequence<T>::hoists_input() const {
 
 template <typename T>
 void Sequence<T>::point_rows() {
-  const Index rows = plan_.rows(), hidden = weights_.hidden_size;
+  const Index rows = plan_.count(), hidden = weights_.hidden_size;
   for (auto* pointers : {&init_, &z_rows_, &x_, &h_prev_, &c_prev_}) pointers->resize(static_cast<std::size_t>(rows));
   for (auto* pointers : {&h_, &c_}) pointers->resize(static_cast<std::size_t>(rows));
   if (weights_.projection) {
@@ -313,7 +305,7 @@ bool Sequence<T>::multiply_inputs(Range updates, const Preactivations<T>& z) {
 
 template <typename T>
 bool Sequence<T>::run_forward() {
-  const Index hidden = weights_.hidden_size, rows = plan_.rows();
+  const Index hidden = weights_.hidden_size, rows = plan_.count();
   const PanelSizes<T> sizes(*k_);
   point_rows();
   const bool keeps_gates = args_.keep_for_backward || args_.gates, hoists = hoists_input();
@@ -341,7 +333,8 @@ bool Sequence<T>::run_forward() {
     steps_at_once = std::min(plan_.steps(), ceil_div(rows_at_once, std::max<Index>(plan_.batch, 1)));
     z_.resize(steps_at_once * plan_.batch * sizes.gate_depth(hidden));
   }
-  const double work = multiply_adds(plan_.batch, step.input_size + weights_.output_size) + projecting_adds(plan_.batch);
+  const Division how = division(multiply_adds(plan_.batch, step.input_size + weights_.output_size) +
+                                projecting_adds(plan_.batch));
   const Index projection_panels = weights_.projection ? sizes.panels(weights_.output_size) : 0;
   std::atomic<bool> safe{true};
   for (Index first = 0; first < plan_.steps() && safe; first += steps_at_once) {
@@ -371,7 +364,7 @@ bool Sequence<T>::run_forward() {
     const Phase projecting{projection_panels, [&](Index, Range updates, Range panels, int) {
       projection_.project(*k_, updates, panels, m_rows_.data(), hidden, h_.data(), weights_.output_size);
     }};
-    for_each_step(Order::kForward, steps, work, cells, projecting);
+    for_each_step(plan_, Order::kForward, steps, how, cells, projecting);
   }
   return safe;
 }
@@ -396,9 +389,9 @@ void Sequence<T>::finish_forward() {
   }
   if (args_.gates) {
     out_.resize(plan_.updates.size());
-    for (Index r = 0; r < plan_.rows(); ++r)
+    for (Index r = 0; r < plan_.count(); ++r)
       out_[r] = args_.gates.row(plan_.updates[r].time, plan_.updates[r].batch);
-    k_->unpack_gates(gates_, plan_.rows() * gate_width(), hidden, out_.data(), plan_.rows());
+    k_->unpack_gates(gates_, plan_.count() * gate_width(), hidden, out_.data(), plan_.count());
   }
 }
 

@@ -9,79 +9,16 @@
 #include <vector>
 
 #include "core/aligned_buffer.h"
-#include "core/precision.h"
-#include "core/views.h"
 #include "cpu/kernel_table.h"
-#include "cpu/parallel.h"
 #include "lstm/fingerprint.h"
 #include "lstm/packed_weights.h"
 #include "lstm/products.h"
 #include "lstm/projection.h"
+#include "lstm/sequence_args.h"
 #include "lstm/sequence_plan.h"
+#include "lstm/step_loop.h"
 
 namespace lstmfast {
-
-// Weights as PyTorch, ONNX and cuDNN have them: each a row for every column of ours.
-template <typename T>
-struct TransposedWeights {
-  MatrixView<T> input, recurrent;  // [4H, I], [4H, P]
-  MatrixView<T> projection;        // [P, H] or absent
-
-  explicit operator bool() const { return static_cast<bool>(recurrent); }
-};
-
-// In what follows: T = time_steps, B = batch, I = input_size (the vocabulary where ids are given), H = hidden_size.
-// P = output_size is what a projection makes of H, and H where there is none.
-
-// What is computed, but for what the weights say.
-template <typename T>
-struct Cell {
-  T forget_bias;
-  CellVariant<T> variant;  // its peepholes are those of the weights
-};
-
-template <typename T>
-struct SequenceWeights {
-  Index input_size, hidden_size, output_size;
-  MatrixView<const T> kernel;            // [I + P, 4H]; or
-  TransposedWeights<const T> transposed;  // these, in place of kernel and projection, where x is given
-  const T *bias, *second_bias;           // [4H]; the second is added to the first, or null
-  const T* peepholes;                    // [3, H] or null
-  MatrixView<const T> projection;        // [H, P] or absent
-  bool are_frozen;       // the caller's promise that nobody writes to them: spares all looks but the first
-  bool serve_one_call;   // that no other call will have them; of calls that backward follows it is taken for granted
-};
-
-template <typename T>
-struct SequenceForwardArgs {
-  Index time_steps, batch;
-  SequenceView<const T> x;         // [T, B, I]; or
-  SequenceView<const int> ids;     // [T, B]: each a row of the input kernel
-  MatrixView<const T> h0, c0;      // [B, P], [B, H]; absent: zero
-  const Index* lengths;            // [B] or null
-  const bool* resets;              // [T, B] or null
-  SequenceView<T> h;               // [T, B, P]
-  MatrixView<T> h_n, c_n;          // [B, P], [B, H]
-  SequenceView<T> cells;           // [T, B, H] or absent
-  SequenceView<T> gates;           // [T, B, 4H] or absent
-  bool keep_for_backward;
-  T* saved;  // [saved_size()]: what backward needs is left here, to be given to `restore`; null: in the sequence's own memory
-  MatmulPrecision precision;
-};
-
-// What is absent is zero (d_h, d_h_n, d_c_n) or not wanted (the others). Outputs are overwritten.
-template <typename T>
-struct SequenceBackwardArgs {
-  SequenceView<const T> d_h;
-  MatrixView<const T> d_h_n, d_c_n;
-  SequenceView<T> d_x;
-  MatrixView<T> d_kernel;  // or, if weights were transposed,
-  TransposedWeights<T> d_transposed;
-  T* d_bias;
-  MatrixView<T> d_h0, d_c0;
-  T* d_peepholes;
-  MatrixView<T> d_projection;
-};
 
 // Whether the input's product is made for many steps at once, before them, and not with the state's in every step.
 // Made at once it reads its weights once for many steps and leaves the caches to the recurrent ones; made in the step it
@@ -168,26 +105,7 @@ class Sequence {
   bool initial_state_gradients(const SequenceBackwardArgs<T>& args, const GateGradients& first_group);
   bool multiply_transposed(typename Products<T>::Kernel kernel, const ProductArgs<T>& args, Index rows);
 
-  // How a step is divided: batch rows dealt to threads need no waiting; few rows of a large layer are divided by units,
-  // with a barrier at every step.
-  struct Division {
-    int threads;
-    bool by_units;
-  };
   Division division(double multiply_adds_per_step) const;
-  // Phases of a step follow each other: body(step, updates, blocks, part) for the row updates and the blocks of units that
-  // one thread has to do. A phase may read what all threads wrote in the one before. One without blocks is left out.
-  template <typename Body>
-  struct Phase {
-    Index blocks;
-    Body body;
-  };
-  template <typename Body>
-  Phase(Index, Body) -> Phase<Body>;
-  // All phases of all these steps in `order`.
-  enum class Order { kForward, kBackward };
-  template <typename... Phases>
-  void for_each_step(Order order, Range steps, double multiply_adds_per_step, const Phases&... phases) const;
 
   // Body for all memory that is free between any two calls, and for all that a backward needs of its forward.
   template <typename Body>
@@ -280,27 +198,5 @@ class Sequence {
   std::vector<T*> h_, c_, d_c_out_, out_;                            // [updates]
   RecentPeak recent_rows_;
 };
-
-template <typename T>
-template <typename... Phases>
-void Sequence<T>::for_each_step(Order order, Range steps, double multiply_adds_per_step,
-                                const Phases&... phases) const {
-  const Division how = division(multiply_adds_per_step);
-  Barrier barrier;
-  run_parallel(how.threads, [&](int part, int parts) {
-    const Index batch_begin = how.by_units ? 0 : plan_.batch_begin_of_part(part, parts);
-    const Index batch_end = how.by_units ? plan_.batch : plan_.batch_begin_of_part(part + 1, parts);
-    for (Index i = 0; i < steps.end - steps.begin; ++i) {
-      const Index step = order == Order::kForward ? steps.begin + i : steps.end - 1 - i;
-      const Range updates = plan_.updates_of(step, batch_begin, batch_end);
-      const auto run = [&](const auto& phase) {
-        if (phase.blocks == 0) return;
-        phase.body(step, updates, how.by_units ? split(phase.blocks, part, parts) : Range{0, phase.blocks}, part);
-        if (how.by_units) barrier.wait(parts);
-      };
-      (run(phases), ...);
-    }
-  });
-}
 
 }  // namespace lstmfast

@@ -66,7 +66,7 @@ bool Sequence<T>::run_backward(const SequenceBackwardArgs<T>& args) {
   point_gradients(args);
 
   // Groups of equal size, none much smaller than the others, and none of more rows than weight gradients take in one pass.
-  const Index rows = plan_.rows(), rows_wanted = rows_of_group(hidden);
+  const Index rows = plan_.count(), rows_wanted = rows_of_group(hidden);
   const Index groups =
       std::max<Index>({(rows + rows_wanted / 2) / rows_wanted, ceil_div(rows, kTransposedRows), 1});
   const Index steps_at_once = std::max<Index>(ceil_div(steps, groups), 1);
@@ -78,11 +78,11 @@ bool Sequence<T>::run_backward(const SequenceBackwardArgs<T>& args) {
     std::fill_n(d_gates + block * group.block_stride + group.rows * gate_width(), gate_width(), T(0));
   if (!is_plain()) {
     d_h_total_.resize(group.rows * output_size);
-    d_h_total_rows_.resize(static_cast<std::size_t>(plan_.rows()));
-    nothing_.assign(static_cast<std::size_t>(plan_.rows()), zeros_.data());
+    d_h_total_rows_.resize(static_cast<std::size_t>(plan_.count()));
+    nothing_.assign(static_cast<std::size_t>(plan_.count()), zeros_.data());
     if (weights_.projection) {
       d_m_.resize(group.rows * hidden);
-      d_m_rows_.resize(static_cast<std::size_t>(plan_.rows()));
+      d_m_rows_.resize(static_cast<std::size_t>(plan_.count()));
     }
   }
   for (Index end = steps; end > 0; end -= steps_at_once) {
@@ -99,7 +99,7 @@ bool Sequence<T>::run_backward(const SequenceBackwardArgs<T>& args) {
 
 template <typename T>
 void Sequence<T>::point_gradients(const SequenceBackwardArgs<T>& args) {
-  const Index rows = plan_.rows(), hidden = weights_.hidden_size;
+  const Index rows = plan_.count(), hidden = weights_.hidden_size;
   T* d_c = d_c_.resize(plan_.batch * hidden);  // carried from step to step
   for (auto* pointers : {&d_h_, &d_h_extra_, &d_c_in_, &d_gates_next_, &d_gates_rows_})
     pointers->resize(static_cast<std::size_t>(rows));
@@ -154,7 +154,7 @@ StepBackwardArgs<T> Sequence<T>::step_backward_args(const GateGradients& group) 
   step.c_prev = c_prev_.data();
   step.c = c_.data();
   step.gates = gates_;
-  step.gate_block_stride = plan_.rows() * gate_width();
+  step.gate_block_stride = plan_.count() * gate_width();
   step.d_gates = d_gates_.data();
   step.d_gate_block_stride = group.block_stride;
   step.d_gates_first_row = group.updates.begin;
@@ -175,7 +175,7 @@ bool Sequence<T>::step_through(const GateGradients& group, Range steps) {
     mine.panel_end = panels.end;
     if (!products_->step_backward(mine, part)) safe = false;
   }};
-  for_each_step(Order::kBackward, steps, multiply_adds(plan_.batch, hidden), cells);
+  for_each_step(plan_, Order::kBackward, steps, division(multiply_adds(plan_.batch, hidden)), cells);
   return safe;
 }
 
@@ -222,7 +222,7 @@ bool Sequence<T>::variant_step_through(const GateGradients& group, Range steps) 
     step.variant ? k_->variant_step_backward(mine) : k_->step_backward(mine);
   }};
   const double work = multiply_adds(plan_.batch, output_size) + projecting_adds(plan_.batch);
-  for_each_step(Order::kBackward, steps, work, coming_back, cells);
+  for_each_step(plan_, Order::kBackward, steps, division(work), coming_back, cells);
   return true;
 }
 

@@ -22,7 +22,7 @@ void SequencePlan::build(Index time_steps_wanted, Index batch_wanted, const Inde
       const Index length = lengths ? lengths[b] : time_steps;
       if (step >= length) continue;
       const Index time = reverse ? length - 1 - step : step;
-      const Index update = rows(), previous = last_of_row[b];
+      const Index update = count(), previous = last_of_row[b];
       updates.push_back({time, b, previous, -1, resets != nullptr && resets[time * batch + b]});
       if (previous >= 0)
         updates[previous].next = update;
@@ -30,8 +30,8 @@ void SequencePlan::build(Index time_steps_wanted, Index batch_wanted, const Inde
         first_of_row[b] = update;
       last_of_row[b] = update;
     }
-    if (rows() == step_begin.back()) break;  // every row has ended
-    step_begin.push_back(rows());
+    if (count() == step_begin.back()) break;  // every row has ended
+    step_begin.push_back(count());
   }
   updates_before_row_.assign(static_cast<std::size_t>(batch) + 1, 0);
   for (Index b = 0; b < batch; ++b)
@@ -51,7 +51,7 @@ Range SequencePlan::updates_of(Index step, Index batch_begin, Index batch_end) c
 
 Index SequencePlan::batch_begin_of_part(int part, int parts) const {
   if (!is_ragged()) return batch * part / parts;
-  const Index updates_before = rows() * part / parts;
+  const Index updates_before = count() * part / parts;
   return std::lower_bound(updates_before_row_.begin(), updates_before_row_.end() - 1, updates_before) -
          updates_before_row_.begin();
 }

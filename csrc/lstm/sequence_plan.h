@@ -25,8 +25,8 @@ struct SequencePlan {
   std::vector<Index> first_of_row;  // [batch] the first one; -1 likewise
 
   Index steps() const { return static_cast<Index>(step_begin.size()) - 1; }
-  Index rows() const { return static_cast<Index>(updates.size()); }
-  bool is_ragged() const { return rows() != time_steps * batch; }
+  Index count() const { return static_cast<Index>(updates.size()); }
+  bool is_ragged() const { return count() != time_steps * batch; }
 
   // lengths [batch], each in [0, time_steps], or null for all of them time_steps; resets [time_steps, batch] or null.
   // Where `reverse`, each row runs from its own last step down to step 0. A plan without lengths and resets is kept for the
