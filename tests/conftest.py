@@ -45,8 +45,8 @@ def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    """Random numbers of this test's own: seeded by its name, the same on every run and in any order."""
-    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+    """Random numbers of this test's own: seeded by its file's and its own name, the same on every run, in any order."""
+    return np.random.default_rng(zlib.crc32(f"{request.path.name}::{request.node.name}".encode()))
 
 
 @pytest.fixture

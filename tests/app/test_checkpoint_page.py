@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import pytest
 
-from lstmfast import checkpoint, config
-from lstmfast.checkpoint import Header
+from lstmfast import config
 from lstmfast.data import load_corpus
 from lstmfast.run_folder import RunFolder
 from lstmfast.trainer import Summary, make_trainer
+from lstmfast.training import checkpoint
+from lstmfast.training.checkpoint import Header
 from support import documents
 
 TEXT = "the cat sat on the mat\n" * 20

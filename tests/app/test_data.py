@@ -1,6 +1,6 @@
 """What the text pipeline promises: sources, vocabularies, the corpus cache, the classic batches and every complaint.
 
-Downloads have a file of their own, test_app_download.py. Nothing here reads the network.
+Downloads have a file of their own, test_download.py. Nothing here reads the network.
 """
 
 import contextlib

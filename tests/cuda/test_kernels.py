@@ -86,6 +86,7 @@ WITH_MANY_THREADS = {  # clusters of several blocks; several slices
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("sanitizer", SANITIZED)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_sanitizers_find_nothing(kernel: str, sanitizer: str, tmp_path: Path) -> None:
@@ -198,11 +199,13 @@ PLANTED_IN_FLOAT32 = [
 ]  # fmt: skip
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_mistake_is_caught_by_the_run_that_is_meant_to_catch_it(bug: str, tmp_path: Path) -> None:
     assert_caught(bug, PLANTED[bug][1], tmp_path)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("bug", PLANTED_IN_FLOAT32)
 def test_a_planted_mistake_is_caught_in_float32_sequences_too(bug: str, tmp_path: Path) -> None:
     kernels = {SEQUENCE: KERNELS["sequence-float32"], CLUSTER: KERNELS["cluster-float32"]}

@@ -59,6 +59,7 @@ STEPS = [
 
 
 @needs_nvcc
+@pytest.mark.sweep
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_without_spills_local_memory_or_warnings(architecture: str) -> None:
     _, done = cubin(architecture)

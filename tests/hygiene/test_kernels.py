@@ -34,6 +34,8 @@ FOLDERS_MAY_INCLUDE = {
     "bindings": r"(core|cpu|lstm|nn|models|bindings)/[^/]*",
 }
 
+OPTIMIZED = [pytest.param(True, marks=pytest.mark.sweep), False]  # optimized kernels take most of a minute to compile
+
 
 def includes(source: str) -> list[str]:
     """The headers a source names, project and system."""
@@ -50,7 +52,7 @@ def code(source: str) -> str:
     return re.sub(r"//[^\n]*|/\*.*?\*/", "", (CSRC / source).read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("optimized", [True, False], ids=["as-built", "unoptimized"])
+@pytest.mark.parametrize("optimized", OPTIMIZED, ids=["as-built", "unoptimized"])
 @pytest.mark.parametrize("name", KERNEL_FLAGS)
 def test_a_kernel_object_exports_its_table_accessor_and_nothing_else(
     name: str, optimized: bool, tmp_path: Path

@@ -711,6 +711,7 @@ def test_a_model_of_torch_with_free_axes_is_read(exporter: str, folded: bool, tm
 # --- any graph --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep
 def test_random_graphs_are_read_rightly_or_refused() -> None:
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
     from support import fuzz_onnx

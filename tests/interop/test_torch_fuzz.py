@@ -19,6 +19,7 @@ SECONDS = 40
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.mark.sweep
 def test_random_programs_do_the_same_with_torch_and_with_lstmfast() -> None:
     seed = int(os.environ.get("LSTMFAST_FUZZ_SEED") or 2)  # the script is for other ones
     report = fuzz_torch.fuzz(fuzz_torch.Plan(seed, programs=4000, seconds=SECONDS))

@@ -1,6 +1,6 @@
 """Whole sequences on every ISA, forward and backward, against the reference: all sizes around a vector, all options.
 
-What a sequence means is settled in test_spec_reference.py; here every number must be the reference's.
+What a sequence means is settled in spec/test_reference.py; here every number must be the reference's.
 """
 
 from __future__ import annotations

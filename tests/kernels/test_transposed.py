@@ -1,6 +1,6 @@
 """Transposed weights, [4H, I] and [4H, P] as PyTorch has them, against the same weights as they usually lie.
 
-What the kernels make of weights is the affair of test_kernels_sequence.py and test_kernels_variants.py.
+What the kernels make of weights is the affair of test_sequence.py and test_variants.py.
 """
 
 from __future__ import annotations

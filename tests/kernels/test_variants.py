@@ -1,6 +1,6 @@
 """Cells with peepholes, a projection, a clip and coupled gates, on every ISA, against the reference.
 
-What a variant means is settled in test_spec_reference.py. Plain cells are test_kernels_sequence.py's affair.
+What a variant means is settled in spec/test_reference.py. Plain cells are test_sequence.py's affair.
 """
 
 from __future__ import annotations
