@@ -165,6 +165,44 @@ def test_grad_of_functional_call_is_autograds():
     torch.testing.assert_close(tuple(found.values()), expected, **CLOSE)
 
 
+TRANSFORMS: dict[str, Any] = {
+    "vjp": lambda function, x: torch.func.vjp(function, x),
+    "grad": lambda function, x: torch.func.grad(lambda x: function(x).sum())(x),
+    "jvp": lambda function, x: torch.func.jvp(function, (x,), (x,)),
+    "jacrev": lambda function, x: torch.func.jacrev(function)(x),
+    "hessian": lambda function, x: torch.func.hessian(lambda x: function(x).sum())(x),
+    "vmap": lambda function, x: torch.vmap(function)(x.unsqueeze(0)),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_parameters_may_be_swapped_while_outputs_of_a_transform_are_held(transform):
+    cell, kept = ours.LSTMCell(INPUT, H, dtype=torch.float64), []
+
+    def call(x: Any) -> Any:
+        kept.append(cell(x)[0])  # as the traceback of an error would
+        return kept[-1]
+
+    kept.append(transform(call, double(B, INPUT)))
+    # As torch's own cell, operations of torch that give x a gradient hold weight_ih.
+    for name, parameter in [pair for pair in cell.named_parameters() if pair[0] != "weight_ih"]:
+        torch.utils.swap_tensors(parameter, nn.Parameter(double(*parameter.shape)))
+        assert parameter is getattr(cell, name)
+
+
+@pytest.mark.parametrize("kind", [ours.LSTM, ours.LSTMCell])
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+def test_weights_written_before_gradients_of_a_transform_are_taken_do_not_change_them(kind, name):
+    module, x = kind(INPUT, H, dtype=torch.float64), double(B, INPUT)
+    output, back = torch.func.vjp(lambda x: module(x)[0], x)
+    upstream = double(*output.shape)
+    expected = back(upstream)
+    _, back = torch.func.vjp(lambda x: module(x)[0], x)
+    with torch.no_grad():
+        getattr(module, name + ("_l0" if kind is ours.LSTM else "")).mul_(2)  # which no transform counts
+    torch.testing.assert_close(back(upstream), expected)
+
+
 # --- tracing ----------------------------------------------------------------------------------------------------------
 
 

@@ -339,9 +339,9 @@ def _run_layer(
         c0 = x.new_zeros((batch, hidden_size)) if c0 is None else c0
         if wants_cells:
             return Result(*composite.forward(x, h0, c0, own, options))
-        if paths.is_under_func():  # as torch does; its caller may then write into them, and exchange parameters
+        if paths.is_under_func():  # where nobody notices writes, and a view would keep its base from being swapped
             x, h0, c0 = x.clone(), h0.clone(), c0.clone()
-            own = Weights(*(None if w is None else w.view_as(w) for w in own))
+            own = Weights(*(None if w is None else w.clone() for w in own))
         call = operators.TransformedLayer.apply if paths.is_under_func() else operators.layer
         h, h_n, c_n = call(x, h0, c0, *own, *options)
         return Result(h, h_n, c_n, None)
