@@ -15,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
 
 from torch import nn  # noqa: E402
+from torch.nn.utils import parametrizations, prune  # noqa: E402
 
 import lstmfast.torch as ours  # noqa: E402
 
@@ -367,6 +368,40 @@ def test_frozen_weights_are_those_of_the_moment_until_unfrozen():
         assert ours.unfreeze(model) == 0
         torch.testing.assert_close(model(x), other(x), rtol=0, atol=0)
         assert not torch.equal(model(x), before)
+
+
+COMPUTED: dict[str, Any] = {
+    "old weight_norm": lambda module, name: nn.utils.weight_norm(module, name),
+    "old spectral_norm": lambda module, name: nn.utils.spectral_norm(module, name),
+    "pruned": lambda module, name: prune.l1_unstructured(module, name, 0.3),
+    "weight_norm parametrization": lambda module, name: parametrizations.weight_norm(module, name),
+    "orthogonal parametrization": lambda module, name: parametrizations.orthogonal(module, name),
+}
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell])
+@pytest.mark.parametrize("compute", COMPUTED.values(), ids=COMPUTED)
+def test_freezing_computed_weights_holds_none_of_what_they_are_computed_from(compute, kind):
+    module, name = kind(INPUT, H), "weight_hh_l0" if kind is nn.LSTM else "weight_hh"
+    ours.convert(module)
+    compute(module, name)
+    module(torch.randn(B, INPUT))[0].sum().backward()
+    counts = {name: parameter._use_count() for name, parameter in module.named_parameters()}
+    ours.freeze(module)
+    assert {name: parameter._use_count() for name, parameter in module.named_parameters()} == counts
+
+
+def test_freezing_takes_the_weights_of_the_next_call_and_leaves_the_module_those_of_the_last():
+    module, x = nn.utils.weight_norm(converted(nn.LSTM(INPUT, H)), "weight_hh_l0"), torch.randn(T, B, INPUT)
+    last, flat = module.weight_hh_l0, list(module._flat_weights)
+    module.weight_hh_l0_g.data.mul_(2)
+    ours.freeze(module)
+    assert module.weight_hh_l0 is last
+    assert all(one is other for one, other in zip(module._flat_weights, flat, strict=True))
+    with torch.no_grad():
+        frozen = module(x)[0]
+        ours.unfreeze(module)
+        torch.testing.assert_close(frozen, module(x)[0])
 
 
 def test_training_sees_weights_that_are_frozen_for_inference():

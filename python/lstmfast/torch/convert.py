@@ -7,12 +7,14 @@ once, when lstmfast.torch is imported; modules without the mark run torch's code
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -105,11 +107,28 @@ def freeze(model: nn.Module) -> int:
     """
     served = [module for module in _parts(model) if MARK in module.__dict__ or serving.is_ours(module)]
     for module in served:
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, _COMPUTE_WEIGHTS):  # for the next call, which freezing is for
-                hook(module, None)
-        weights.keep_frozen(module)
+        with _weights_of_next_call(module):
+            weights.keep_frozen(module)
     return len(served)
+
+
+@contextlib.contextmanager
+def _weights_of_next_call(module: nn.Module) -> Iterator[None]:
+    """Within it a module has the weights that its next call would compute; afterwards again those of the last one.
+
+    The graph of computed weights, which nobody will go back through, would keep the parameters from being swapped.
+    """
+    before, flat = dict(module.__dict__), list(module.__dict__.get("_flat_weights", ()))
+    try:
+        with torch.no_grad():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, _COMPUTE_WEIGHTS):
+                    hook(module, None)
+            yield
+    finally:
+        module.__dict__.update(before)
+        if flat:
+            module._flat_weights[:] = flat
 
 
 def unfreeze(model: nn.Module) -> int:
