@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
 
 import lstmfast.torch as ours  # noqa: E402
-from support import fuzz_arguments, fuzz_torch  # noqa: E402
+from support import fuzz_arguments, fuzz_torch, plain_lstm  # noqa: E402
 from support import fuzz_parts as parts  # noqa: E402
 from support.fuzz_torch import Program, Step  # noqa: E402
 
@@ -108,6 +108,57 @@ FAULTS[refusing] = "raises NotImplementedError"
 def test_a_planted_fault_is_seen(fault: Any, kind: str, planted: Any) -> None:
     planted(fault)
     assert kind in kinds({}, {"write": "p.data.mul_"})
+
+
+# Weights of size one and many steps: what one rounding changes grows to a ten-thousandth and more.
+GROWING = {
+    "float32": {"num_layers": 3, "hidden_size": 23, "proj_size": 5},
+    "float64": {"num_layers": 1, "hidden_size": 32, "proj_size": 17, "dtype": "float64"},
+}
+
+
+@pytest.mark.parametrize("options", GROWING.values(), ids=GROWING)
+def test_rounding_may_grow_as_far_as_that_of_the_equations(options: Any, planted: Any) -> None:
+    def coarser(true: Any, self: Any, x: Any, *hx: Any) -> Any:
+        """Its input is one unit in the last place off."""
+        return true(self, x * (1 + torch.finfo(x.dtype).eps), *hx)
+
+    planted(coarser)
+    steps = [{"write": "nn.init on p.data", "shape": "long"}] * 5
+    assert kinds(*steps, options=parts.Options(**options)) == set()
+
+
+@pytest.mark.parametrize("options", GROWING.values(), ids=GROWING)
+def test_a_fault_is_seen_beside_rounding_that_grows(options: Any, planted: Any) -> None:
+    def off(true: Any, self: Any, x: Any, *hx: Any) -> Any:
+        """Its input is a thousand units in the last place off."""
+        return true(self, x * (1 + 1000 * torch.finfo(x.dtype).eps), *hx)
+
+    planted(off)
+    steps = [{"write": "nn.init on p.data", "shape": "long"}] * 5
+    assert "values" in kinds(*steps, options=parts.Options(**options))
+
+
+@pytest.mark.parametrize(("function", "slope"), [("sigmoid", lambda y: y * (1 - y)), ("tanh", lambda y: 1 - y * y)])
+def test_slopes_of_rounded_activations_are_those_of_what_was_rounded_to(function: str, slope: Any) -> None:
+    z = torch.linspace(-9, 9, 37, dtype=torch.float64, requires_grad=True)
+    with plain_lstm.disturbed(1e-6, 0):
+        y = getattr(plain_lstm, function)(z)
+    assert (y / getattr(torch, function)(z) - 1).abs().nan_to_num(1e-6).min() > 0.9e-6
+    (found,) = torch.autograd.grad(y.sum(), z)
+    torch.testing.assert_close(found, slope(y), rtol=0, atol=4e-12)  # units squared
+
+
+def test_weights_are_written_on_all_sides_where_the_call_before_raises_on_some(planted: Any) -> None:
+    def refusing_once(true: Any, self: Any, *args: Any) -> Any:
+        if self.__dict__.setdefault("calls", []) or args[0].numel() == 0:
+            return true(self, *args)
+        self.__dict__["calls"].append(1)
+        raise NotImplementedError("not now")
+
+    planted(refusing_once)
+    steps = ({"derivative": "weights written before backward"}, {}, {})
+    assert kinds(*steps) == {"raises NotImplementedError"}
 
 
 def test_a_failing_program_is_shrunk_to_what_makes_it_fail(planted: Any) -> None:

@@ -1315,10 +1315,12 @@ def _one_loss(task: Task) -> None:
 
 @DERIVATIVES.part("weights written before backward")
 def _late_write(task: Task) -> None:
-    outputs = task.call()
     write = task.world.rng.choice(["p.data.mul_", "in place under no_grad", "p.data = new tensor", "optimizer step"])
-    with thawed(task.world):
-        WRITES[write].build(task.world, task.holder)
+    try:
+        outputs = task.call()
+    finally:  # where the call raises too: on the other sides it may not, and later calls need the same weights
+        with thawed(task.world):
+            WRITES[write].build(task.world, task.holder)
     task.backward(outputs)
 
 

@@ -4,8 +4,9 @@
 
 A program follows from one integer: module, treatments, and some calls with weights written between them, all drawn from
 the tables of `fuzz_parts`; or a call with wrong arguments (`fuzz_arguments`). Where the two sides differ, the equations
-in float64 (`plain_lstm`) decide: ours may work where torch raises, if it is right. Programs run in a process of their
-own, which may die or hang; that is a failure too. Failing programs are shrunk part by part before they are shown.
+in float64 (`plain_lstm`) decide: ours may work where torch raises, if it is right, and may be as far off as a rounding
+of every number grows in this program. Programs run in a process of their own, which may die or hang; that is a failure
+too. Failing programs are shrunk part by part before they are shown.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if __package__ in (None, ""):  # a script: its folder stands on the path, and no
 
 import torch
 
-from support import fuzz_arguments
+from support import fuzz_arguments, plain_lstm
 from support import fuzz_parts as parts
 from support.fuzz_parts import Options, Task, World
 from support.fuzz_trace import Difference, Trace, Undecided, compare
@@ -299,9 +300,14 @@ def check(program: Program, at: Callable[[str], None] = lambda side: None) -> li
                 one.forget()
         return one.world.trace
 
+    def disturbed(seed: int) -> Trace:
+        unit = min(program.unit, torch.finfo(torch.float32).eps)  # ours computes lower ones in float32
+        with plain_lstm.disturbed(unit, seed):
+            return right()
+
     at("right")
     terms = program.options.input_size + program.options.hidden_size + 32
-    return compare(torchs.world.trace, ours.world.trace, right, unit=program.unit, terms=terms)
+    return compare(torchs.world.trace, ours.world.trace, right, unit=program.unit, terms=terms, disturbed=disturbed)
 
 
 def shrink(program: Program, kind: str, at: Callable[[str], None] = lambda side: None) -> Program:

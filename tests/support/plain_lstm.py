@@ -2,31 +2,77 @@
 
 The fuzzer asks them who is right where torch and lstmfast differ. Slow, differentiable to any order, with no memory
 shared with arguments or weights, so that nothing written after a call can change its gradients. Checks no arguments.
+Within `disturbed` all numbers are off by the rounding of a dtype: what comes of that says how far it grows.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
+_disturbance: tuple[float, np.random.Generator] | None = None  # of all threads: programs call from several
+
+
+@contextlib.contextmanager
+def disturbed(unit: float, seed: int) -> Iterator[None]:
+    """Within it inputs, weights, and all that a step computes are off by one unit, up or down as chance has it."""
+    global _disturbance
+    _disturbance = unit, np.random.default_rng(seed)  # torch's generator is the program's
+    try:
+        yield
+    finally:
+        _disturbance = None
+
+
+def rounded(tensor: Tensor) -> Tensor:
+    """The same, or within `disturbed` what rounding might have made of it, with gradients that pass the same factor."""
+    return tensor if _disturbance is None else tensor * (1 + _units(tensor))
+
+
+def _units(tensor: Tensor) -> Tensor:
+    """Plus or minus one unit for each number of a tensor."""
+    assert _disturbance is not None
+    unit, rng = _disturbance
+    return torch.from_numpy(rng.choice([-unit, unit], tuple(tensor.shape)))
+
+
+def sigmoid(z: Tensor) -> Tensor:
+    """The logistic function; within `disturbed` y(z) rounded, with the slope y * (1 - y) of the rounded y."""
+    y = z.sigmoid()
+    return y if _disturbance is None else y + _error(z, y, 1 - 2 * y)
+
+
+def tanh(z: Tensor) -> Tensor:
+    """Likewise, with the slope 1 - y * y: near 1 a unit of y is a large part of it."""
+    y = z.tanh()
+    return y if _disturbance is None else y + _error(z, y, -2 * y)
+
+
+def _error(z: Tensor, y: Tensor, growth: Tensor) -> Tensor:
+    """What rounding adds to y(z). It changes with z as the y whose differential equation it follows."""
+    return _units(y) * y.detach() * (growth.detach() * (z - z.detach())).exp()
+
 
 def exact(tensor: Tensor) -> Tensor:
     """A float64 copy, with gradients to what it was."""
-    return tensor.to(torch.float64, copy=True)
+    return rounded(tensor.to(torch.float64, copy=True))
 
 
 def step(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor | None]) -> tuple[Tensor, Tensor]:
     """One step of x [batch, input_size]; weights: w_ih, w_hh, b_ih, b_hh, w_hr, the last three may be None."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    gates = nn.functional.linear(x, w_ih, b_ih) + nn.functional.linear(h, w_hh, b_hh)
+    gates = rounded(nn.functional.linear(x, w_ih, b_ih) + nn.functional.linear(h, w_hh, b_hh))
     i, f, g, o = gates.chunk(4, -1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    h = o.sigmoid() * c.tanh()
-    return (h if w_hr is None else h @ w_hr.t()), c
+    c = rounded(sigmoid(f) * c + sigmoid(i) * tanh(g))
+    h = sigmoid(o) * tanh(c)
+    return rounded(h if w_hr is None else h @ w_hr.t()), c
 
 
 class PlainLSTM(nn.LSTM):

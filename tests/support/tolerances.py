@@ -73,6 +73,11 @@ def rounded(unit: float, terms: int) -> float:
     return 10 * _SUM_UNITS * unit * math.sqrt(max(terms, 1))
 
 
+# Programs of a fuzzer multiply rounding by anything, with large weights and many steps. How far a unit in the last
+# place of all numbers takes their results, in the worst of three draws, is measured; an engine's results may go so many
+# times as far: activations are up to four units off in float64 (ACTIVATION), sums less.
+GROWTH = 4
+
 # Beside another framework, which rounds too: how far results may lie apart, as a share of the largest in their array,
 # forward and backward, over this many steps. That is what the project promises.
 PARITY = {("float32", 10): 1e-6, ("float32", 820): 1e-5, ("float64", 10): 1e-10, ("float64", 820): 1e-10}
