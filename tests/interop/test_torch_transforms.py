@@ -165,6 +165,24 @@ def test_grad_of_functional_call_is_autograds():
     torch.testing.assert_close(tuple(found.values()), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("randomness", ["error", "same", "different"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_dropout_of_what_vmap_does_not_map_draws_torchs_masks(randomness, depth):
+    theirs, mine = pair(num_layers=3, dropout=0.5)
+    x, found = double(T, B, INPUT), []
+    for module in (theirs, mine):
+
+        def call(y: Any, module: Any = module) -> Any:
+            return y + module(x)[0]
+
+        mapped = call
+        for _ in range(depth):
+            mapped = torch.vmap(mapped, randomness=randomness)
+        torch.manual_seed(0)
+        found.append((mapped(torch.zeros(*[2] * depth, dtype=torch.float64)), torch.get_rng_state()))
+    torch.testing.assert_close(*found, **CLOSE)
+
+
 TRANSFORMS: dict[str, Any] = {
     "vjp": lambda function, x: torch.func.vjp(function, x),
     "grad": lambda function, x: torch.func.grad(lambda x: function(x).sum())(x),

@@ -208,7 +208,7 @@ def _apart(one: Seen, other: Seen) -> float:
 
 
 def _grown(exact: Seen, disturbed: list[Any]) -> float:
-    """How far from `exact` a result may lie whose like, of numbers that are a rounding off, lie where these do."""
+    """How far from `exact` a result may lie: some times as far as those that come of disturbed numbers."""
     apart = max((_apart(one, exact) for one in disturbed if isinstance(one, Seen)), default=0.0)
     return tolerances.GROWTH * apart if apart < math.inf else 0.0
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.nn.utils.rnn import PackedSequence
 
 from lstmfast import _core
@@ -160,9 +161,17 @@ def _run_stack(
                 top_cells.append(result.cells)
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         if module.dropout and module.training and not is_top:
-            x = form.dropout(x, module.dropout)
+            x = _dropout(form, x, module.dropout)
     states = (h_n[0].unsqueeze(0), c_n[0].unsqueeze(0)) if len(h_n) == 1 else (torch.stack(h_n), torch.stack(c_n))
     return Result(x, *states, torch.cat(top_cells, -1) if top_cells else None)
+
+
+def _dropout(form: arguments.Form, x: Tensor, probability: float) -> Tensor:
+    """What goes up to the next layer. Transforms of other tensors have no say in the masks, as in torch's LSTM."""
+    if paths.is_under_func() and not paths.is_wrapped(x):
+        with temporarily_pop_interpreter_stack():
+            return _dropout(form, x, probability)
+    return form.dropout(x, probability)
 
 
 # --- a cell -----------------------------------------------------------------------------------------------------------
