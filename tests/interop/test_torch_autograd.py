@@ -137,7 +137,7 @@ def test_nothing_that_backward_needs_is_kept_beside_what_autograd_saves():
     with torch.autograd.graph.saved_tensors_hooks(replaced, torch.zeros_like):
         output, _ = mine(torch.ones(T, B, INPUT))
     found = gradients(mine, output.sum())
-    assert len(saved) == 4  # x, weight_hh, the output; gates and cells
+    assert len(saved) == 7  # x, two weights, two biases, the output; gates and cells
     assert not any(d.any() for d in found)  # with zeros in the place of all of them
 
 
@@ -175,6 +175,35 @@ def test_backward_a_second_time_is_torchs_error():
     loss.backward()
     with pytest.raises(RuntimeError, match="a second time"):
         loss.backward()
+
+
+@pytest.mark.parametrize("around", ["checkpoint", "hooks"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_batched_gradients_after_a_write_are_of_the_weights_that_hooks_give_back(around, options):
+    def batched(module: Any, write: Any) -> Any:
+        torch.manual_seed(0)
+        x = torch.randn(T, B, INPUT, requires_grad=True)
+        if around == "checkpoint":  # runs again, with the weights of now
+            output = checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
+        else:
+            with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t):
+                output = module(x)[0]
+        upstream = torch.randn(2, *output.shape)
+        write(module)
+        leaves = [x, *module.parameters()]
+        return torch.autograd.grad(output, leaves, upstream, is_grads_batched=True)
+
+    def double(module: Any) -> None:
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(2)
+
+    _, mine = pair(**options)
+    other = copy.deepcopy(mine)
+    if around == "checkpoint":
+        double(other)
+    expected = batched(other, lambda module: None)
+    torch.testing.assert_close(batched(mine, double), expected, **CLOSE[torch.float32])
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

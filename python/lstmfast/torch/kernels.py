@@ -241,11 +241,13 @@ class LayerFunction(torch.autograd.Function):
         recurs = len(h) > 1
         ctx.options, ctx.keep_layer_axis = options, keep_layer_axis
         # Without hooks what autograd gives back is this memory; the arrays spare the first backward to ask for them.
-        ctx.arrays = None if has_saved_tensor_hooks() else (given, h, saved)
-        ctx.weights, ctx.versions = weights, _versions(weights)  # which only second derivatives read
+        hooks = has_saved_tensor_hooks()
+        ctx.arrays = None if hooks else (given, h, saved)
+        ctx.weights, ctx.versions, ctx.has_hooks = weights, _versions(weights), hooks  # for composite gradients
         ctx.save_for_backward(
-            x, h0, c0, w_ih if need[0] else None, w_hh if recurs or need[1] else None, w_hr,
+            x, h0, c0, w_ih if hooks or need[0] else None, w_hh if hooks or recurs or need[1] else None, w_hr,
             output if recurs and any(need[3:8]) else None, kept,
+            *(b.detach() if hooks and b is not None else None for b in (bias_ih, bias_hh)),
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         if not keep_layer_axis:
@@ -254,14 +256,20 @@ class LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_h: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None) -> Any:
-        x, h0, c0, w_ih, w_hh, w_hr, h, saved = ctx.saved_tensors
+        x, h0, c0, w_ih, w_hh, w_hr, h, saved, b_ih, b_hh = ctx.saved_tensors
         weights, need = ctx.weights, ctx.needs_input_grad
         if ctx.keep_layer_axis:
             d_h_n, d_c_n = None if d_h_n is None else d_h_n[0], None if d_c_n is None else d_c_n[0]
         upstream = d_h, d_h_n, d_c_n
         differentiable = torch.is_grad_enabled()  # create_graph: somebody will differentiate these gradients
         if differentiable or any(d is not None and _is_batched(d) for d in upstream):
-            _check_versions(weights, ctx.versions)
+            if _versions(weights) != ctx.versions:
+                # Hooks give back copies from before a write; or a checkpoint, which runs again, the weights of now.
+                given_back = Weights(w_ih, w_hh, b_ih, b_hh, w_hr)
+                if not ctx.has_hooks or (differentiable and not _are_equal(given_back, weights)):
+                    _check_versions(weights, ctx.versions)
+                elif not differentiable:
+                    weights = Weights(*(None if w is None else w.detach().requires_grad_() for w in given_back))
             found = composite.gradients(x, h0, c0, weights, ctx.options, *upstream, need, create_graph=differentiable)
             return (*found, None, None)
         wanted = Wanted(need[0], need[1], need[2], any(need[3:8]))
@@ -294,6 +302,11 @@ def _check_versions(weights: Weights, versions: list[int | None]) -> None:
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
                 f"{name} of an LSTM is at version {found}; expected version {expected} instead"
             )
+
+
+def _are_equal(some: Weights, others: Weights) -> bool:
+    pairs = zip(some, others, strict=True)
+    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
 
 
 def has_saved_tensor_hooks() -> bool:
