@@ -82,6 +82,26 @@ struct Pair {
   static bool is(const py::object& object) { return py::isinstance<py::tuple>(object); }
 };
 
+// What a call of these sizes would do, for those who explain it.
+py::dict plan_of(Index time_steps, Index batch, Index input_size, Index hidden_size, const std::string& dtype,
+                 const std::string& matmul_precision, bool is_plain, bool token_input) {
+  CallShape call{time_steps, batch, time_steps * batch, token_input ? 0 : input_size, hidden_size, is_plain, 0,
+                 precision_of(matmul_precision)};
+  const Choice choice = dtype == "float32" ? choose_path(kernels<float>(), call) : choose_path(kernels<double>(), call);
+  const char* const refusals[] = {"", "dtype", "cell", "isa", "size"};
+  const int parts = split_parts(call.precision);
+  py::dict plan;
+  plan["isa"] = current_isa().name;
+  plan["hoists_input"] = choice.hoists_input;
+  plan["split_refusal"] = refusals[static_cast<int>(choice.split_refusal)];
+  plan["split_parts"] = parts;
+  plan["split_products"] = parts * (parts + 1) / 2;  // of two parts whose product is above what rounding loses
+  plan["split_largest"] = kSplitLargest;
+  plan["rows_unpacked"] = is_plain ? kRowsUnpacked : 0;
+  plan["rows_unlooked"] = is_plain ? kRowsUnlooked : 0;
+  return plan;
+}
+
 // For those who keep something else made of weights: whether they are still the same.
 py::tuple fingerprint(const py::object& values) {
   Fingerprint found;
@@ -322,8 +342,7 @@ class PySequence {
                           const py::object& saved, const char* name) {
     const Index *lengths = args.lengths, batch = args.batch;
     const Index updates = lengths ? std::accumulate(lengths, lengths + batch, Index{0}) : args.time_steps * batch;
-    const bool has_projection = weights.projection || weights.transposed.projection;
-    const Index size = Sequence<T>::saved_size(updates, weights.hidden_size, has_projection);
+    const Index size = Sequence<T>::saved_size(updates, weights.hidden_size, weights.has_projection());
     return required<T>(saved, name).must_have_shape({size}).contiguous();
   }
 
@@ -371,7 +390,7 @@ class PySequence {
     args.d_c0 = ArrayArg<T>(d_c0, "d_c0").must_have_shape(state).matrix();
     const ArrayArg<T> d_peepholes_arg(d_peepholes, "d_peepholes"), d_projection_arg(d_projection, "d_projection");
     if (d_peepholes_arg && !weights.peepholes) d_peepholes_arg.fail("must be absent where peepholes were");
-    if (d_projection_arg && !weights.projection) d_projection_arg.fail("must be absent where projection was");
+    if (d_projection_arg && !weights.has_projection()) d_projection_arg.fail("must be absent where projection was");
     args.d_peepholes = d_peepholes_arg.must_have_shape({kPeepholeCount, hidden}).contiguous();
     if (transposed)
       args.d_transposed.projection = d_projection_arg.must_have_shape({outputs, hidden}).matrix();
@@ -553,6 +572,8 @@ void register_lstm(py::module_& module) {
   }, "Number of values that a forward pass of so many row updates leaves for backward in `saved`.",
       py::arg("updates"), py::arg("hidden_size"), py::arg("has_projection"), py::arg("is_float64"));
   module.def("fingerprint", fingerprint, py::arg("values"));
+  module.def("plan_of", plan_of, py::arg("time_steps"), py::arg("batch"), py::arg("input_size"), py::arg("hidden_size"),
+             py::arg("dtype"), py::arg("matmul_precision"), py::arg("is_plain"), py::arg("token_input"));
   module.def("release_memory", [] {
     PySequence::release_all_memory();
     release_linear_workspaces();

@@ -8,8 +8,6 @@
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "cpu/probes.h"
-#include "lstm/products.h"
-#include "lstm/sequence.h"
 
 namespace lstmfast::bindings {
 namespace {
@@ -50,22 +48,6 @@ void register_runtime(pybind11::module_& module) {
   module.def("built_isas", [] { return names_where([](const Isa&) { return true; }); });
   module.def("available_isas", [] { return names_where([](const Isa& isa) { return isa.machine_has(); }); });
   module.def("current_isa", [] { return std::string(current_isa().name); });
-  module.attr("ROWS_UNPACKED") = kRowsUnpacked;
-  module.attr("ROWS_UNLOOKED") = kRowsUnlooked;
-  module.def(
-      "splits_products",
-      [](Index batch, Index hidden, const std::string& precision) {
-        return split_products_pay(precision_of(precision), batch, hidden);
-      },
-      pybind11::arg("batch"), pybind11::arg("hidden_size"), pybind11::arg("matmul_precision"));
-  module.def(
-      "hoists_input",
-      [](Index steps, Index batch, Index inputs, Index hidden, const std::string& dtype) {
-        return dtype == "float32" ? hoisting_pays(kernels<float>(), steps, batch, inputs, hidden)
-                                  : hoisting_pays(kernels<double>(), steps, batch, inputs, hidden);
-      },
-      pybind11::arg("time_steps"), pybind11::arg("batch"), pybind11::arg("input_size"), pybind11::arg("hidden_size"),
-      pybind11::arg("dtype"));
   module.def("get_num_threads", num_threads);
   module.def("set_num_threads", set_num_threads, pybind11::arg("threads"));
   module.def("build_info", build_info);

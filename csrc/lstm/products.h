@@ -63,6 +63,9 @@ std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k);
 std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k, const SplitKernels& split,
                                                      MatmulPrecision precision);
 
+// Parts of bfloat16 that stand for a float32 factor.
+int split_parts(MatmulPrecision precision);
+
 // Whether the ISA in use has split products, and a layer of this size is faster with them than with multiply-adds.
 bool split_products_pay(MatmulPrecision precision, Index batch, Index hidden);
 

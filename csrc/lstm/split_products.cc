@@ -163,7 +163,9 @@ class SplitProducts final : public Products<float> {
   std::vector<PerThread> threads_;
 };
 
-int parts_of(MatmulPrecision precision) {
+}  // namespace
+
+int split_parts(MatmulPrecision precision) {
   switch (precision) {
     case MatmulPrecision::kMedium: return 1;
     case MatmulPrecision::kHigh: return 2;
@@ -172,11 +174,9 @@ int parts_of(MatmulPrecision precision) {
   return kSplitMostParts;
 }
 
-}  // namespace
-
 std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k, const SplitKernels& split,
                                                      MatmulPrecision precision) {
-  return std::make_unique<SplitProducts>(k, split, parts_of(precision));
+  return std::make_unique<SplitProducts>(k, split, split_parts(precision));
 }
 
 // Not timed on AMX: in a prototype, six products of parts took about half the time of a float32 one where tiles were full.

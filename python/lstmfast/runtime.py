@@ -14,11 +14,11 @@ from lstmfast import _core, _memory
 
 _matmul_precision = "highest"
 
-# How often bfloat16 parts of a float32 product are kept, and multiplied.
-_SPLITS = {
-    "highest": ("three bfloat16 parts", "six products"),
-    "high": ("two bfloat16 parts", "three products"),
-    "medium": ("one bfloat16 part", "one product"),
+_WHY_NOT_SPLIT = {
+    "dtype": "float64 is never split",
+    "cell": "only plain cells are",
+    "isa": "this CPU has no AMX",
+    "size": "the batch or the layer is too small to gain",
 }
 
 
@@ -113,11 +113,9 @@ def explain(
         if wanted
     ]
 
-    isa = _core.current_isa()
+    plan = _core.plan_of(time_steps, batch, input_size, hidden_size, name, precision, not hooks, token_input)
     reason = "forced by LSTMFAST_ISA" if os.environ.get("LSTMFAST_ISA") else "the widest that this CPU runs"
-    splits = name == "float32" and not hooks and _core.splits_products(batch, hidden_size, precision)
-    hoists = not token_input and (splits or _core.hoists_input(time_steps, batch, input_size, hidden_size, name))
-    alone = token_input or hoists
+    alone = token_input or plan["hoists_input"]
     depth, width = output_size + (0 if alone else input_size), 4 * hidden_size
     step = (
         f"Each step is one product of {'h' if alone else '[x, h]'} ({batch} x {depth}) by the kernel "
@@ -126,35 +124,34 @@ def explain(
     source = ""
     if token_input:
         source = f"; an id adds its row of the kernel's {input_size}, looked up and not multiplied"
-    elif hoists:
+    elif plan["hoists_input"]:
         source = f"; that of x ({input_size} x {width}) is made before, for many steps at once"
     sentences = [
-        f"{name} on the {isa} kernels, {reason}.",
+        f"{name} on the {plan['isa']} kernels, {reason}.",
         f"{step}{source}.",
         f"At most {get_num_threads()} threads share the {time_steps} steps, fewer where there is too little work.",
     ]
-    if not hooks and 0 < time_steps * batch <= _core.ROWS_UNPACKED:
+    if 0 < time_steps * batch <= plan["rows_unpacked"]:
         sentences.append(
-            f"So few rows read the weights as they lie: up to {_core.ROWS_UNPACKED} where weights serve one call, as "
-            f"in training, lstm and lstm_step, and up to {_core.ROWS_UNLOOKED} elsewhere; more rows have them packed."
+            f"So few rows read the weights as they lie: up to {plan['rows_unpacked']} where weights serve one call, as "
+            f"in training, lstm and lstm_step, and up to {plan['rows_unlooked']} elsewhere; more rows have them packed."
         )
     if hooks:
         sentences.append(f"The cell has {' and '.join(hooks)}: hooks of the same step, on multiply-adds alone.")
-    if splits:
-        parts, products = _SPLITS[precision]
+    if not plan["split_refusal"]:
+        parts, products = _count(plan["split_parts"], "bfloat16 part"), _count(plan["split_products"], "product")
+        largest = f"{plan['split_largest']:.1e}".replace("e+", "e")
         sentences.append(
-            f'matmul_precision "{precision}": factors are split in {parts} and multiplied in {products} on the '
-            f"tiles of AMX; where a value is not finite or above 2.8e14, the call runs on the float32 kernels."
+            f'matmul_precision "{precision}": factors are split in {parts} and multiplied in {products} on the tiles of '
+            f"AMX; where a value is not finite or above {largest}, the call runs on the float32 kernels."
         )
     elif precision != "highest":
-        reason = (
-            "float64 is never split"
-            if name == "float64"
-            else "only plain cells are"
-            if hooks
-            else "this CPU has no AMX"
-            if isa not in ("amx", "generic512")
-            else "the batch or the layer is too small to gain"
+        sentences.append(
+            f'matmul_precision "{precision}" runs as "highest": {_WHY_NOT_SPLIT[plan["split_refusal"]]}.'
         )
-        sentences.append(f'matmul_precision "{precision}" runs as "highest": {reason}.')
     return " ".join(sentences)
+
+
+def _count(count: int, noun: str) -> str:
+    words = {1: "one", 2: "two", 3: "three", 6: "six"}
+    return f"{words[count]} {noun}{'' if count == 1 else 's'}"

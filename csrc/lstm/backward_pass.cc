@@ -1,0 +1,404 @@
+// Groups of steps from the last to the first: gate gradients first, then what is made of them.
+#include "lstm/backward_pass.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace lstmfast {
+namespace {
+
+// Rows of a group. At 64 units the gate gradients of 512 rows are 512 KB; kept whole, those of 820 steps of 32 rows would
+// be 27 MB, written to memory once and read from it twice. Those of many units leave L2 anyway, and twice the rows are half
+// as many passes over as large weight gradients: 1 to 3 % of a training step from 256 units on.
+Index rows_of_group(Index hidden) { return hidden < 256 ? kTransposedRows / 2 : kTransposedRows; }
+
+}  // namespace
+
+template <typename T>
+bool BackwardPass<T>::run(const SequenceBackwardArgs<T>& given) {
+  args_ = given;
+  const SequenceWeights<T>& w = weights();
+  const Index hidden = w.hidden_size, output_size = w.output_size, steps = pass_.plan.steps();
+  if (given.d_transposed && !writes_transposed())
+    args_.d_kernel = {d_kernel_.resize((w.input_size + output_size) * columns()), columns()};
+  if (given.d_transposed.projection)
+    args_.d_projection = {d_projection_.resize(hidden * output_size), output_size};
+  if (!pass_.products->pack_transposed(pass_.weights.input_kernel(*pass_.products, args_.d_x ? w.input_size : 0),
+                                       pass_.weights.recurrent_kernel(*pass_.products), hidden))
+    return false;
+  if (w.has_projection()) projector().pack_transposed(*pass_.k, pass_.weights.projection(), hidden, output_size);
+  zero_outputs();
+  point_gradients();
+
+  const Index at_once = begin_groups();
+  for (Index end = steps; end > 0; end -= at_once) {
+    const Range group_steps{std::max<Index>(end - at_once, 0), end};
+    begin_group({pass_.plan.step_begin[group_steps.begin], pass_.plan.step_begin[group_steps.end]});
+    // What reads the weights comes before what writes as much: few rows find some of them in cache.
+    if (!(pass_.weights.is_plain() ? step_through(group_steps) : variant_step_through(group_steps)) ||
+        (group_steps.begin == 0 && !initial_state_gradients()) || !input_gradients() ||
+        !weight_gradients(end < steps) || !projection_gradients(end < steps))
+      return false;
+  }
+  return steps > 0 || initial_state_gradients();
+}
+
+template <typename T>
+void BackwardPass<T>::finish() const {
+  const SequenceWeights<T>& w = weights();
+  const auto& [d_input, d_recurrent, d_projection] = args_.d_transposed;
+  if (d_recurrent && args_.d_kernel) {
+    const T* d_kernel = args_.d_kernel.data;
+    pass_.k->transpose(d_kernel, columns(), w.input_size, columns(), d_input.data, d_input.stride);
+    pass_.k->transpose(d_kernel + w.input_size * columns(), columns(), w.output_size, columns(), d_recurrent.data,
+                       d_recurrent.stride);
+  }
+  if (d_projection)
+    pass_.k->transpose(args_.d_projection.data, w.output_size, w.hidden_size, w.output_size, d_projection.data,
+                       d_projection.stride);
+}
+
+// Those that are added to, and those that no step writes.
+template <typename T>
+void BackwardPass<T>::zero_outputs() const {
+  const SequenceWeights<T>& w = weights();
+  const SequenceForwardArgs<T>& forward = pass_.args;
+  const Index steps = pass_.plan.steps(), hidden = w.hidden_size;
+  const Index zero_rows = !args_.d_kernel ? 0
+                          : steps == 0    ? w.input_size + w.output_size
+                          : forward.ids   ? w.input_size
+                                          : 0;
+  for (Index i = 0; i < zero_rows; ++i) std::fill_n(args_.d_kernel.row(i), columns(), T(0));
+  if (args_.d_bias) std::fill_n(args_.d_bias, columns(), T(0));
+  if (args_.d_peepholes) std::fill_n(args_.d_peepholes, kPeepholeCount * hidden, T(0));
+  for (Index i = 0; args_.d_projection && steps == 0 && i < hidden; ++i)
+    std::fill_n(args_.d_projection.row(i), w.output_size, T(0));
+  for (Index b = 0; args_.d_x && pass_.plan.is_ragged() && b < forward.batch; ++b)
+    for (Index t = forward.lengths[b]; t < forward.time_steps; ++t) std::fill_n(args_.d_x.row(t, b), w.input_size, T(0));
+}
+
+// Room for one group: of equal size, none much smaller than the others, and none of more rows than weight gradients take in
+// one pass. Returns its steps.
+template <typename T>
+Index BackwardPass<T>::begin_groups() {
+  const SequenceWeights<T>& w = weights();
+  const Index updates = pass_.updates(), wanted = rows_of_group(w.hidden_size), width = pass_.gate_width();
+  const Index groups = std::max<Index>({(updates + wanted / 2) / wanted, ceil_div(updates, kTransposedRows), 1});
+  const Index at_once = std::max<Index>(ceil_div(pass_.plan.steps(), groups), 1);
+  const Index blocks = PanelSizes<T>(*pass_.k).gate_blocks(w.hidden_size);
+  group_ = {};
+  group_.rows = std::min((at_once + 1) * pass_.plan.batch, updates);
+  group_.block_stride = (group_.rows + 1) * width;
+  T* d_gates = d_gates_.resize(blocks * group_.block_stride);
+  for (Index block = 0; block < blocks; ++block)
+    std::fill_n(d_gates + block * group_.block_stride + group_.rows * width, width, T(0));
+  if (pass_.weights.is_plain()) return at_once;
+  const auto count = static_cast<std::size_t>(updates);
+  d_h_total_.resize(group_.rows * w.output_size);
+  rows_.d_h_total.resize(count);
+  rows_.nothing.assign(count, pass_.zeros.data());
+  if (w.has_projection()) {
+    d_m_.resize(group_.rows * w.hidden_size);
+    rows_.d_m.resize(count);
+  }
+  return at_once;
+}
+
+template <typename T>
+void BackwardPass<T>::point_gradients() {
+  const Index rows = pass_.updates(), hidden = weights().hidden_size;
+  T* d_c = d_c_.resize(pass_.plan.batch * hidden);  // carried from step to step
+  for (auto* pointers : {&rows_.d_h, &rows_.d_h_extra, &rows_.d_c_in, &rows_.d_gates_next, &rows_.d_gates})
+    pointers->resize(static_cast<std::size_t>(rows));
+  rows_.d_c_out.resize(static_cast<std::size_t>(rows));
+  for (Index r = 0; r < rows; ++r) {
+    const RowUpdate& update = pass_.plan.updates[r];
+    const bool is_last = update.next < 0;
+    const bool cut = !is_last && pass_.plan.updates[update.next].reset;  // nothing flows back through a reset
+    rows_.d_h[r] = args_.d_h ? args_.d_h.row(update.time, update.batch) : pass_.zeros.data();
+    rows_.d_h_extra[r] = is_last && args_.d_h_n ? args_.d_h_n.row(update.batch) : pass_.zeros.data();
+    rows_.d_c_in[r] = cut        ? pass_.zeros.data()
+                 : !is_last ? d_c + update.batch * hidden
+                 : args_.d_c_n ? args_.d_c_n.row(update.batch)
+                              : pass_.zeros.data();
+    rows_.d_c_out[r] = d_c + update.batch * hidden;
+  }
+}
+
+// The step after the group comes first in what is there, if it is not the first group, and goes behind the group's rows.
+template <typename T>
+void BackwardPass<T>::begin_group(Range updates) {
+  const PanelSizes<T> sizes(*pass_.k);
+  const Index rows = updates.end - updates.begin, width = pass_.gate_width();
+  Index rows_after = 0;
+  for (Index r = updates.begin; r < updates.end; ++r)
+    rows_after = std::max(rows_after, pass_.plan.updates[r].next - updates.end + 1);
+  for (Index block = 0; rows_after > 0 && block < sizes.gate_blocks(weights().hidden_size); ++block) {
+    T* first = d_gates_.data() + block * group_.block_stride;
+    std::copy_backward(first, first + rows_after * width, first + (rows + rows_after) * width);
+  }
+  group_.updates = updates;
+  const T* zeros = d_gates_.data() + group_.rows * width;
+  for (Index r = updates.begin; r < updates.end; ++r) {
+    const RowUpdate& update = pass_.plan.updates[r];
+    const bool nothing = update.next < 0 || pass_.plan.updates[update.next].reset;
+    rows_.d_gates_next[r] = nothing ? zeros : d_gates_.data() + (update.next - updates.begin) * width;
+    rows_.d_gates[r] = d_gates_.data() + (r - updates.begin) * width;
+  }
+}
+
+template <typename T>
+StepBackwardArgs<T> BackwardPass<T>::step_args() const {
+  const Index hidden = weights().hidden_size;
+  StepBackwardArgs<T> step{};
+  step.hidden_size = hidden;
+  step.d_gates_next = rows_.d_gates_next.data();
+  step.no_next = d_gates_.data() + group_.rows * pass_.gate_width();
+  step.d_h = rows_.d_h.data();
+  step.d_h_extra = rows_.d_h_extra.data();
+  step.d_c = rows_.d_c_in.data();
+  step.d_c_prev = rows_.d_c_out.data();
+  step.c_prev = pass_.rows.c_prev.data();
+  step.c = pass_.rows.c.data();
+  step.gates = pass_.gates;
+  step.gate_block_stride = pass_.updates() * pass_.gate_width();
+  step.d_gates = d_gates_.data();
+  step.d_gate_block_stride = group_.block_stride;
+  step.d_gates_first_row = group_.updates.begin;
+  step.variant = pass_.variant();
+  return step;
+}
+
+template <typename T>
+bool BackwardPass<T>::step_through(Range steps) {
+  const Index hidden = weights().hidden_size;
+  const StepBackwardArgs<T> step = step_args();
+  std::atomic<bool> safe{true};
+  const Phase cells{PanelSizes<T>(*pass_.k).panels(hidden), [&](Index, Range updates, Range panels, int part) {
+    StepBackwardArgs<T> mine = step;
+    mine.row_begin = updates.begin;
+    mine.row_end = updates.end;
+    mine.panel_begin = panels.begin;
+    mine.panel_end = panels.end;
+    if (!pass_.products->step_backward(mine, part)) safe = false;
+  }};
+  const double work = pass_.multiply_adds(pass_.plan.batch, hidden);
+  for_each_step(pass_.plan, Order::kBackward, steps, pass_.division(work), cells);
+  return safe;
+}
+
+// In two phases, or three, because a projection stands between the product and the cells: the gradient of h comes back, is
+// completed by that of the output and kept for the projection's own; goes back through the projection; and then the cells.
+template <typename T>
+bool BackwardPass<T>::variant_step_through(Range steps) {
+  const Index hidden = weights().hidden_size, output_size = weights().output_size, first = group_.updates.begin;
+  const PanelSizes<T> sizes(*pass_.k);
+  StepBackwardArgs<T> step = step_args();
+  step.d_h = step.d_h_extra = rows_.nothing.data();  // they are in d_h_total
+  ProductArgs<T> product{};
+  product.a = rows_.d_gates_next.data();
+  product.depth_blocks = sizes.gate_blocks(hidden);
+  product.block_length = pass_.gate_width();
+  product.block_stride = group_.block_stride;
+  product.out = rows_.d_h_total.data();
+  product.columns = output_size;
+  for (Index r = first; r < group_.updates.end; ++r) {
+    rows_.d_h_total[r] = d_h_total_.data() + (r - first) * output_size;
+    if (pass_.weights.projection()) rows_.d_m[r] = d_m_.data() + (r - first) * hidden;
+  }
+  const Phase coming_back{sizes.panels(output_size), [&](Index, Range updates, Range panels, int part) {
+    ProductArgs<T> mine = product;
+    mine.row_begin = updates.begin;
+    mine.row_end = updates.end;
+    mine.panel_begin = panels.begin;
+    mine.panel_end = panels.end;
+    pass_.products->multiply_transposed(Products<T>::Kernel::kRecurrent, mine, part);
+    const Index panel_width = kPanelVectors * sizes.vector_length;
+    const Index begin = panels.begin * panel_width, end = std::min(panels.end * panel_width, output_size);
+    for (Index r = updates.begin; r < updates.end; ++r)
+      for (Index j = begin; j < end; ++j) rows_.d_h_total[r][j] += rows_.d_h[r][j] + rows_.d_h_extra[r][j];
+  }};
+  const Phase cells{sizes.panels(hidden), [&](Index, Range updates, Range panels, int) {
+    if (pass_.weights.projection())
+      projector().project_back(*pass_.k, updates, panels, rows_.d_h_total.data(), output_size, rows_.d_m.data(), hidden);
+    StepBackwardArgs<T> mine = step;
+    mine.row_begin = updates.begin;
+    mine.row_end = updates.end;
+    mine.panel_begin = panels.begin;
+    mine.panel_end = panels.end;
+    mine.d_h_next = (pass_.weights.projection() ? d_m_.data() : d_h_total_.data()) + (updates.begin - first) * hidden;
+    step.variant ? pass_.k->variant_step_backward(mine) : pass_.k->step_backward(mine);
+  }};
+  const double work = pass_.multiply_adds(pass_.plan.batch, output_size) + pass_.projecting_adds(pass_.plan.batch);
+  for_each_step(pass_.plan, Order::kBackward, steps, pass_.division(work), coming_back, cells);
+  return true;
+}
+
+template <typename T>
+bool BackwardPass<T>::projection_gradients(bool add) {
+  if (!args_.d_projection) return true;
+  const Index rows = group_.updates.end - group_.updates.begin, hidden = weights().hidden_size;
+  const Index output_size = weights().output_size;
+  const PanelSizes<T> sizes(*pass_.k);
+  T* panels = d_h_panels_.resize(rows * sizes.padded(output_size));
+  pass_.k->pack(d_h_total_.data(), output_size, rows, output_size, panels);
+  std::atomic<bool> safe{true};
+  run_parallel(threads_for_work(pass_.projecting_adds(rows)), [&](int part, int parts) {
+    const Range units = split(hidden, part, parts);
+    TransposedProductArgs<T> product{};
+    product.m_begin = units.begin;
+    product.m_end = units.end;
+    product.panel_end = sizes.panels(output_size);
+    product.a = pass_.rows.m.data() + group_.updates.begin;
+    product.rows = rows;
+    product.b = panels;
+    product.b_panel_stride = rows * kPanelVectors * sizes.vector_length;
+    product.out = args_.d_projection;
+    product.columns = output_size;
+    product.add = add;
+    if (!pass_.products->weight_gradient(product, part)) safe = false;
+  });
+  return safe;
+}
+
+template <typename T>
+bool BackwardPass<T>::weight_gradients(bool add) {
+  MatrixView<T> d_input = args_.d_kernel, d_recurrent;
+  if (args_.d_kernel) d_recurrent = {args_.d_kernel.row(weights().input_size), args_.d_kernel.stride};
+  if (writes_transposed()) {
+    d_input = args_.d_transposed.input;
+    d_recurrent = args_.d_transposed.recurrent;
+  }
+  if (!d_recurrent && !args_.d_bias && !args_.d_peepholes) return true;
+  const Index rows = group_.updates.end - group_.updates.begin, first = group_.updates.begin;
+  const Index hidden = weights().hidden_size, input_size = weights().input_size;
+  const Index blocks = PanelSizes<T>(*pass_.k).gate_blocks(hidden);
+  double work = pass_.multiply_adds(rows, (pass_.has_input_product() ? input_size : 1) + weights().output_size);
+  // Few rows came here on one thread, and waking the others takes 90 us: one row of 256 units has 70 us of work.
+  constexpr double kWorkThatWakes = 8;
+  if (pass_.choice.path == Path::kUnpacked) work /= kWorkThatWakes;
+  std::atomic<bool> safe{true};
+  // Parts are gate blocks times slices of kernel rows, so that narrow layers keep all threads busy too.
+  run_parallel(threads_for_work(work), [&](int part, int parts) {
+    const Index slices = ceil_div(parts, std::max<Index>(blocks, 1));
+    const Range cells = split(blocks * slices, part, parts);
+    TransposedProductArgs<T> product{};
+    product.rows = rows;
+    product.b = d_gates_.data();
+    product.b_panel_stride = group_.block_stride;
+    product.columns = kGateCount * hidden;
+    product.gate_hidden_size = hidden;
+    product.add = add;
+    const auto multiply = [&](const T* const* a, Index columns, Range slice_of_m, MatrixView<T> out) {
+      product.a = a + first;
+      product.m_begin = columns * slice_of_m.begin / slice_of_m.end;
+      product.m_end = columns * (slice_of_m.begin + 1) / slice_of_m.end;
+      product.out = out;
+      if (!pass_.products->weight_gradient(product, part)) safe = false;
+    };
+    // Side by side blocks that this part has whole are done at once.
+    for (Index cell = cells.begin; cell < cells.end;) {
+      const Index whole = slices == 1 ? cells.end - cell : 1;
+      const Range slice{cell % slices, slices};
+      product.panel_begin = cell / slices;
+      product.panel_end = product.panel_begin + whole;
+      cell += whole;
+      if (d_recurrent) {
+        if (pass_.has_input_product()) multiply(pass_.rows.x.data(), input_size, slice, d_input);
+        multiply(pass_.rows.h_prev.data(), weights().output_size, slice, d_recurrent);
+      }
+      if (slice.begin != 0) continue;
+      if (args_.d_kernel && pass_.args.ids)
+        pass_.k->scatter_gate_rows(d_gates_.data(), group_.block_stride, pass_.rows.ids.data() + first, rows, hidden,
+                                   product.panel_begin, product.panel_end, args_.d_kernel.data, args_.d_kernel.stride);
+      if (args_.d_bias)
+        pass_.k->sum_gate_rows(d_gates_.data(), group_.block_stride, rows, hidden, product.panel_begin,
+                               product.panel_end, args_.d_bias);
+      if (args_.d_peepholes)
+        pass_.k->peephole_gradients({product.panel_begin, product.panel_end, rows, hidden, d_gates_.data(),
+                                     group_.block_stride, pass_.rows.c_prev.data() + first,
+                                     pass_.rows.c.data() + first, args_.d_peepholes});
+    }
+  });
+  return safe;
+}
+
+// The gradient of z in some rows, given by `args.a`, times a kernel transposed.
+template <typename T>
+bool BackwardPass<T>::multiply_transposed(typename Products<T>::Kernel kernel, const ProductArgs<T>& args, Index rows) {
+  std::atomic<bool> safe{true};
+  run_parallel(threads_for_work(pass_.multiply_adds(rows, args.columns)), [&](int part, int parts) {
+    ProductArgs<T> mine = args;
+    const Range my_rows = split(rows, part, parts);
+    mine.row_begin = my_rows.begin;
+    mine.row_end = my_rows.end;
+    mine.depth_blocks = PanelSizes<T>(*pass_.k).gate_blocks(weights().hidden_size);
+    mine.block_length = pass_.gate_width();
+    mine.panel_end = PanelSizes<T>(*pass_.k).panels(args.columns);
+    if (!pass_.products->multiply_transposed(kernel, mine, part)) safe = false;
+  });
+  return safe;
+}
+
+template <typename T>
+bool BackwardPass<T>::input_gradients() {
+  if (!args_.d_x || weights().input_size == 0) return true;
+  const Index rows = group_.updates.end - group_.updates.begin, first = group_.updates.begin;
+  rows_.out.resize(static_cast<std::size_t>(rows));
+  for (Index r = 0; r < rows; ++r)
+    rows_.out[r] = args_.d_x.row(pass_.plan.updates[first + r].time, pass_.plan.updates[first + r].batch);
+  ProductArgs<T> product{};
+  product.a = rows_.d_gates.data() + first;
+  product.block_stride = group_.block_stride;
+  product.out = rows_.out.data();
+  product.columns = weights().input_size;
+  return multiply_transposed(Products<T>::Kernel::kInput, product, rows);
+}
+
+template <typename T>
+bool BackwardPass<T>::initial_state_gradients() {
+  const Index hidden = weights().hidden_size, output_size = weights().output_size;
+  std::vector<const T*> first_gates;
+  std::vector<T*> d_h0_rows;
+  for (Index b = 0; b < pass_.args.batch && (args_.d_h0 || args_.d_c0); ++b) {
+    const Index first = pass_.plan.first_of_row[b];
+    const bool untouched = first < 0;  // a row without steps hands its final state's gradient on
+    const bool cut = !untouched && pass_.plan.updates[first].reset;
+    if (args_.d_c0) {
+      const T* source = untouched ? (args_.d_c_n ? args_.d_c_n.row(b) : pass_.zeros.data()) : d_c_.data() + b * hidden;
+      std::copy_n(cut ? pass_.zeros.data() : source, hidden, args_.d_c0.row(b));
+    }
+    if (!args_.d_h0) continue;
+    if (untouched || cut) {
+      std::copy_n(untouched && args_.d_h_n ? args_.d_h_n.row(b) : pass_.zeros.data(), output_size, args_.d_h0.row(b));
+    } else {
+      first_gates.push_back(rows_.d_gates[first]);
+      d_h0_rows.push_back(args_.d_h0.row(b));
+    }
+  }
+  if (d_h0_rows.empty()) return true;
+  ProductArgs<T> product{};
+  product.a = first_gates.data();
+  product.block_stride = group_.block_stride;
+  product.out = d_h0_rows.data();
+  product.columns = output_size;
+  return multiply_transposed(Products<T>::Kernel::kRecurrent, product, static_cast<Index>(d_h0_rows.size()));
+}
+
+template <typename T>
+void BackwardPass<T>::release_workspaces() {
+  for (auto* buffer : {&d_kernel_, &d_projection_, &d_gates_, &d_c_, &d_h_total_, &d_m_, &d_h_panels_}) buffer->release();
+}
+
+template <typename T>
+std::size_t BackwardPass<T>::size_bytes() const {
+  std::size_t bytes = 0;
+  for (auto* buffer : {&d_kernel_, &d_projection_, &d_gates_, &d_c_, &d_h_total_, &d_m_, &d_h_panels_})
+    bytes += buffer->size_bytes();
+  return bytes;
+}
+
+template class BackwardPass<float>;
+template class BackwardPass<double>;
+
+}  // namespace lstmfast

@@ -1,0 +1,65 @@
+// The backward pass: steps in groups, the last one first. The gradients of the gates are kept for one group only, in L2 if
+// they fit, and become weight and input gradients before the next.
+// Reads what the forward pass left in the Pass, and writes the gradients that are wanted; owns what it needs between.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "core/aligned_buffer.h"
+#include "lstm/pass.h"
+
+namespace lstmfast {
+
+template <typename T>
+class BackwardPass {
+ public:
+  explicit BackwardPass(Pass<T>& pass) : pass_(pass) {}
+
+  // Returns false where the products in use refuse a value; the pass is then to be run again with multiply-adds.
+  bool run(const SequenceBackwardArgs<T>& args);
+  // Gradients of transposed weights.
+  void finish() const;
+
+  void release_workspaces();
+  void release_rows() { rows_ = {}; }
+  std::size_t size_bytes() const;
+
+ private:
+  struct GateGradients {
+    Index rows;  // that there is room for, the row of zeros apart
+    Index block_stride;
+    Range updates;  // of the group, from row 0 on; behind them lie those of the step after the group
+  };
+  struct Rows {  // vectors of [updates]
+    std::vector<const T*> d_h, d_h_extra, d_c_in, d_gates_next, d_gates, nothing;  // nothing: zeros
+    std::vector<T*> d_c_out, d_h_total, d_m, out;
+  };
+
+  void zero_outputs() const;
+  void point_gradients();
+  Index begin_groups();
+  void begin_group(Range updates);
+  bool step_through(Range steps);
+  bool variant_step_through(Range steps);
+  StepBackwardArgs<T> step_args() const;
+  bool weight_gradients(bool add);
+  bool projection_gradients(bool add);
+  bool input_gradients();
+  bool initial_state_gradients();
+  bool multiply_transposed(typename Products<T>::Kernel kernel, const ProductArgs<T>& args, Index rows);
+
+  const SequenceWeights<T>& weights() const { return pass_.weights.given(); }
+  Projection<T>& projector() { return pass_.weights.projector(); }
+  Index columns() const { return kGateCount * weights().hidden_size; }
+  bool writes_transposed() const { return weights().transposed && pass_.choice.path == Path::kUnpacked; }
+
+  Pass<T>& pass_;
+  SequenceBackwardArgs<T> args_{};
+  GateGradients group_{};
+  Rows rows_;
+  AlignedBuffer<T> d_kernel_, d_projection_;  // before they are transposed
+  AlignedBuffer<T> d_gates_, d_c_, d_h_total_, d_m_, d_h_panels_;
+};
+
+}  // namespace lstmfast

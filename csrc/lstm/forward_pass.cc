@@ -1,0 +1,155 @@
+// Groups of steps whose pre-activations fit the cache, and the tiles of each step shared out to threads.
+#include "lstm/forward_pass.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace lstmfast {
+
+// Pre-activations wait where the gates will be, or else in a buffer for some steps: 512 KB, so that most of L2 is left to
+// the weights, but at least 128 rows, which are enough to read the input's weights seldom.
+template <typename T>
+Index ForwardPass<T>::steps_at_once(bool keeps_preactivations) const {
+  const Index steps = pass_.plan.steps();
+  if (!keeps_preactivations || keeps_gates()) return steps;
+  const Index row_bytes = PanelSizes<T>(*pass_.k).gate_depth(pass_.weights.given().hidden_size) * Index{sizeof(T)};
+  const Index rows = std::max<Index>(128, (Index{512} << 10) / row_bytes);
+  return std::min(steps, ceil_div(rows, std::max<Index>(pass_.plan.batch, 1)));
+}
+
+template <typename T>
+StepForwardArgs<T> ForwardPass<T>::step_args() const {
+  const SequenceWeights<T>& w = pass_.weights.given();
+  const RowPointers<T>& rows = pass_.rows;
+  const bool hoists = pass_.choice.hoists_input;
+  StepForwardArgs<T> step{};
+  step.hidden_size = w.hidden_size;
+  step.init = hoists ? z_rows_.data() : rows.init.data();
+  step.init_block_stride = pass_.args.ids ? pass_.weights.starting_values().block_stride() : pass_.gate_width();
+  step.x = rows.x.data();
+  step.input_size = hoists ? 0 : pass_.weights.input_rows();
+  step.h_prev = rows.h_prev.data();
+  step.recurrent_size = w.output_size;
+  step.c_prev = rows.c_prev.data();
+  step.h = w.has_projection() ? rows.m.data() : rows.h.data();
+  step.c = rows.c.data();
+  step.gates = keeps_gates() ? pass_.gates : nullptr;
+  step.gate_block_stride = pass_.updates() * pass_.gate_width();
+  step.variant = pass_.variant();
+  return step;
+}
+
+template <typename T>
+Preactivations<T> ForwardPass<T>::preactivations_of(Range updates) {
+  const Index width = pass_.gate_width();
+  Preactivations<T> z;
+  z.rows = z_rows_.data();
+  z.first_row = updates.begin;
+  z.panels = keeps_gates() ? pass_.gates + updates.begin * width : z_.data();
+  z.block_stride = (keeps_gates() ? pass_.updates() : updates.end - updates.begin) * width;
+  for (Index r = updates.begin; r < updates.end; ++r) z_rows_[r] = z.panels + (r - updates.begin) * width;
+  return z;
+}
+
+template <typename T>
+bool ForwardPass<T>::multiply_inputs(Range updates, const Preactivations<T>& z) {
+  const SequenceWeights<T>& w = pass_.weights.given();
+  GateProductArgs<T> product{};
+  product.block_end = PanelSizes<T>(*pass_.k).gate_blocks(w.hidden_size);
+  product.init = pass_.weights.starting_values().of_all();
+  product.x = pass_.rows.x.data();
+  product.input_size = w.input_size;
+  product.z = z.panels;
+  product.z_block_stride = z.block_stride;
+  product.z_first_row = z.first_row;
+  const Index rows = updates.end - updates.begin;
+  std::atomic<bool> safe{true};
+  run_parallel(threads_for_work(pass_.multiply_adds(rows, w.input_size)), [&](int part, int parts) {
+    GateProductArgs<T> mine = product;
+    const Range my_rows = split(rows, part, parts);
+    mine.row_begin = updates.begin + my_rows.begin;
+    mine.row_end = updates.begin + my_rows.end;
+    if (!pass_.products->multiply_inputs(mine, part)) safe = false;
+  });
+  return safe;
+}
+
+template <typename T>
+bool ForwardPass<T>::run() {
+  const SequencePlan& plan = pass_.plan;
+  const Index hidden = pass_.weights.given().hidden_size, output_size = pass_.weights.given().output_size;
+  const PanelSizes<T> sizes(*pass_.k);
+  pass_.point_rows();
+  z_rows_.resize(plan.updates.size());
+  const bool keeps_preactivations = pass_.choice.hoists_input || pass_.products->keeps_preactivations();
+  const Index at_once = steps_at_once(keeps_preactivations);
+  if (keeps_preactivations && !keeps_gates()) z_.resize(at_once * plan.batch * sizes.gate_depth(hidden));
+  StepForwardArgs<T> step = step_args();
+  const Division how = pass_.division(pass_.multiply_adds(plan.batch, step.input_size + output_size) +
+                                      pass_.projecting_adds(plan.batch));
+  std::atomic<bool> safe{true};
+  for (Index first = 0; first < plan.steps() && safe; first += at_once) {
+    const Range steps{first, std::min(first + at_once, plan.steps())};
+    const Range group{plan.step_begin[steps.begin], plan.step_begin[steps.end]};
+    const Preactivations<T> z = keeps_preactivations ? preactivations_of(group) : Preactivations<T>{};
+    if (pass_.choice.hoists_input) {
+      step.init_block_stride = z.block_stride;
+      if (!multiply_inputs(group, z)) return false;
+    }
+    const Phase cells{sizes.gate_blocks(hidden), [&](Index t, Range updates, Range blocks, int part) {
+      StepForwardArgs<T> mine = step;
+      mine.row_begin = updates.begin;
+      mine.row_end = updates.end;
+      mine.block_begin = blocks.begin;
+      mine.block_end = blocks.end;
+      mine.descending = (steps_before_ + t) % 2 == 1;  // what the step before read last is still in cache
+      if (!pass_.products->step_forward(mine, z, part)) safe = false;
+    }};
+    const Index panels_of_h = pass_.weights.projection() ? sizes.panels(output_size) : 0;
+    const Phase projecting{panels_of_h, [&](Index, Range updates, Range panels, int) {
+      pass_.weights.projector().project(*pass_.k, updates, panels, pass_.rows.m.data(), hidden, pass_.rows.h.data(),
+                                        output_size);
+    }};
+    for_each_step(plan, Order::kForward, steps, how, cells, projecting);
+  }
+  return safe;
+}
+
+template <typename T>
+void ForwardPass<T>::finish() {
+  const SequenceForwardArgs<T>& args = pass_.args;
+  const SequencePlan& plan = pass_.plan;
+  const Index hidden = pass_.weights.given().hidden_size, output_size = pass_.weights.given().output_size;
+  const T* zeros = pass_.zeros.data();
+  for (Index b = 0; b < args.batch; ++b) {
+    const Index last = plan.last_of_row[b];
+    const T* h = last >= 0 ? pass_.rows.h[last] : args.h0 ? args.h0.row(b) : zeros;
+    const T* c = last >= 0 ? pass_.rows.c[last] : args.c0 ? args.c0.row(b) : zeros;
+    std::copy_n(h, output_size, args.h_n.row(b));
+    if (c != args.c_n.row(b)) std::copy_n(c, hidden, args.c_n.row(b));
+  }
+  for (Index b = 0; plan.is_ragged() && b < args.batch; ++b)
+    for (Index t = args.lengths[b]; t < args.time_steps; ++t) {
+      std::fill_n(args.h.row(t, b), output_size, T(0));
+      if (args.cells) std::fill_n(args.cells.row(t, b), hidden, T(0));
+      if (args.gates) std::fill_n(args.gates.row(t, b), kGateCount * hidden, T(0));
+    }
+  if (args.gates) {
+    const Index updates = pass_.updates();
+    gate_rows_.resize(plan.updates.size());
+    for (Index r = 0; r < updates; ++r) gate_rows_[r] = args.gates.row(plan.updates[r].time, plan.updates[r].batch);
+    pass_.k->unpack_gates(pass_.gates, updates * pass_.gate_width(), hidden, gate_rows_.data(), updates);
+  }
+  steps_before_ += plan.steps();
+}
+
+template <typename T>
+void ForwardPass<T>::release_rows() {
+  z_rows_ = {};
+  gate_rows_ = {};
+}
+
+template class ForwardPass<float>;
+template class ForwardPass<double>;
+
+}  // namespace lstmfast

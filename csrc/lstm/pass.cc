@@ -1,0 +1,99 @@
+// How a pass begins: memory for what is kept, and a pointer for every row.
+#include "lstm/pass.h"
+
+#include <algorithm>
+
+#include "cpu/dispatch.h"
+
+namespace lstmfast {
+
+template <typename T>
+void Pass<T>::begin(const SequenceForwardArgs<T>& given, bool reverse) {
+  args = given;
+  k = &kernels<T>();
+  weights.begin(*k, static_cast<bool>(args.ids));
+  plan.build(args.time_steps, args.batch, args.lengths, args.resets, reverse);
+  use(choose_path(*k, shape()));
+  const SequenceWeights<T>& w = weights.given();
+  const Index gate_size = updates() * PanelSizes<T>(*k).gate_depth(w.hidden_size);
+  T* kept = args.saved;
+  if (!kept) {
+    // Without a backward to come, only gates that are asked for and the current m of every row need room.
+    const Index of_update = (w.has_projection() ? 2 : 1) * w.hidden_size;
+    const Index size = args.keep_for_backward ? gate_size + updates() * of_update : args.gates ? gate_size : 0;
+    const Index current = args.keep_for_backward || !w.has_projection() ? 0 : plan.batch * w.hidden_size;
+    kept = saved.resize(size + current);
+    m = kept + size;
+  }
+  gates = kept;
+  cells = kept + gate_size;
+  if (args.keep_for_backward) m = cells + updates() * w.hidden_size;
+  const Index longest = std::max(w.hidden_size, w.output_size);
+  std::fill_n(zeros.resize(longest), longest, T(0));
+}
+
+template <typename T>
+void Pass<T>::use(const Choice& wanted) {
+  choice = wanted;
+  products = &paths.prepare(choice.path, *k, args.precision);
+}
+
+template <typename T>
+CallShape Pass<T>::shape() const {
+  const SequenceWeights<T>& w = weights.given();
+  const bool once = args.keep_for_backward || w.serve_one_call;
+  const Index rows_unpacked = once ? kRowsUnpacked : w.are_frozen ? 0 : kRowsUnlooked;
+  return {plan.steps(), plan.batch, updates(), weights.input_rows(), w.hidden_size, weights.is_plain(), rows_unpacked,
+          args.precision};
+}
+
+template <typename T>
+void Pass<T>::read_ids() {
+  rows.ids.resize(plan.updates.size());
+  for (Index r = 0; r < updates(); ++r) rows.ids[r] = *args.ids.row(plan.updates[r].time, plan.updates[r].batch);
+}
+
+template <typename T>
+void Pass<T>::point_rows() {
+  const Index hidden = weights.given().hidden_size;
+  const StartingValues<T>& starting_values = weights.starting_values();
+  const auto count = static_cast<std::size_t>(updates());
+  for (auto* pointers : {&rows.init, &rows.x, &rows.h_prev, &rows.c_prev}) pointers->resize(count);
+  for (auto* pointers : {&rows.h, &rows.c}) pointers->resize(count);
+  if (weights.projection()) {
+    rows.m.resize(count);
+    for (Index r = 0; r < updates(); ++r) rows.m[r] = m + (args.keep_for_backward ? r : plan.updates[r].batch) * hidden;
+  }
+  for (Index r = 0; r < updates(); ++r) {
+    const RowUpdate& update = plan.updates[r];
+    rows.init[r] = args.ids ? starting_values.of_id(r, rows.ids[r]) : starting_values.of_all();
+    rows.x[r] = args.ids ? nullptr : args.x.row(update.time, update.batch);
+    rows.h[r] = args.h.row(update.time, update.batch);
+    rows.c[r] = args.cells               ? args.cells.row(update.time, update.batch)
+                : args.keep_for_backward ? cells + r * hidden
+                                         : args.c_n.row(update.batch);
+    if (update.reset) {
+      rows.h_prev[r] = rows.c_prev[r] = zeros.data();
+    } else if (update.previous >= 0) {
+      rows.h_prev[r] = rows.h[update.previous];
+      rows.c_prev[r] = rows.c[update.previous];
+    } else {
+      rows.h_prev[r] = args.h0 ? args.h0.row(update.batch) : zeros.data();
+      rows.c_prev[r] = args.c0 ? args.c0.row(update.batch) : zeros.data();
+    }
+  }
+}
+
+template <typename T>
+void Pass<T>::release() {
+  saved.release();
+  zeros.release();
+  weights.release_copies();
+  rows = {};
+  plan = {};
+}
+
+template struct Pass<float>;
+template struct Pass<double>;
+
+}  // namespace lstmfast

@@ -1,0 +1,70 @@
+// What a forward pass and its backward one share: arguments, the plan, products in use, and where every row lies.
+// Computes nothing; sequence.h says what the passes do.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "core/aligned_buffer.h"
+#include "cpu/panel_sizes.h"
+#include "lstm/loaded_weights.h"
+#include "lstm/paths.h"
+#include "lstm/sequence_args.h"
+#include "lstm/sequence_plan.h"
+#include "lstm/step_loop.h"
+
+namespace lstmfast {
+
+// Where each update reads and writes: vectors of [updates].
+template <typename T>
+struct RowPointers {
+  std::vector<int> ids;
+  std::vector<const T*> init, x, h_prev, c_prev;
+  std::vector<T*> h, c, m;  // m: h before its projection
+};
+
+template <typename T>
+struct Pass {
+  explicit Pass(const Cell<T>& cell) : weights(cell) {}
+
+  // Everything but reading the weights; `reverse` as in SequencePlan.
+  void begin(const SequenceForwardArgs<T>& args, bool reverse);
+  void use(const Choice& choice);  // of products
+  CallShape shape() const;
+  void read_ids();
+  void point_rows();
+  void release();  // memory that a backward would need
+  std::size_t size_bytes() const {
+    return saved.size_bytes() + zeros.size_bytes() + weights.size_bytes() + paths.size_bytes();
+  }
+
+  Index updates() const { return plan.count(); }
+  Index gate_width() const { return kGateCount * k->vector_length; }
+  bool has_input_product() const { return weights.input_rows() > 0; }
+  double multiply_adds(Index rows, Index depth) const {
+    return static_cast<double>(rows) * static_cast<double>(depth) *
+           static_cast<double>(kGateCount * weights.given().hidden_size);
+  }
+  double projecting_adds(Index rows) const {
+    const SequenceWeights<T>& w = weights.given();
+    return w.has_projection() ? static_cast<double>(rows * w.hidden_size * w.output_size) : 0.0;
+  }
+  Division division(double multiply_adds_per_step) const {
+    if (choice.path == Path::kUnpacked) return {1, false};
+    return divide_steps(plan, multiply_adds_per_step, k->tile_rows);
+  }
+  const CellVariant<T>* variant() const { return weights.has_hooks() ? &weights.variant() : nullptr; }
+
+  SequenceForwardArgs<T> args{};
+  const KernelTable<T>* k = nullptr;
+  SequencePlan plan;
+  LoadedWeights<T> weights;
+  ProductsByPath<T> paths;
+  Choice choice{};
+  Products<T>* products = nullptr;  // in use
+  RowPointers<T> rows;
+  AlignedBuffer<T> saved, zeros;
+  T *gates = nullptr, *cells = nullptr, *m = nullptr;  // in args.saved or saved
+};
+
+}  // namespace lstmfast
