@@ -26,7 +26,8 @@ bool BackwardPass<T>::run(const SequenceBackwardArgs<T>& given) {
   if (!pass_.products->pack_transposed(pass_.weights.input_kernel(*pass_.products, args_.d_x ? w.input_size : 0),
                                        pass_.weights.recurrent_kernel(*pass_.products), hidden))
     return false;
-  if (w.has_projection()) projector().pack_transposed(*pass_.k, pass_.weights.projection(), hidden, output_size);
+  if (w.has_projection())
+    projection_transposed_.pack_transposed(*pass_.k, pass_.weights.projection(), hidden, output_size);
   zero_outputs();
   point_gradients();
 
@@ -175,12 +176,7 @@ bool BackwardPass<T>::step_through(Range steps) {
   const StepBackwardArgs<T> step = step_args();
   std::atomic<bool> safe{true};
   const Phase cells{PanelSizes<T>(*pass_.k).panels(hidden), [&](Index, Range updates, Range panels, int part) {
-    StepBackwardArgs<T> mine = step;
-    mine.row_begin = updates.begin;
-    mine.row_end = updates.end;
-    mine.panel_begin = panels.begin;
-    mine.panel_end = panels.end;
-    if (!pass_.products->step_backward(mine, part)) safe = false;
+    if (!pass_.products->step_backward(for_panels(for_rows(step, updates), panels), part)) safe = false;
   }};
   const double work = pass_.multiply_adds(pass_.plan.batch, hidden);
   for_each_step(pass_.plan, Order::kBackward, steps, pass_.division(work), cells);
@@ -207,11 +203,7 @@ bool BackwardPass<T>::variant_step_through(Range steps) {
     if (pass_.weights.projection()) rows_.d_m[r] = d_m_.data() + (r - first) * hidden;
   }
   const Phase coming_back{sizes.panels(output_size), [&](Index, Range updates, Range panels, int part) {
-    ProductArgs<T> mine = product;
-    mine.row_begin = updates.begin;
-    mine.row_end = updates.end;
-    mine.panel_begin = panels.begin;
-    mine.panel_end = panels.end;
+    const ProductArgs<T> mine = for_panels(for_rows(product, updates), panels);
     pass_.products->multiply_transposed(Products<T>::Kernel::kRecurrent, mine, part);
     const Index panel_width = kPanelVectors * sizes.vector_length;
     const Index begin = panels.begin * panel_width, end = std::min(panels.end * panel_width, output_size);
@@ -220,12 +212,8 @@ bool BackwardPass<T>::variant_step_through(Range steps) {
   }};
   const Phase cells{sizes.panels(hidden), [&](Index, Range updates, Range panels, int) {
     if (pass_.weights.projection())
-      projector().project_back(*pass_.k, updates, panels, rows_.d_h_total.data(), output_size, rows_.d_m.data(), hidden);
-    StepBackwardArgs<T> mine = step;
-    mine.row_begin = updates.begin;
-    mine.row_end = updates.end;
-    mine.panel_begin = panels.begin;
-    mine.panel_end = panels.end;
+      projection_transposed_.multiply(updates, panels, rows_.d_h_total.data(), nullptr, rows_.d_m.data());
+    StepBackwardArgs<T> mine = for_panels(for_rows(step, updates), panels);
     mine.d_h_next = (pass_.weights.projection() ? d_m_.data() : d_h_total_.data()) + (updates.begin - first) * hidden;
     step.variant ? pass_.k->variant_step_backward(mine) : pass_.k->step_backward(mine);
   }};
@@ -239,20 +227,18 @@ bool BackwardPass<T>::projection_gradients(bool add) {
   if (!args_.d_projection) return true;
   const Index rows = group_.updates.end - group_.updates.begin, hidden = weights().hidden_size;
   const Index output_size = weights().output_size;
-  const PanelSizes<T> sizes(*pass_.k);
-  T* panels = d_h_panels_.resize(rows * sizes.padded(output_size));
-  pass_.k->pack(d_h_total_.data(), output_size, rows, output_size, panels);
+  d_h_panels_.pack(*pass_.k, {d_h_total_.data(), output_size}, rows, output_size);
   std::atomic<bool> safe{true};
   run_parallel(threads_for_work(pass_.projecting_adds(rows)), [&](int part, int parts) {
     const Range units = split(hidden, part, parts);
     TransposedProductArgs<T> product{};
     product.m_begin = units.begin;
     product.m_end = units.end;
-    product.panel_end = sizes.panels(output_size);
+    product.panel_end = d_h_panels_.panels();
     product.a = pass_.rows.m.data() + group_.updates.begin;
     product.rows = rows;
-    product.b = panels;
-    product.b_panel_stride = rows * kPanelVectors * sizes.vector_length;
+    product.b = d_h_panels_.data();
+    product.b_panel_stride = d_h_panels_.panel_stride();
     product.out = args_.d_projection;
     product.columns = output_size;
     product.add = add;
@@ -328,10 +314,7 @@ template <typename T>
 bool BackwardPass<T>::multiply_transposed(typename Products<T>::Kernel kernel, const ProductArgs<T>& args, Index rows) {
   std::atomic<bool> safe{true};
   run_parallel(threads_for_work(pass_.multiply_adds(rows, args.columns)), [&](int part, int parts) {
-    ProductArgs<T> mine = args;
-    const Range my_rows = split(rows, part, parts);
-    mine.row_begin = my_rows.begin;
-    mine.row_end = my_rows.end;
+    ProductArgs<T> mine = for_rows(args, split(rows, part, parts));
     mine.depth_blocks = PanelSizes<T>(*pass_.k).gate_blocks(weights().hidden_size);
     mine.block_length = pass_.gate_width();
     mine.panel_end = PanelSizes<T>(*pass_.k).panels(args.columns);
@@ -383,19 +366,6 @@ bool BackwardPass<T>::initial_state_gradients() {
   product.out = d_h0_rows.data();
   product.columns = output_size;
   return multiply_transposed(Products<T>::Kernel::kRecurrent, product, static_cast<Index>(d_h0_rows.size()));
-}
-
-template <typename T>
-void BackwardPass<T>::release_workspaces() {
-  for (auto* buffer : {&d_kernel_, &d_projection_, &d_gates_, &d_c_, &d_h_total_, &d_m_, &d_h_panels_}) buffer->release();
-}
-
-template <typename T>
-std::size_t BackwardPass<T>::size_bytes() const {
-  std::size_t bytes = 0;
-  for (auto* buffer : {&d_kernel_, &d_projection_, &d_gates_, &d_c_, &d_h_total_, &d_m_, &d_h_panels_})
-    bytes += buffer->size_bytes();
-  return bytes;
 }
 
 template class BackwardPass<float>;

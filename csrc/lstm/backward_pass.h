@@ -21,9 +21,13 @@ class BackwardPass {
   // Gradients of transposed weights.
   void finish() const;
 
-  void release_workspaces();
+  // Body for all memory.
+  template <typename Body>
+  void for_each_workspace(const Body& body) {
+    for (auto* buffer : {&d_kernel_, &d_projection_, &d_gates_, &d_c_, &d_h_total_, &d_m_}) body(*buffer);
+    for (auto* matrix : {&projection_transposed_, &d_h_panels_}) body(*matrix);
+  }
   void release_rows() { rows_ = {}; }
-  std::size_t size_bytes() const;
 
  private:
   struct GateGradients {
@@ -50,7 +54,6 @@ class BackwardPass {
   bool multiply_transposed(typename Products<T>::Kernel kernel, const ProductArgs<T>& args, Index rows);
 
   const SequenceWeights<T>& weights() const { return pass_.weights.given(); }
-  Projection<T>& projector() { return pass_.weights.projector(); }
   Index columns() const { return kGateCount * weights().hidden_size; }
   bool writes_transposed() const { return weights().transposed && pass_.choice.path == Path::kUnpacked; }
 
@@ -59,7 +62,8 @@ class BackwardPass {
   GateGradients group_{};
   Rows rows_;
   AlignedBuffer<T> d_kernel_, d_projection_;  // before they are transposed
-  AlignedBuffer<T> d_gates_, d_c_, d_h_total_, d_m_, d_h_panels_;
+  AlignedBuffer<T> d_gates_, d_c_, d_h_total_, d_m_;
+  PackedMatrix<T> projection_transposed_, d_h_panels_;
 };
 
 }  // namespace lstmfast

@@ -65,11 +65,9 @@ bool ForwardPass<T>::multiply_inputs(Range updates, const Preactivations<T>& z) 
   const Index rows = updates.end - updates.begin;
   std::atomic<bool> safe{true};
   run_parallel(threads_for_work(pass_.multiply_adds(rows, w.input_size)), [&](int part, int parts) {
-    GateProductArgs<T> mine = product;
-    const Range my_rows = split(rows, part, parts);
-    mine.row_begin = updates.begin + my_rows.begin;
-    mine.row_end = updates.begin + my_rows.end;
-    if (!pass_.products->multiply_inputs(mine, part)) safe = false;
+    const Range mine = split(rows, part, parts);
+    const Range my_updates{updates.begin + mine.begin, updates.begin + mine.end};
+    if (!pass_.products->multiply_inputs(for_rows(product, my_updates), part)) safe = false;
   });
   return safe;
 }
@@ -97,9 +95,7 @@ bool ForwardPass<T>::run() {
       if (!multiply_inputs(group, z)) return false;
     }
     const Phase cells{sizes.gate_blocks(hidden), [&](Index t, Range updates, Range blocks, int part) {
-      StepForwardArgs<T> mine = step;
-      mine.row_begin = updates.begin;
-      mine.row_end = updates.end;
+      StepForwardArgs<T> mine = for_rows(step, updates);
       mine.block_begin = blocks.begin;
       mine.block_end = blocks.end;
       mine.descending = (steps_before_ + t) % 2 == 1;  // what the step before read last is still in cache
@@ -107,8 +103,7 @@ bool ForwardPass<T>::run() {
     }};
     const Index panels_of_h = pass_.weights.projection() ? sizes.panels(output_size) : 0;
     const Phase projecting{panels_of_h, [&](Index, Range updates, Range panels, int) {
-      pass_.weights.projector().project(*pass_.k, updates, panels, pass_.rows.m.data(), hidden, pass_.rows.h.data(),
-                                        output_size);
+      pass_.weights.packed_projection().multiply(updates, panels, pass_.rows.m.data(), nullptr, pass_.rows.h.data());
     }};
     for_each_step(plan, Order::kForward, steps, how, cells, projecting);
   }
@@ -141,12 +136,6 @@ void ForwardPass<T>::finish() {
     pass_.k->unpack_gates(pass_.gates, updates * pass_.gate_width(), hidden, gate_rows_.data(), updates);
   }
   steps_before_ += plan.steps();
-}
-
-template <typename T>
-void ForwardPass<T>::release_rows() {
-  z_rows_ = {};
-  gate_rows_ = {};
 }
 
 template class ForwardPass<float>;

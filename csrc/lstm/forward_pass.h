@@ -20,9 +20,15 @@ class ForwardPass {
   // Final states, what lies past the ends of rows, and gates as they were asked for.
   void finish();
 
-  void release_workspaces() { z_.release(); }
-  void release_rows();
-  std::size_t size_bytes() const { return z_.size_bytes(); }
+  // Body for all memory.
+  template <typename Body>
+  void for_each_workspace(const Body& body) {
+    body(z_);
+  }
+  void release_rows() {
+    z_rows_ = {};
+    gate_rows_ = {};
+  }
 
  private:
   Index steps_at_once(bool keeps_preactivations) const;

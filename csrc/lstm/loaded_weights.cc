@@ -62,7 +62,7 @@ bool LoadedWeights<T>::pack(Products<T>& products, Path path, int generation, bo
   if (are_packed(wanted, serves_one_call)) return true;
   packed_ = {};
   copy_for(products);
-  if (projection_view_) projector_.pack(*k_, projection_view_, hidden, output);
+  if (projection_view_) packed_projection_.pack(*k_, projection_view_, hidden, output);
   if (!products.pack(input_kernel(products, input_rows_), recurrent_kernel(products), hidden)) return false;
   packed_ = wanted;
   return true;
@@ -129,25 +129,6 @@ const T* LoadedWeights<T>::sum_of_biases() {
   T* sum = bias_.resize(columns);
   for (Index i = 0; i < columns; ++i) sum[i] = given_.bias[i] + given_.second_bias[i];
   return sum;
-}
-
-template <typename T>
-void LoadedWeights<T>::release_workspaces() {
-  starting_values_.release();
-  projector_.release_workspaces();
-  bias_.release();
-}
-
-template <typename T>
-void LoadedWeights<T>::release_copies() {
-  for (auto* buffer : {&kernel_, &projection_, &without_forget_gate_}) buffer->release();
-}
-
-template <typename T>
-std::size_t LoadedWeights<T>::size_bytes() const {
-  std::size_t bytes = starting_values_.size_bytes() + projector_.size_bytes();
-  for (auto* buffer : {&kernel_, &projection_, &without_forget_gate_, &bias_}) bytes += buffer->size_bytes();
-  return bytes;
 }
 
 template class LoadedWeights<float>;

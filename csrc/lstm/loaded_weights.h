@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "core/aligned_buffer.h"
+#include "cpu/packed_matrix.h"
 #include "lstm/fingerprint.h"
 #include "lstm/packed_weights.h"
 #include "lstm/paths.h"
-#include "lstm/projection.h"
 #include "lstm/sequence_args.h"
 
 namespace lstmfast {
@@ -45,11 +45,18 @@ class LoadedWeights {
   void copy_for(const Products<T>& products);
 
   const StartingValues<T>& starting_values() const { return starting_values_; }
-  Projection<T>& projector() { return projector_; }
+  const PackedMatrix<T>& packed_projection() const { return packed_projection_; }
 
-  void release_workspaces();
-  void release_copies();
-  std::size_t size_bytes() const;
+  // Body for memory that is free between any two passes; and for what a backward needs of its forward.
+  template <typename Body>
+  void for_each_workspace(const Body& body) {
+    body(starting_values_);
+    body(bias_);
+  }
+  template <typename Body>
+  void for_each_copy(const Body& body) {
+    for (auto* buffer : {&kernel_, &projection_, &without_forget_gate_}) body(*buffer);
+  }
 
  private:
   // What the products `by` hold.
@@ -86,7 +93,7 @@ class LoadedWeights {
   AlignedBuffer<T> without_forget_gate_;  // the kernel with zeros in the columns that coupled gates do not read
   AlignedBuffer<T> bias_;                 // the sum of two
   StartingValues<T> starting_values_;
-  Projection<T> projector_;
+  PackedMatrix<T> packed_projection_;
   Packed packed_;
   bool has_looked_ = false;  // since `load`, and packed_ is of these weights
 };

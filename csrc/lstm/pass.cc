@@ -84,15 +84,6 @@ void Pass<T>::point_rows() {
   }
 }
 
-template <typename T>
-void Pass<T>::release() {
-  saved.release();
-  zeros.release();
-  weights.release_copies();
-  rows = {};
-  plan = {};
-}
-
 template struct Pass<float>;
 template struct Pass<double>;
 

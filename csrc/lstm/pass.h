@@ -33,9 +33,13 @@ struct Pass {
   CallShape shape() const;
   void read_ids();
   void point_rows();
-  void release();  // memory that a backward would need
-  std::size_t size_bytes() const {
-    return saved.size_bytes() + zeros.size_bytes() + weights.size_bytes() + paths.size_bytes();
+
+  // Body for what a backward needs.
+  template <typename Body>
+  void for_each_kept(const Body& body) {
+    body(saved);
+    body(zeros);
+    weights.for_each_copy(body);
   }
 
   Index updates() const { return plan.count(); }

@@ -62,13 +62,13 @@ void Sequence<T>::backward(const SequenceBackwardArgs<T>& args) {
 
 template <typename T>
 void Sequence<T>::release_memory(bool backward_may_come) {
-  forward_.release_workspaces();
-  backward_.release_workspaces();
-  pass_.weights.release_workspaces();
+  const auto release = [](auto& memory) { memory.release(); };
+  for_each_workspace(release);
   pass_.paths.release_workspaces();
   if (backward_may_come) return;
+  pass_.for_each_kept(release);
   release_rows();
-  pass_.release();
+  pass_.plan = {};
 }
 
 template <typename T>
@@ -80,8 +80,12 @@ void Sequence<T>::release_rows() {
 }
 
 template <typename T>
-std::size_t Sequence<T>::size_bytes() const {
-  return pass_.size_bytes() + forward_.size_bytes() + backward_.size_bytes();
+std::size_t Sequence<T>::size_bytes() {
+  std::size_t bytes = pass_.paths.size_bytes() + pass_.weights.packed_projection().size_bytes();
+  const auto add = [&](const auto& memory) { bytes += memory.size_bytes(); };
+  for_each_workspace(add);
+  pass_.for_each_kept(add);
+  return bytes;
 }
 
 template class Sequence<float>;

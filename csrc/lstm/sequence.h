@@ -38,7 +38,7 @@ class Sequence {
 
   // Gives memory back: all but packed weights and, where a backward may come, what it needs.
   void release_memory(bool backward_may_come);
-  std::size_t size_bytes() const;
+  std::size_t size_bytes();
 
   // Whether the last forward made its products split.
   bool used_split_products() const { return pass_.choice.path == Path::kSplit; }
@@ -48,6 +48,13 @@ class Sequence {
   bool pack_weights();
   void use_multiply_adds();
   void release_rows();
+  // Body for all memory that is free between any two calls.
+  template <typename Body>
+  void for_each_workspace(const Body& body) {
+    forward_.for_each_workspace(body);
+    backward_.for_each_workspace(body);
+    pass_.weights.for_each_workspace(body);
+  }
 
   const bool reverse_;
   Pass<T> pass_;
