@@ -31,10 +31,10 @@ _PAGE_BYTES = 4096  # memory is seen to grow in steps of this
 _TUNING_PREFIXES = (
     "ATEN_", "DNNL_", "GOTO_", "JAX_", "KERAS_", "KMP_", "LSTMFAST_NUM_", "MKL_", "NVPL_", "OMP_", "ONEDNN_",
     "OPENBLAS_", "ORT_", "TF_", "XLA_",
-)  # fmt: skip
+)
 _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"
-}  # fmt: skip
+}
 
 
 class BenchError(ValueError):
@@ -142,7 +142,7 @@ class Worker:
             env=environment | _ENVIRONMENT | counts, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
             preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
-        )  # fmt: skip
+        )
         greeting = self._receive()
         self.version: str = greeting.get("version", "")
         self.absent: str = greeting.get("absent", "")
@@ -230,7 +230,7 @@ class Crew:
                 [float(np.median(part)) for part in rounds], differences[label],
             )
             for label, rounds in samples.items()
-        }  # fmt: skip
+        }
         return Comparison(
             task.section, task.case, task.kind, task.shape, threads, task.amount, task.unit, measured, absent
         )

@@ -29,7 +29,7 @@ SHAPES = [
     Shape(64, 64, 128, 256), Shape(16, 1024, 768, 768), Shape(16, 256, 512, 512), Shape(64, 256, 1024, 1024),
     Shape(128, 128, 1024, 1024), Shape(16, 256, 650, 650), Shape(32, 128, 2048, 2048), Shape(1, 512, 256, 256),
     Shape(32, 100, 256, 256),
-]  # fmt: skip
+]
 # bfloat16: one rounding of h in each step, carried on; float32: the order of sums alone.
 TOLERANCES = {"float32": 2e-4, "bfloat16": 4e-2}
 
@@ -77,7 +77,7 @@ def run(*, rounds: int, seconds: float, json_path: str = "", shapes: Sequence[Sh
         "device": device.name.decode(), "sm": f"{device.compute_major}.{device.compute_minor}",
         "lstmfast": lf.__version__, "torch": torch.__version__, "cudnn": str(torch.backends.cudnn.version()),
         "method": f"{rounds} rounds in turns, {seconds:g} s for each contender in each case; float32 without TF32",
-    }  # fmt: skip
+    }
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     print("  ".join(f"{name} {value}" for name, value in header.items()))
     print(
@@ -137,7 +137,7 @@ def _measure(
                     shape, dtype, work, PATHS[plan.path],
                     spreads["ours"], spreads.get("graph"), spreads["theirs"], difference,
                     float(plan.microseconds_per_step),
-                )  # fmt: skip
+                )
 
 
 def _works(

@@ -13,7 +13,7 @@ from .report import Report, peers
 
 _COLORS = {
     "lstmfast": "#d1495b", "torch": "#30638e", "onnxruntime": "#00798c", "jax": "#edae49", "keras": "#8d96a3"
-}  # fmt: skip
+}
 _AXES = {"batch": "batch B", "time_steps": "time steps T", "hidden_size": "units H (= inputs I)"}
 
 

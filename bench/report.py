@@ -151,7 +151,7 @@ def table_rows(report: Report, comparison: Comparison) -> str:
             "" if share is None else f"{share:.0%}",
             f"{found.difference:.0e}" if found.difference else "" if memory else "-",
             ratio_in_words(comparison, label, " ({}-{})") if label in peers(comparison) else "",
-        ]  # fmt: skip
+        ]
         lines.append(_COLUMNS.format(names.pop(0) if names else "", *cells))
     for label, reason in comparison.absent.items():
         lines.append(f"{names.pop(0) if names else '':<16} {label:<16}absent: {reason}")

@@ -17,7 +17,7 @@ from .shapes import SHAPES, Shape
 
 _SEQUENCE_SHAPES = (
     "udacity", "small", "step64", "step256", "stream64", "stream256", "medium", "large", "huge", "long"
-)  # fmt: skip
+)
 _KINDS = ("inference", "training")
 _PIECE_LENGTH = 1000
 
@@ -96,7 +96,7 @@ def training(bench: Bench) -> Iterator[Comparison]:
         task = Task(
             "training", name, "training", "training", problems.training(config, batch_count=60),
             portion.batch_size * portion.unroll, "characters/s", settings, shape, tolerance,
-        )  # fmt: skip
+        )
         yield bench.compare(task, bench.only("torch"))
 
 
@@ -107,7 +107,7 @@ def sampling(bench: Bench) -> Iterator[Comparison]:
         "sampling", "udacity", "inference", "sampling", problems.sampling(config, 2, _PIECE_LENGTH),
         _PIECE_LENGTH, "characters/s", {"forget_bias": config.model.forget_bias},
         Shape(1, 1, problems.vocabulary(config).size, config.model.hidden_size), tolerance=1e-9,
-    )  # fmt: skip
+    )
     yield bench.compare(task, bench.only("torch"))
 
 
@@ -198,4 +198,4 @@ def _layer_task(section: str, case: str, kind: str, shape: Shape, *, ragged: boo
     return Task(
         section, case, kind, "sequence", problems.layer(shape, ragged=ragged), operations / 1e9, "GFLOP/s",
         {"training": training}, shape,
-    )  # fmt: skip
+    )

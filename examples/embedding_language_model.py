@@ -45,7 +45,7 @@ def example(options: Any) -> Results:
     model = lf.CharLM(
         corpus.vocabulary.size, options.hidden_size, num_layers=options.layers, embedding_size=options.embedding_size,
         dropout=options.dropout, rng=rng,
-    )  # fmt: skip
+    )
     optimizer = lf.optimizers.Adam()
     optimizer.init(model.parameter_buffer)
     learning_rate = lf.schedules.CosineWithWarmup(4e-3, options.steps, options.steps // 20, 0.02)
@@ -73,7 +73,7 @@ def example(options: Any) -> Results:
         *((name, str(value.shape)) for name, value in model.parameters.items()),
         ("perplexity, state carried on", f"{lf.losses.perplexity(carried):.2f} ({carried:.3f} nats per character)"),
         ("perplexity, each window from zero", f"{lf.losses.perplexity(fresh):.2f} ({fresh:.3f} nats per character)"),
-    ])  # fmt: skip
+    ])
     return {"loss": loss, "valid_loss": carried, "valid_loss_without_carried_state": fresh}
 
 

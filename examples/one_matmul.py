@@ -127,7 +127,7 @@ def example(options: Any) -> Results:
     print_table("The largest difference from the twelve matrices", [
         *((f"h by {name}", f"{difference:.1e}") for name, difference in differences.items()),
         ("slopes, relative", f"{worst:.1e}"),
-    ])  # fmt: skip
+    ])
     print_table(
         f"{UNROLL} steps of {BATCH} rows in float32, the best of {options.steps}",
         [(name, f"{duration:7.0f} us") for name, duration in times.items()],

@@ -114,7 +114,7 @@ def example(options: Any) -> Results:
         *((name, str(value.shape)) for name, value in model.parameters.items()),
         ("sequences it learnt from, right", f"{seen:.1%}"),
         ("held-out sequences right", f"{unseen:.1%}"),
-    ])  # fmt: skip
+    ])
     return {"loss": loss, "known_right": seen, "held_out_right": unseen}
 
 

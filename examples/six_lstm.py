@@ -39,7 +39,7 @@ def first_weights(rng: np.random.Generator) -> lf.ParameterBuffer:
     shapes = {
         "kernel": (SYMBOLS + UNITS, 4 * UNITS), "bias": (4 * UNITS,),
         "projection.kernel": (UNITS, SYMBOLS), "projection.bias": (SYMBOLS,),
-    }  # fmt: skip
+    }
     weights = lf.ParameterBuffer.allocate(shapes, "float32")
     weights.fill(draw, rng)
     return weights

@@ -63,14 +63,14 @@ def train(options: Any, ids: Array, valid_ids: Array, vocab_size: int, dropout: 
     settings = TrainingConfig(
         steps=options.steps, batch_size=BATCH, unroll=UNROLL, reset_rate=FORGET, summary_every=every,
         validate_every=every, sample_every=0, checkpoint_every=0,
-    )  # fmt: skip
+    )
     report = Report()
     print(f"With dropout {dropout:g}\n   step  perplexity  on the first 1,000 characters, which are not trained on")
     Trainer(
         model, lf.optimizers.Adam(), lf.schedules.CosineWithWarmup(4e-3, options.steps, options.steps // 20, 0.02),
         Batches(ids, BATCH, UNROLL), settings, dropout_rng=rngs[0], reset_rng=rngs[1], sample_rng=rngs[2],
         clip_norm=1.25, valid_ids=valid_ids, callbacks=[report],
-    ).run()  # fmt: skip
+    ).run()
     return model, report
 
 
@@ -89,7 +89,7 @@ def example(options: Any) -> Results:
         ("variables", f"{model.parameter_buffer.size:,}"),
         *((f"validation perplexity per character, dropout {rate:g}", f"{other.valid_perplexity:.2f}")
           for rate, (_, other) in trained.items()),
-    ])  # fmt: skip
+    ])
     return {
         "perplexity": report.perplexity,
         "valid_perplexity": report.valid_perplexity,

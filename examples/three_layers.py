@@ -97,7 +97,7 @@ def example(options: Any) -> Results:
         *((name, str(value.shape)) for name, value in model.storage.parameters.items()),
         ("variables", f"{model.storage.values.size:,}"),
         ("perplexity of the first 10,000 characters, not trained on", f"{lf.losses.perplexity(valid):.2f}"),
-    ])  # fmt: skip
+    ])
     return {"loss": loss, "valid_loss": valid, "difference_from_layers": difference}
 
 

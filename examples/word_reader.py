@@ -122,7 +122,7 @@ def example(options: Any) -> Results:
         ("variables", f"{model.storage.values.size:,}"),
         *((f"right, slip: {slip}", f"{right[slips == k].mean():.1%}") for k, slip in enumerate(SLIPS)),
         ("right, misspelt", f"{right[slips > 0].mean():.1%}"),
-    ])  # fmt: skip
+    ])
     return {"loss": loss, "right": float(right.mean()), "misspelt_right": float(right[slips > 0].mean())}
 
 
