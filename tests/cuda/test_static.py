@@ -68,6 +68,7 @@ def test_every_kernel_compiles_without_spills_local_memory_or_warnings(architect
 
 
 @needs_nvcc
+@pytest.mark.sweep
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_block_of_every_kernel_finds_its_registers_and_shared_memory_on_an_sm(architecture: str) -> None:
     used = resources(architecture)
