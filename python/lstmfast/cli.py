@@ -216,7 +216,7 @@ def train(argv: Sequence[str]) -> int:
 def _check_resumable(options: TrainOptions, base: Config, config: Config, preset_name: str | None) -> None:
     unwanted = {
         "text": options.text, "--out": options.out, "--overwrite": options.overwrite, "--preset": preset_name
-    }  # fmt: skip
+    }
     if given := [name for name, value in unwanted.items() if value]:
         raise ValueError(f"--resume goes on in the run's own folder with its own text and settings, without {given[0]}")
     for name, (old, new) in changed_settings(base, config).items():
@@ -349,7 +349,7 @@ def sample(argv: Sequence[str]) -> int:
     sampler = Sampler(
         model, vocabulary, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
         weights=options.weights,
-    )  # fmt: skip
+    )
     _write_what_can_be_written("replace")  # a terminal may not have every character that a model has
     if "\r" not in (vocabulary.symbols or "\r"):
         options = dataclasses.replace(options, prime=re.sub("\r\n?", "\n", options.prime))  # as its text was read

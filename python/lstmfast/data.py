@@ -327,7 +327,7 @@ def _check_size(name: str, size: int, expected_bytes: int) -> None:
 
 
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
-          codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+          codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def _decoded(pieces: Iterable[bytes], encoding: str, where: str, *, verbatim: bool = True) -> Iterator[str]:
@@ -464,7 +464,7 @@ def load_corpus(
             return load_corpus(
                 sources, vocabulary=vocabulary, fold=fold, encoding=encoding, cache_folder=folder_for_now,
                 expected_bytes=expected_bytes, progress=progress, verbatim=verbatim,
-            )  # fmt: skip
+            )
     sources = (sources,) if isinstance(sources, str) else tuple(map(str, sources))
     wanted = _wanted_vocabulary(vocabulary, fold)
     _check_encoding(encoding)

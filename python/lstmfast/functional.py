@@ -52,7 +52,7 @@ def lstm_step(
         out = lstm(
             x[None], kernel, bias, h, c, forget_bias=forget_bias, peepholes=peepholes, projection=projection,
             cell_clip=cell_clip, coupled_gates=coupled_gates,
-        )  # fmt: skip
+        )
         return out.h_n, out.c_n
     cell = _cell_of(forget_bias, peepholes, projection, cell_clip, coupled_gates)
     return cpu.lstm_step(x, h, c, kernel, bias, cell=cell, peepholes=peepholes, projection=projection)
@@ -104,12 +104,12 @@ def lstm(
         "lengths": lengths, "resets": resets, "reverse": bool(reverse), "return_cells": bool(return_cells),
         "return_gates": bool(return_gates), "keep_for_backward": bool(keep_for_backward),
         "matmul_precision": precision,
-    }  # fmt: skip
+    }
     if not isinstance(x, np.ndarray) and is_on_device(x):
         given = {
             "peepholes": peepholes is not None, "projection": projection is not None,
             "cell_clip": cell_clip is not None, "coupled_gates": coupled_gates,
-        }  # fmt: skip
+        }
         check_features([name for name in given if given[name]], on_cuda.FEATURES, on_cuda.PLACE)
         return on_cuda.lstm(x, kernel, bias, h0, c0, forget_bias=check.finite("forget_bias", forget_bias), **options)
     cell = _cell_of(forget_bias, peepholes, projection, cell_clip, coupled_gates)
@@ -145,7 +145,7 @@ def _cell_of(forget_bias: Any, peepholes: Any, projection: Any, cell_clip: Any, 
     return _cell(
         check.finite("forget_bias", forget_bias), size, peepholes is not None, check.cell_clip(cell_clip),
         bool(coupled_gates),
-    )  # fmt: skip
+    )
 
 
 _cell = functools.lru_cache(maxsize=256)(Cell)  # single steps would notice making one in every call

@@ -53,7 +53,7 @@ class GatePart:
         words = {
             "name": self.name, "letter": self.letter, self.axis: [self.first, self.end], "count": self.count,
             "norm": self.norm if math.isfinite(self.norm) else None,
-        }  # fmt: skip
+        }
         return {**words, "part": self.part} if self.part else words
 
 
@@ -73,7 +73,7 @@ class VariableInfo:
         return {
             "name": self.name, "shape": list(self.shape), "dtype": self.dtype, "count": self.count,
             "because": self.because, "gates": [gate.to_json() for gate in self.gates],
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _info(lstm: FoundLSTM, weights: LSTMWeights) -> LSTMInfo:
     return LSTMInfo(
         lstm.name, lstm.arrays.layout, weights.input_size, weights.hidden_size, weights.output_size,
         weights.num_layers, weights.bidirectional, lstm.arrays.forget_bias,
-    )  # fmt: skip
+    )
 
 
 def _reading_order(name: str) -> tuple[Any, ...]:
@@ -282,7 +282,7 @@ def _gate_parts(variable: Variable, values: Array) -> Iterator[GatePart]:
         yield GatePart(
             name, letter, "rows" if axis == -2 else "columns", number * size, (number + 1) * size, int(block.size),
             norm, halves[number // len(variable.gates)],
-        )  # fmt: skip
+        )
 
 
 def _because(variable: Variable, sizes: Sizes) -> str:

@@ -447,7 +447,7 @@ class _Loop:
             x.swapaxes(0, 1), np.concatenate([kernel, recurrent_kernel]), bias, h0.copy(), c0.copy(),
             lengths=None if rows is None else rows.lengths,
             keep_for_backward=keep_for_backward, matmul_precision=self.matmul_precision,
-        )  # fmt: skip
+        )
         outputs = np.ascontiguousarray(self._outputs(out, rows, h0))
         return (outputs, out.h_n, out.c_n), _Tape(out, rows, len(kernel))
 

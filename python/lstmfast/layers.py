@@ -105,7 +105,7 @@ class LSTMCell(OfParameters, _OfCell):
         self.cell = Cell.of(
             cell, forget_bias=forget_bias, projection_size=projection_size, peepholes=peepholes, cell_clip=cell_clip,
             coupled_gates=coupled_gates,
-        )  # fmt: skip
+        )
         self.output_size = self.cell.output_size(self.hidden_size)
         self.dtype = check.float_dtype(dtype)
         self._bind(_storage(storage, self.cell.shapes(self.input_size, self.hidden_size), self.dtype, rng))
@@ -154,7 +154,7 @@ class LSTMCell(OfParameters, _OfCell):
         return functional.lstm_step(
             x, *state, self.kernel, self.bias, forget_bias=cell.forget_bias, peepholes=self.peepholes,
             projection=self.projection, cell_clip=cell.cell_clip, coupled_gates=cell.coupled_gates,
-        )  # fmt: skip
+        )
 
 
 class Dropout:
@@ -232,7 +232,7 @@ class LSTM(OfParameters, _OfCell):
         self.cell = Cell.of(
             cell, forget_bias=forget_bias, projection_size=projection_size, peepholes=peepholes, cell_clip=cell_clip,
             coupled_gates=coupled_gates,
-        )  # fmt: skip
+        )
         self.output_size = self.cell.output_size(self.hidden_size)
         self.num_layers = check.whole_number("num_layers", num_layers)
         self.num_directions = 2 if bidirectional else 1
@@ -256,7 +256,7 @@ class LSTM(OfParameters, _OfCell):
                 storage=storage.part(f"{name}."),
             )
             for layer, name in _directions(self.num_layers, self.bidirectional)
-        )  # fmt: skip
+        )
 
     def _set_cell(self, cell: Cell) -> None:
         self.cell = cell
@@ -359,7 +359,7 @@ class LSTM(OfParameters, _OfCell):
             (None, None) if state is None else self.check_state("state", state, batch),
             lengths=check.lengths(lengths, time_steps, batch), resets=resets,
             keep_for_backward=bool(training), rng=self._rng if training else None,
-        )  # fmt: skip
+        )
         return h, (h_n, c_n)
 
     def backward(self, d_h: npt.NDArray[Any] | None, d_state: State | None = None) -> tuple[Array | None, State]:
@@ -406,7 +406,7 @@ class LSTM(OfParameters, _OfCell):
             batch_size=check.whole_number("batch_size", batch_size),
             token_input=bool(token_input), forget_bias=self.forget_bias,
             weights=check.stream_weights(weights, self.dtype),
-        )  # fmt: skip
+        )
 
     def check_input(self, x: Any) -> Array:
         """Return x, checked, with its first two axes as they came: ids as int32, floats with unit stride."""
@@ -453,7 +453,7 @@ class LSTM(OfParameters, _OfCell):
                     x, self._half(output, direction), h_n[k], c_n[k],
                     None if h0 is None else h0[k], None if c0 is None else c0[k],
                     lengths, resets, None, None, keep_for_backward, precision,
-                )  # fmt: skip
+                )
             if not top:
                 x = self._dropouts[layer].forward_into(output, rng)
         if keep_for_backward:
@@ -486,7 +486,7 @@ class LSTM(OfParameters, _OfCell):
                     into, gradients["kernel"], gradients["bias"],
                     None if d_h0 is None else d_h0[k], None if d_c0 is None else d_c0[k],
                     gradients.get("peepholes"), gradients.get("projection"),
-                )  # fmt: skip
+                )
                 if into is not None and into is not below:
                     below += into
             if layer and below is not None:
@@ -547,7 +547,7 @@ class _DeviceTwin:
             final = layer.forward_into(
                 h, x, _pair("state", state), lengths=lengths, resets=layer._time_major(resets),
                 keep_for_backward=training, rng=layer._rng if training else None,
-            )  # fmt: skip
+            )
         return layer._time_major(h), final
 
     def backward(self, d_h: Any, d_state: Any) -> tuple[Any, Any]:
@@ -588,7 +588,7 @@ class FrozenLSTM:
             layer.input_size, layer.hidden_size,
             num_layers=layer.num_layers, bidirectional=layer.bidirectional, batch_first=layer.batch_first,
             cell=layer.cell, dtype=layer.dtype, storage=ParameterBuffer._bind(values, np.zeros_like(values), shapes),
-        )  # fmt: skip
+        )
         self._layer._is_frozen = True
         self._layer._begin()
 

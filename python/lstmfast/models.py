@@ -71,13 +71,13 @@ class _Model(OfParameters):
                 "projection": Linear.shapes(self._features, output_size),
             },
             self.dtype,
-        )  # fmt: skip
+        )
         storage.fill(initializer, rng)
         self._bind(storage)
         self.lstm = LSTM(
             input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=bidirectional,
             dropout=self.dropout, cell=cell, dtype=self.dtype, storage=storage.part("lstm."),
-        )  # fmt: skip
+        )
         self.projection = Linear(
             self._features, output_size, dtype=self.dtype, storage=storage.part("projection.")
         )
@@ -183,7 +183,7 @@ class CharLM(_Model):
             self.vocab_size if width is None else width, hidden_size, self.vocab_size,
             num_layers=num_layers, bidirectional=False, dropout=dropout, cell=Cell.of(cell, forget_bias=forget_bias),
             dtype=dtype, rng=rng, initializer=initializer, loss=loss, device=device,
-        )  # fmt: skip
+        )
 
     def zero_state(self, batch_size: int) -> State:
         """Return (h, c) of zeros, each [num_layers, batch_size, hidden_size]."""
@@ -381,7 +381,7 @@ def _packed_stream(model: CharLM, batch_size: int, weights: str) -> _core.Stream
     return _core.Stream(
         kernels, [cell.bias for cell in model.lstm.cells],
         batch_size=batch_size, token_input=True, forget_bias=model.forget_bias, weights=weights,
-    )  # fmt: skip
+    )
 
 
 class _SteppedStream:
@@ -436,7 +436,7 @@ class SequenceClassifier(_Model):
             num_layers=num_layers, bidirectional=self.bidirectional, dropout=dropout,
             cell=Cell.of(cell, forget_bias=forget_bias), dtype=dtype, rng=rng, initializer=initializer,
             loss=loss or losses.softmax_cross_entropy, device="cpu",
-        )  # fmt: skip
+        )
 
     def __call__(self, x: npt.NDArray[Any], *, lengths: npt.ArrayLike | None = None) -> Array:
         """Return logits [B, num_classes] of x [T, B, input_size] or ids [T, B]; lengths [B] as in `lstm`."""
@@ -485,5 +485,5 @@ class SequenceClassifier(_Model):
         h_n, _ = self.lstm.forward_into(
             self._scratch("h", (time_steps, batch, self._features)), x, (None, None),
             lengths=check.lengths(lengths, time_steps, batch), keep_for_backward=keep_for_backward, rng=rng,
-        )  # fmt: skip
+        )
         return np.concatenate(h_n[-self.lstm.num_directions :], axis=-1)

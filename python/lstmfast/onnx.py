@@ -219,7 +219,7 @@ class _Stack:
                 "LSTM", [x, *weights, self._lengths, *states, *last], 3, name=f"layer{k}",
                 hidden_size=self.layer.hidden_size, direction="bidirectional" if directions == 2 else "forward",
                 input_forget=int(self.layer.coupled_gates),
-            )  # fmt: skip
+            )
             self._final.append([h_n, c_n])
             if directions == 1:
                 x = graph.node("Squeeze", [y, graph.constant("axis1", np.array([1]))])
@@ -314,7 +314,7 @@ class _Graph:
         model = helper.make_model(
             graph, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports),
             producer_name="lstmfast", producer_version=__version__,
-        )  # fmt: skip
+        )
         if vocabulary is not None:
             helper.set_model_props(model, {VOCABULARY: json.dumps(vocabulary.to_json())})
         onnx.checker.check_model(model, full_check=True)

@@ -151,7 +151,7 @@ SEQUENCE_ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"forget_bias": float("nan")}, ValueError, "forget_bias must be finite, got nan"),
     ({"forget_bias": "1"}, TypeError, "forget_bias must be a number, got '1'"),
     ({"matmul_precision": "low"}, ValueError, "matmul_precision must be one of highest, high, medium, got 'low'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changed", "error", "message"), SEQUENCE_ERRORS, ids=[m for _, _, m in SEQUENCE_ERRORS])
@@ -210,7 +210,7 @@ MASKED: dict[str, tuple[str, Any]] = {
     "splitting": ("ids", lambda p: split(masked(np.arange(99)), valid_first=9)),
     "evaluating": ("ids", lambda p: evaluate(lf.CharLM(3, H), masked(IDS[0]))),
     "a size": ("hidden_size", lambda p: lf.LSTM(I, np.ma.masked_array(3, mask=True))),
-}  # fmt: skip
+}
 MASKED |= {
     name: (name, lambda p, name=name: lf.lstm(**{**p, name: masked(p[name])})) for name in ("x", "kernel", "bias")
 }
@@ -280,7 +280,7 @@ STEP_ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"kernel": np.zeros((I + H, 14))}, ValueError, f"kernel must have shape (11, 28) = {KERNEL}, got (11, 14)"),
     ({"h": np.zeros((B, 9))}, ValueError, "h must have shape (3, 7) = (batch, hidden_size), got (3, 9)"),
     ({"c": np.zeros((B, H), f4)}, TypeError, "c must be float64 like kernel, got float32"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changed", "error", "message"), STEP_ERRORS, ids=[m for _, _, m in STEP_ERRORS])

@@ -42,7 +42,7 @@ def _by_reference(layer, x, state, **how):
                 x, cell.kernel, cell.bias, state[0][k], state[1][k], reverse=direction == 1, forget_bias=1.0,
                 peepholes=cell.peepholes, projection=cell.projection, cell_clip=cell.cell_clip,
                 coupled_gates=cell.coupled_gates, **how,
-            )  # fmt: skip
+            )
             halves.append(out.h)
             h_n.append(out.h_n)
             c_n.append(out.c_n)
@@ -328,7 +328,7 @@ CALL_ERRORS = [
     ({"state": (np.zeros((2, B, H), np.float32),) * 2}, TypeError, "state[0] must be float64 like this layer"),
     ({"lengths": [0, 0, T + 1]}, ValueError, "lengths must lie between 0 and 4 = time_steps, got 5 at position [2]"),
     ({"resets": np.zeros((B, T), bool)}, ValueError, "resets must have shape (4, 3) = (time_steps, batch), got (3, 4)"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changed", "error", "message"), CALL_ERRORS, ids=[m for _, _, m in CALL_ERRORS])

@@ -45,7 +45,7 @@ def test_step_is_a_sequence_of_one(rng, dtype):
     h, c = lf.lstm_step(
         p["x"][0], p["h0"], p["c0"], p["kernel"], p["bias"],
         peepholes=p["peepholes"], projection=p["projection"], **OPTIONS,
-    )  # fmt: skip
+    )
     out = lf.lstm(**{**p, "x": p["x"][:1]}, **OPTIONS)
     assert_array_equal(h, out.h_n)
     assert_array_equal(c, out.c_n)
@@ -81,7 +81,7 @@ def test_gradients_of_what_was_not_given_are_none(rng):
         ({"cell_clip": np.inf}, ValueError, "cell_clip must be finite, got inf"),
         ({"cell_clip": "1"}, TypeError, "cell_clip must be a number, got '1'"),
     ],
-)  # fmt: skip
+)
 def test_error_names_the_argument_what_was_wanted_and_what_came(rng, changed, error, message):
     with pytest.raises(error, match=re.escape(message)):
         lf.lstm(**{**_problem(rng), **changed})
@@ -127,7 +127,7 @@ def test_gradients_of_a_layer_are_the_slopes_of_its_loss(rng, bidirectional):
     values = {
         "x": rng.standard_normal((T, B, I)), "h": rng.uniform(-1, 1, (cells, B, P)),
         "c": rng.standard_normal((cells, B, H)), "buffer": np.array(layer.parameter_buffer),
-    }  # fmt: skip
+    }
     d = {name: rng.standard_normal(value.shape) for name, value in values.items()}
     d_out = rng.standard_normal((T, B, P * layer.num_directions))
 

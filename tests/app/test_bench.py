@@ -90,7 +90,7 @@ def compared(ours: float, theirs: float, **changes: Any) -> Comparison:
     fields: dict[str, Any] = {
         "section": "sequence", "case": "udacity", "kind": "inference", "shape": SHAPES["udacity"], "threads": 1,
         "amount": 2.0, "unit": "GFLOP/s", "measured": measured, "absent": {"jax": "No module named 'jax'"},
-    }  # fmt: skip
+    }
     return Comparison(**fields | changes)
 
 
@@ -161,7 +161,7 @@ def test_the_table_says_who_does_how_much_of_whose_work() -> None:
     rows = report.table_rows(reported(comparison), comparison).splitlines()
     assert rows[1].split()[1:] == [
         "torch", "2.00", "ms", "2.00", "ms", "2.00", "ms", "1,000", "GFLOP/s", "12%", "1e-07", "2.00x", "(2.00-2.00)"
-    ]  # fmt: skip
+    ]
 
 
 def test_the_table_lists_who_is_absent_and_why() -> None:

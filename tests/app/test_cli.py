@@ -28,10 +28,10 @@ TEXT = "the cat sat on the mat\n" * 60
 TINY = [
     "--steps", "12", "--hidden-size", "8", "--batch-size", "4", "--unroll", "5", "--summary-every", "5",
     "--sample-length", "30", "--seed", "1",
-]  # fmt: skip
+]
 FIELDS = [
     "step", "loss", "perplexity", "bits_per_char", "learning_rate", "chars_per_second", "valid_loss", "valid_perplexity"
-]  # fmt: skip
+]
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -77,7 +77,7 @@ def test_metrics_are_one_object_a_line_with_these_fields(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], list(line)) for line in lines] == [
         (0, FIELDS), (5, FIELDS[:6]), (10, FIELDS[:6]), (11, FIELDS)
-    ]  # fmt: skip
+    ]
 
 
 def test_perplexity_and_bits_are_those_of_the_loss(trained: Path) -> None:
@@ -272,7 +272,7 @@ def test_eval_json_is_one_object_of_numbers_that_agree(trained: Path, lstmfast: 
     loss = result["loss"]
     assert result == {
         "characters": len(TEXT), "loss": loss, "bits_per_char": loss / math.log(2), "perplexity": math.exp(loss)
-    }  # fmt: skip
+    }
 
 
 def test_eval_of_the_validation_part_is_the_validation_loss(trained: Path, lstmfast: Run) -> None:
@@ -336,7 +336,7 @@ def in_shell(line: str, folder: Path, **environment: str) -> subprocess.Complete
     return subprocess.run(
         ["bash", "-c", before + line], capture_output=True, text=True, cwd=folder, timeout=120,
         env={**known, **environment}, errors="surrogateescape",
-    )  # fmt: skip
+    )
 
 
 LINES = {  # the command, its status where streams are as usual, and whether it writes to standard output
@@ -348,7 +348,7 @@ LINES = {  # the command, its status where streams are as usual, and whether it 
     "usage": ("--help", 0, True),
     "help": ("train --help", 0, True),
     "mistake": ("sample nowhere", 2, True),
-}  # fmt: skip
+}
 CLOSED = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
 FULL = [">/dev/full", "2>/dev/full", ">/dev/full 2>/dev/full"]
 
@@ -368,7 +368,7 @@ def test_streams_that_are_closed_or_full_cost_no_more_than_what_goes_there(
     done = in_shell(
         f"{{ $LSTMFAST {line.replace('RUN', str(trained))} ; say rc $?; }} {streams}", tmp_path,
         PYTHONUNBUFFERED=unbuffered,
-    )  # fmt: skip
+    )
     no_results = (
         has_results and ">&-" in streams.replace("2>&-", "") or streams.startswith(">/dev/full") and has_results
     )
@@ -431,7 +431,7 @@ def test_a_run_works_in_any_environment_and_under_any_name(tmp_path: Path, envir
     commands = [
         ["train", name, "--out", run, *TINY], ["train", "--resume", run, "--steps", "14"],
         ["sample", run, "--length", "9"], ["eval", run, name], ["inspect", run], ["info"],
-    ]  # fmt: skip
+    ]
     program = """
 import itertools, sys
 from lstmfast.cli import main
@@ -441,7 +441,7 @@ print([main(words) for words in commands])
     done = subprocess.run(
         [sys.executable, "-c", program, *(word for words in commands for word in (*words, ";"))],
         capture_output=True, cwd=tmp_path, env={**os.environ, **ENVIRONMENTS[environment]}, timeout=120,
-    )  # fmt: skip
+    )
     assert done.stdout.splitlines()[-1] == b"[0, 0, 0, 0, 0, 0]", done.stderr
 
 
@@ -462,7 +462,7 @@ def test_help_is_the_same_without_docstrings(command: str) -> None:
             capture_output=True, text=True, timeout=60,
         ).stdout
         for flags in ([], ["-OO"])
-    ]  # fmt: skip
+    ]
     assert shown[0] == shown[1]
 
 

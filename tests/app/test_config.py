@@ -37,9 +37,9 @@ def test_udacity_preset_is_the_classic_notebook() -> None:
         "staircase": True, "clip_norm": 1.25,
         "steps": 7001, "batch_size": 64, "unroll": 10, "summary_every": 100, "sample_every": 1000, "sample_count": 5,
         "sample_length": 80,
-    }  # fmt: skip
+    }
     values = {name: value for group in dataclasses.asdict(config).values() if isinstance(group, dict)
-              for name, value in group.items()}  # fmt: skip
+              for name, value in group.items()}
     assert {name: values[name] for name in asked} == asked
 
 

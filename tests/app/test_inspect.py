@@ -165,7 +165,7 @@ def test_json_holds_what_is_printed() -> None:
             "name": "", "layout": "lstmfast", "input_size": 3, "hidden_size": 2, "output_size": 2, "num_layers": 1,
             "bidirectional": False, "forget_bias": 1.0,
         }
-    ]  # fmt: skip
+    ]
 
 
 def test_numbers_that_are_not_finite_are_valid_json() -> None:

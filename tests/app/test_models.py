@@ -37,7 +37,7 @@ def test_variables_are_named_and_shaped_as_promised(rng):
         "lstm.layer0.kernel": (4 + H, 4 * H), "lstm.layer0.bias": (4 * H,),
         "lstm.layer1.kernel": (2 * H, 4 * H), "lstm.layer1.bias": (4 * H,),
         "projection.kernel": (H, V), "projection.bias": (V,),
-    }  # fmt: skip
+    }
 
 
 def test_all_variables_lie_in_one_buffer(rng):
@@ -167,7 +167,7 @@ def test_training_lowers_the_loss_of_a_text_that_repeats(rng):
         (np.zeros((T, B), int), np.zeros((B, T), int), ValueError, "targets must have shape (5, 3) = "),
         (np.zeros((T, 0), int), np.zeros((T, 0), int), ValueError, "inputs must hold at least one token"),
     ],
-)  # fmt: skip
+)
 def test_training_error_names_the_argument_what_was_wanted_and_what_came(rng, inputs, targets, error, message):
     with pytest.raises(error, match=re.escape(message)):
         _model(rng).loss_and_gradients(inputs, targets)

@@ -428,9 +428,9 @@ def test_the_checkpoint_holds_all_that_the_next_step_depends_on(uninterrupted: P
     saved = checkpoint.load(uninterrupted / RunFolder.CHECKPOINT)
     assert saved.metadata["progress"].keys() == {
         "step", "optimizer_steps", "position", "loss_sum", "loss_count", "rngs"
-    }  # fmt: skip
+    }
     assert {name for name in saved.tensors if not is_parameter(name)} == {
         "optimizer.first_moment", "optimizer.second_moment", "state.h", "state.c"
-    }  # fmt: skip
+    }
     assert Config.from_json(json.dumps(saved.metadata["config"])) == RunFolder(uninterrupted).read_config()
     assert np.isfinite(saved.tensors["state.c"]).all()

@@ -151,7 +151,7 @@ def test_a_line_of_metrics_has_exactly_these_fields() -> None:
             "step": 7, "loss": math.log(8), "perplexity": 8.0, "bits_per_char": 3.0, "learning_rate": 0.1,
             "chars_per_second": 1000, "valid_loss": math.log(4), "valid_perplexity": 4.0,
         }
-    )  # fmt: skip
+    )
 
 
 def test_a_line_without_validation_says_nothing_of_it() -> None:

@@ -48,13 +48,13 @@ class Call:
             recurrent_kernel_stride=4 * HIDDEN, h=self.array(2 * cells), h_n=self.array(2 * state),
             c_n=self.array(4 * state), gates=self.array(16 * cells), cells=self.array(4 * cells),
             workspace=self.array(self.workspace_bytes(0)), workspace_bytes=self.workspace_bytes(0),
-        )  # fmt: skip
+        )
         self.backward = Backward(
             time_steps=STEPS, recurrent_kernel=self.forward.recurrent_kernel, recurrent_kernel_stride=4 * HIDDEN,
             gates=self.forward.gates, cells=self.forward.cells, d_z=self.array(8 * cells), d_h0=self.array(2 * state),
             d_c0=self.array(4 * state), workspace=self.array(self.workspace_bytes(1)),
             workspace_bytes=self.workspace_bytes(1),
-        )  # fmt: skip
+        )
 
     def workspace_bytes(self, backward: int) -> int:
         return int(
@@ -114,7 +114,7 @@ def test_a_workspace_must_begin_at_a_multiple_of_256(functions: Any, direction: 
         ("path", 0), ("path", 3), ("variant", 99), ("slice_rows", 0), ("slice_rows", 64), ("groups", 0),
         ("launches", 0), ("blocks_per_group", 1), ("cluster_size", 2), ("shared_bytes", 0),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("direction", REFUSED)
 def test_a_plan_that_was_changed_is_refused(functions: Any, direction: str, name: str, value: int) -> None:
     call = Call(functions, 2)

@@ -103,7 +103,7 @@ def problem(
     return {
         "x": x, "kernel": draw(rows, 4 * hidden_size, scale=rows**-0.5), "bias": draw(4 * hidden_size),
         "h0": draw(batch, hidden_size), "c0": draw(batch, hidden_size),
-    }  # fmt: skip
+    }
 
 
 def upstream(rng: np.random.Generator, p: dict[str, Array]) -> list[Array]:
@@ -394,7 +394,7 @@ class OfAnotherFramework:
         (changed(resets=lambda _: torch.ones(3, 2)), TypeError, "resets must be a bool array, got float32"),
         (changed(resets=lambda _: torch.ones(2, 3).bool()), ValueError, r"resets must have shape \(3, 2\)"),
     ],
-)  # fmt: skip
+)
 def test_an_error_names_the_argument_and_what_was_wanted(
     arguments: dict[str, Any], error: type[Exception], words: str
 ) -> None:
@@ -590,7 +590,7 @@ def test_a_stack_on_a_device_gives_the_cpus_results_and_gradients(
         return lf.LSTM(
             5, 6, num_layers=2, bidirectional=bidirectional, batch_first=batch_first, dropout=0.3,
             rng=np.random.default_rng(7),
-        )  # fmt: skip
+        )
 
     on_device, on_cpu = layer(), layer()
     x = rng.standard_normal((3, 4, 5), dtype=np.float32)

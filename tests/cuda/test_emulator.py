@@ -23,7 +23,7 @@ SEEDS = ["0", "1", "5"]
 CORRECT = [
     "barriers", "bfloat16", "clusters", "data_flow", "data_flow_without_pauses", "good_after_bad", "grid_barriers",
     "indices", "matrix_product", "shuffles_and_votes", "unwritten_shared_memory_is_nan", "warp_exchange",
-]  # fmt: skip
+]
 INVALID_VALUE, INVALID_CONFIGURATION, LAUNCH_FAILURE, TOO_LARGE = 1, 9, 719, 720
 MISTAKES = {
     "returned_before_barrier": "barrier reached after 3 of the block's 64 threads have returned, at __syncthreads",

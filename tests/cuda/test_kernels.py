@@ -29,7 +29,7 @@ from support.cuda_cases import (
     differences,
     run,
     variants,
-)  # fmt: skip
+)
 from support.kernel_builds import CSRC, compiler
 
 pytestmark = [
@@ -196,7 +196,7 @@ def test_every_planted_mistake_has_its_test_and_its_place_in_the_kernels() -> No
 PLANTED_IN_FLOAT32 = [
     "kSequenceBarrier", "kOneBuffer", "kChunkBound", "kRowBound", "kUnitBound", "kRawInitialState", "kUnfilledSlots",
     "kHalfChecked", "kNotAwaited", "kUnpublished", "kClusterBegin", "kClusterEndStep", "kLastRank", "kSharedBytes",
-]  # fmt: skip
+]
 
 
 @pytest.mark.sweep

@@ -55,7 +55,7 @@ SEQUENCES = TENSOR_CORE_SEQUENCES + FLOAT32_SEQUENCES
 STEPS = [
     "forward_step_float32<1>", "forward_step_float32<4>", "forward_step_bfloat16",
     "backward_step_float32<1>", "backward_step_float32<4>", "backward_step_bfloat16",
-]  # fmt: skip
+]
 
 
 @needs_nvcc
@@ -203,7 +203,7 @@ def test_a_launch_without_a_driver_returns_an_error_code(library: Path) -> None:
     arguments = _library.Forward(
         time_steps=2, z=somewhere, recurrent_kernel=somewhere, recurrent_kernel_stride=256, h=somewhere, h_n=somewhere,
         c_n=somewhere, workspace=somewhere, workspace_bytes=size,
-    )  # fmt: skip
+    )
     assert functions.lstmfast_cuda_forward(ctypes.byref(plan), ctypes.byref(arguments), None) > 0
 
 

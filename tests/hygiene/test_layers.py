@@ -129,4 +129,4 @@ PUBLIC = {
     "ParameterBuffer", "SequenceClassifier", "__version__", "available_isas", "build_info", "explain", "gates",
     "get_matmul_precision", "get_num_threads", "initializers", "inspect", "layouts", "losses", "lstm", "lstm_backward",
     "lstm_step", "optimizers", "reference", "release_memory", "schedules", "set_matmul_precision", "set_num_threads",
-}  # fmt: skip
+}

@@ -24,7 +24,7 @@ ORDERS = {
     "lstmfast": "ifgo", "tf1": "igfo", "tf1-legacy": "igfo", "udacity": "ifgo", "keras": "ifgo", "pytorch": "ifgo",
     "keras-cudnn": "ifgo", "keras-1": "igfo", "onnx": "iofg", "cudnn": "ifgo", "haste": "igfo", "char-rnn": "ifog",
     "torch-rnn": "ifog", "block-lstm-v2": "ifgo",
-}  # fmt: skip
+}
 PEEPHOLES = {"lstmfast", "tf1", "tf1-legacy", "onnx", "block-lstm-v2"}
 PROJECTION = {"lstmfast", "tf1", "tf1-legacy", "pytorch", "cudnn"}
 TWO_BIASES = {"pytorch", "onnx", "cudnn", "char-rnn", "keras-cudnn"}

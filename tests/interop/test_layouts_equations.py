@@ -32,7 +32,7 @@ def save(path: Path, rng: np.random.Generator, **scopes: dict[str, tuple[int, ..
         f"{scope.replace('__', '/')}{name}": rng.standard_normal(shape).astype(np.float32)
         for scope, names in scopes.items()
         for name, shape in names.items()
-    })  # fmt: skip
+    })
     return path
 
 
@@ -69,7 +69,7 @@ GATES = ("input", "transform", "forget", "output", "state")
         ("", {"i2h_1.weight": (16, 3), "h2h_1.weight": (16, 4), "i2h_1.bias": (16,), "h2h_1.bias": (16,)},
          {"h2h_1.gain": (16,)}),
     ],
-)  # fmt: skip
+)
 def test_a_cell_with_variables_of_other_equations_is_refused_by_their_names(
     scope: str, cell: dict[str, Any], others: dict[str, Any], tmp_path: Path, rng: Any
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_layout_that_is_named_does_not_take_a_norm_in_a_cell_for_nothing(tmp_p
     "cell",
     ["coupled_input_forget_gate_lstm_cell", "phased_lstm_cell", "layer_norm_lstm_cell", "grid_lstm_cell_1",
      "weight_norm_lstm_cell", "time_freq_lstm_cell", "PhasedLSTMCell", "layer_norm_basic_lstm_cell"],
-)  # fmt: skip
+)
 def test_cells_of_tensorflow_that_are_known_to_be_others_are_refused_by_name(
     cell: str, tmp_path: Path, rng: Any
 ) -> None:
@@ -198,7 +198,7 @@ DENSE = {"kernel": (40, 32), "bias": (32,)}  # which as a cell's would be 32 inp
 @pytest.mark.parametrize(
     "scope", ["lstm_dense", "lstm_output", "dense_lstm", "lstm_fc_1", "proj_lstm", "lstm_logits", "after_lstm",
               "lstm/dense", "my_lstm/my_lstm", "lstm_1/lstm_1", "my_lstm/sequential/my_lstm", "lstm_head"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("names", [("kernel", "bias"), ("weights", "biases"), ("kernel:0", "bias:0")])
 def test_a_dense_layer_that_is_called_lstm_is_none(
     scope: str, names: tuple[str, str], tmp_path: Path, rng: Any
@@ -227,7 +227,7 @@ def test_what_has_no_recurrent_kernel_of_four_gates_is_no_lstm_of_keras(
 @pytest.mark.parametrize(
     "scope", ["decoder/my_lstm", "encoder_lstm", "lstm", "lstm_1", "bidirectional_rnn/fw/lstm_fw", "rnn/lstm_layer",
               "lstm/rnn/lstm", "route_lstm", "a/fancy_lstm_cell_2"],
-)  # fmt: skip
+)
 def test_a_cell_that_its_program_named_is_taken_and_that_is_said(scope: str, tmp_path: Path, rng: Any) -> None:
     weights = load(save(tmp_path / "w.npz", rng, **{f"{scope.replace('/', '__')}__": TF1_CELL}))
     assert f"{scope} is taken for a cell of TensorFlow 1 by its name and shapes." in weights.assumptions
@@ -320,7 +320,7 @@ def parametrized(kind: str, torch: Any) -> Any:
 
 
 KINDS = ["weight_norm", "weight_norm over columns", "old weight_norm", "old weight_norm of all", "spectral_norm",
-         "old spectral_norm", "pruning"]  # fmt: skip
+         "old spectral_norm", "pruning"]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

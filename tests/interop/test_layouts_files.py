@@ -65,7 +65,7 @@ def save_npz(arrays: dict[str, Any], path: Path) -> None:
 
 WRITERS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "w.safetensors": save_safetensors, "w.npz": save_npz, "w.pt": save_torch, "w.pth": save_torch, "w.bin": save_torch,
-}  # fmt: skip
+}
 NAMED = [
     "lstmfast",
     "tf1",
@@ -144,7 +144,7 @@ def model_of_torch() -> Any:
         "encoder": torch.nn.LSTM(3, 4, 2), "decoder": torch.nn.LSTMCell(4, 5), "gru": torch.nn.GRU(3, 4),
         "rnn": torch.nn.RNN(3, 4), "projected": torch.nn.LSTM(3, 4, proj_size=2, bias=False),
         "head": torch.nn.Linear(5, 2),
-    }  # fmt: skip
+    }
     return torch.nn.ModuleDict(parts)
 
 

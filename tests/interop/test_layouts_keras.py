@@ -59,7 +59,7 @@ def sequential(*layers: tuple[str, dict[str, Any]], bare: bool = False) -> dict[
 
 
 PLAIN = {"name": "lstm_1", "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True,
-         "unit_forget_bias": True, "implementation": 1, "go_backwards": False}  # fmt: skip
+         "unit_forget_bias": True, "implementation": 1, "go_backwards": False}
 
 
 # --- activations ------------------------------------------------------------------------------------------------------
@@ -454,7 +454,7 @@ def test_settings_of_a_model_within_a_model_count(file: str, keras: Any, tmp_pat
     differs = {each.name: each.differs for each in read(saved(outer, tmp_path / file)).lstms}
     assert sorted(words[0].partition(" has ")[2] if words else "" for words in differs.values()) == [
         "", "activation='relu'; an LSTM here has 'tanh'",
-    ]  # fmt: skip
+    ]
 
 
 def test_layouts_of_keras_1_and_of_cudnn_come_back_from_files(tmp_path: Path, rng: Any) -> None:

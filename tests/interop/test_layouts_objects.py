@@ -39,7 +39,7 @@ SIZES = {  # of the model in `files`: layers, directions, input, units
 OF_SAVED = dict(
     zip(SIZES, ["lstm_3", "bidirectional_1", "rnn_1/stacked_rnn_cells_1_2, rnn_1/stacked_rnn_cells_1_3", "lstm_5"],
         strict=True)
-)  # fmt: skip
+)
 
 
 def sizes_in(path: Path) -> dict[str, tuple[int, int, int, int]]:

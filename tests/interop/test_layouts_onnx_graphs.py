@@ -67,7 +67,7 @@ def model_of(
         list(nodes), "graph", [helper.make_tensor_value_info(name, *each) for name, each in given.items()],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items() if value is not None],
-    )  # fmt: skip
+    )
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("local", 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=10, functions=list(functions))
 
@@ -142,7 +142,7 @@ def test_a_pyramid_is_as_many_lstms_as_it_has_steps(rng: np.random.Generator) ->
     between = [
         node("Transpose", ["low_y"], "t", perm=[2, 0, 1, 3]), node("Reshape", ["t", "pairs"], "r"),
         node("Transpose", ["r"], "between", perm=[1, 0, 2]),
-    ]  # fmt: skip
+    ]
     pairs = np.array([0, -1, 4 * HIDDEN_SIZE])
     model = two_nodes(rng, between, {"pairs": pairs}, directions=2, width=4 * HIDDEN_SIZE)
     found = lstmfast.onnx.read_weights(model)
@@ -221,7 +221,7 @@ JOINED_RIGHTLY: dict[str, tuple[int, list[Any], dict[str, Any]]] = {
         ],
         {"end": np.array([2**63 - 1])},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["free", "fixed"])
@@ -274,7 +274,7 @@ APART: dict[str, tuple[list[Any], dict[str, Any]]] = {
         after_squeeze(node("Gather", ["a", "order"], "between", axis=1)), {"order": np.array([1, 0])},
     ),
     "final states": ([node("Identity", ["low_h"], "between")], {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", APART)
@@ -287,7 +287,7 @@ def test_nodes_with_anything_between_them_are_two(way: str, rng: np.random.Gener
 def test_directions_in_another_order_are_no_stack(perm: list[int] | None, rng: np.random.Generator) -> None:
     turn = [node("Transpose", ["low_y"], "t", perm=perm)] if perm else [
         node("Gather", ["low_y", "order"], "g", axis=1), node("Transpose", ["g"], "t", perm=[0, 2, 1, 3]),
-    ]  # fmt: skip
+    ]
     stored = {"order": np.array([1, 0]), "shape": np.array([0, 0, -1])}
     model = two_nodes(rng, [*turn, node("Reshape", ["t", "shape"], "between")], stored, directions=2)
     assert list(lstmfast.onnx.read_weights(model)) == ["low", "high"]
@@ -347,7 +347,7 @@ def test_states_of_zeros_are_no_states(rng: np.random.Generator) -> None:
         node("Shape", ["x"], "all"), node("Gather", ["all", "one"], "rows"),
         node("Concat", ["one", "rows", "units"], "shape", axis=0), node("ConstantOfShape", ["shape"], "h"),
         node("Expand", ["nothing", "shape"], "c"),
-    ]  # fmt: skip
+    ]
     model = with_states(rng, before, AXES | {"units": np.array([HIDDEN_SIZE]), "nothing": np.float32(0)})
     x = sequence(rng)
     np.testing.assert_allclose(lstmfast.onnx.load(model)(x)[0], run(model, {"x": x})[0][:, 0], **CLOSE)
@@ -393,7 +393,7 @@ def test_states_of_a_stack_are_parts_of_an_input_in_the_order_of_its_layers(
     nodes = [
         helper.make_node("Split", ["states"], ["s0", "s1"], axis=0), lstm("low", "x", "", "", f"s{order[0]}"),
         node("Squeeze", ["low_y", "one"], "between"), lstm("high", "between", "2", "", f"s{order[1]}"),
-    ]  # fmt: skip
+    ]
     states = {"states": (TensorProto.FLOAT, [2, "batch", HIDDEN_SIZE])}
     held = weights(rng) | weights(rng, "2", HIDDEN_SIZE) | AXES
     model = model_of(nodes, held, ["high_y"], inputs=states)
@@ -465,7 +465,7 @@ def test_a_stack_in_the_body_of_a_loop_is_read_with_weights_from_outside(rng: np
     inside = [
         lstm("low", "x", "", "", "state"), node("Squeeze", ["low_y", "one"], "between"),
         lstm("high", "between", "2"), node("Identity", ["go"], "on"), node("Identity", ["low_h"], "next"),
-    ]  # fmt: skip
+    ]
     carried = values("state", TensorProto.FLOAT, None)
     inputs = [values("step", TensorProto.INT64, []), values("go", TensorProto.BOOL, []), carried]
     body = body_of(inside, "high_y", inputs, [values("on", TensorProto.BOOL, []), values("next", 1, None)])
@@ -494,7 +494,7 @@ def test_nodes_in_functions_are_found_where_they_are_called_and_joined_across_th
         helper.make_node("Layer", [x, *(f"{letter}{suffix}" for letter in "WRB"), "one"], [y], domain="local",
                          name=name, units=HIDDEN_SIZE)
         for x, suffix, y, name in (("x", "", "middle", "first"), ("middle", "2", "out", ""))
-    ]  # fmt: skip
+    ]
     model = model_of(calls, weights(rng) | weights(rng, "2", HIDDEN_SIZE) | AXES, ["out"], functions=[function])
     [(name, found)] = lstmfast.onnx.read_weights(model).items()
     x = sequence(rng)
@@ -570,7 +570,7 @@ def test_weights_cut_where_a_shape_says_are_worked_out(rng: np.random.Generator)
     nodes = [
         node("Shape", ["x"], "all"), node("Gather", ["all", "two"], "end"),
         node("Slice", ["wide", "zero", "end", "two"], "W"),
-    ]  # fmt: skip
+    ]
     stored = AXES | {"two": np.array([2]), "wide": sequence(rng, 1, 4 * HIDDEN_SIZE, 9)}
     assert read_with(rng, nodes, stored)[0].input_size == INPUT_SIZE
 
@@ -591,7 +591,7 @@ REFUSED_WEIGHTS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
          node("Expand", ["n", "shape"], "W")],
         {"shape": np.array(W_SHAPE)}, "the shapes of the graph's inputs",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED_WEIGHTS)
@@ -626,7 +626,7 @@ def test_data_in_a_file_of_their_own_are_read_with_the_path_only(tmp_path: Path,
         ({"activations": ["Sigmoid", "Tanh"]}, "LSTM node lstm has activations sigmoid, tanh; only"),
         ({"activations": ["Affine", "Tanh", "Tanh"], "activation_alpha": [1.0]}, "has activations affine, tanh, tanh"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_fit_are_refused_with_the_node_named(
     settings: dict[str, Any], message: str, rng: np.random.Generator
 ) -> None:
@@ -642,7 +642,7 @@ def test_settings_that_do_not_fit_are_refused_with_the_node_named(
         {"activation_alpha": [2.0, 3.0, 4.0]}, {"input_forget": 1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_settings_that_change_nothing_or_that_we_have_are_read(
     settings: dict[str, Any], rng: np.random.Generator
 ) -> None:

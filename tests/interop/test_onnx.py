@@ -77,7 +77,7 @@ def test_every_layer_is_one_node_and_time_and_batch_are_free(layer: lf.LSTM) -> 
     state = [4, "batch", HIDDEN_SIZE]
     assert axes(graph.input) == {
         "x": ["time_steps", "batch", INPUT_SIZE], "h0": state, "c0": state, "lengths": ["batch"],
-    }  # fmt: skip
+    }
     assert axes(graph.output) == {"h": ["time_steps", "batch", 2 * HIDDEN_SIZE], "h_n": state, "c_n": state}
 
 

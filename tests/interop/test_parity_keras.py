@@ -145,7 +145,7 @@ def test_outputs_and_derivatives_are_those_of_keras_within_the_promise(
     theirs = {
         "h": h.swapaxes(0, 1), "h_n": h_n, "c_n": c_n, "d_x": d_x.swapaxes(0, 1), "d_h0": d_h0, "d_c0": d_c0,
         "d_kernel": np.concatenate([d_kernel, d_recurrent_kernel]), "d_bias": d_bias,
-    }  # fmt: skip
+    }
     parity.assert_same(parity.ours(p), theirs, tolerances.PARITY[dtype, time_steps])
 
 
@@ -187,7 +187,7 @@ def test_the_layer_does_what_keras_does_with_masks_and_directions(
     theirs, ours = pair(
         return_sequences=return_sequences, return_state=True, go_backwards=go_backwards,
         zero_output_for_mask=zero_where_masked, dtype=DTYPE,
-    )  # fmt: skip
+    )
     x, mask = random(rng, BATCH, TIME_STEPS, INPUT_SIZE), mask_of(mask_kind, rng)
     output_shape = (BATCH, TIME_STEPS, UNITS) if return_sequences else (BATCH, UNITS)
     d = [random(rng, *shape) for shape in (output_shape, (BATCH, UNITS), (BATCH, UNITS))]
@@ -404,7 +404,7 @@ WRAPPED: dict[str, tuple[Any, int]] = {
     "activity and weights with penalties": (
         lambda: sequential(lstm(activity_regularizer="l2", kernel_regularizer="l1", bias_constraint="max_norm")), 1
     ),
-}  # fmt: skip
+}
 
 
 def input_shape_of(model: Any) -> tuple[int, ...]:
@@ -489,7 +489,7 @@ LEFT: dict[str, tuple[Any, str]] = {
     "a class of its own": (lambda: Own(UNITS, name="it"), "it: Own is a class of its own"),
     "made by the layer around it": (lambda: Block(name="block"), "block/inner: the layer around it makes it by itself"),
     "a cell alone": (lambda: Stepping(name="step"), "step/cell: a cell that is called step by step"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("make", "words"), LEFT.values(), ids=LEFT.keys())
@@ -603,7 +603,7 @@ class OwnCall(keras.Model):
         (lambda: lstm(), TypeError, "model must be a keras.Model, got LSTM"),
         (lambda: [1], TypeError, "model must be a keras.Model, got list"),
     ],
-)  # fmt: skip
+)
 def test_convert_says_so_where_it_cannot_make_a_copy(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         lstmfast.keras.convert(make())
@@ -625,7 +625,7 @@ def test_explain_counts_and_names_every_lstm() -> None:
     model = sequential(lstm(name="a", return_sequences=True), lstmfast.keras.LSTM(2, name="b"), name="both")
     assert lstmfast.keras.explain(model).splitlines() == [
         "1 of 2 LSTMs of both run lstmfast's loop", "a: Keras', convert replaces it", "b: lstmfast's"
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="other backends have no tensors that can be written")

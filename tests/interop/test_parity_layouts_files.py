@@ -214,7 +214,7 @@ def test_layers_of_an_old_keras_file_give_its_numbers(tf1_run: Path, file: str) 
     ("objects", ["layer_with_weights-0", "layer_with_weights-1", "layer_with_weights-2"]),
     ("inner", [f"net/layer_with_weights-{k}" for k in range(3)]),
     ("saved", ["lstm, lstm_1", "bidirectional"]),
-])  # fmt: skip
+])
 def test_layers_of_what_tensorflow_2_saves_give_its_numbers(tf1_run: Path, path: str, names: list[str]) -> None:
     expected, y = np.load(tf1_run / "outputs.npz"), np.load(tf1_run / "x.npy")
     for name in names:

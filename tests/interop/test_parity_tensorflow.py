@@ -36,7 +36,7 @@ theirs = SimpleNamespace(
         static_bidirectional_rnn=v1.nn.static_bidirectional_rnn,
     ),
     variable_scope=v1.variable_scope, get_variable_scope=v1.get_variable_scope, AUTO_REUSE=v1.AUTO_REUSE,
-)  # fmt: skip
+)
 """What `tf` was in TensorFlow 1, as far as `tf1_cells` asks for it: tf.nn.rnn_cell itself is gone from Keras 3."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*")
@@ -82,7 +82,7 @@ def block_arguments(p: dict[str, Array], variant: dict[str, Any], order: str) ->
         "x": p["x"], "cs_prev": p["c0"], "h_prev": p["h0"], "wci": wci, "wcf": wcf, "wco": wco,
         "w": reorder(p["kernel"], source="lstmfast", target=order),
         "b": reorder(p["bias"], source="lstmfast", target=order), "use_peephole": "peepholes" in variant,
-    }  # fmt: skip
+    }
 
 
 def variant_arguments(rng: np.random.Generator, variant: str) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def derivatives_by_block(
         "d_x": d.x_grad, "d_h0": d.h_prev_grad, "d_c0": d.cs_prev_grad,
         "d_kernel": reorder(d.w_grad.numpy(), source=order, target="lstmfast"),
         "d_bias": reorder(d.b_grad.numpy(), source=order, target="lstmfast"),
-    }  # fmt: skip
+    }
     if "peepholes" in variant:
         named["d_peepholes"] = np.stack([d.wci_grad, d.wcf_grad, d.wco_grad])
     return {name: np.asarray(value) for name, value in named.items()}
@@ -160,7 +160,7 @@ def test_steps_are_those_of_lstm_block_cell(rng: np.random.Generator, variant: s
         results = raw.LSTMBlockCell(
             **block | {"x": x, "cs_prev": c, "h_prev": h[-1] if h else p["h0"]},
             forget_bias=FORGET_BIAS, cell_clip=extra.get("cell_clip", -1.0),
-        )  # fmt: skip
+        )
         c = results.cs
         h.append(results.h)
     expected = {"h": np.stack(h), "h_n": np.asarray(h[-1]), "c_n": np.asarray(c)}
@@ -191,7 +191,7 @@ def test_compat_cells_are_block_lstm_with_the_very_same_arrays(
         "h": h, "h_n": final.h, "c_n": final.c, "d_x": d_x, "d_h0": d_h0, "d_c0": d_c0,
         "d_kernel": reorder(d_kernel, source="tf1", target="lstmfast"),
         "d_bias": reorder(d_bias, source="tf1", target="lstmfast"),
-    }  # fmt: skip
+    }
     if d_diags:
         d_f, d_i, d_o = d_diags
         found["d_peepholes"] = np.stack([d_i, d_f, d_o])

@@ -183,6 +183,6 @@ def test_the_udacity_preset_trains_as_the_same_model_in_torch_does(isa: str, dty
             "optimizer": optimizer.optimizer, "learning_rate": optimizer.learning_rate, "agreement_steps": steps,
             "clip_norm": optimizer.clip_norm, "forget_bias": preset.model.forget_bias,
         },
-    )  # fmt: skip
+    )
     trainer.run()
     np.testing.assert_allclose(losses.values, [peer.step() for _ in range(steps)], rtol=0, atol=1e-4)

@@ -92,7 +92,7 @@ def test_trainable_variables_can_be_asked_for_one_scope(rng):
     MODELS["scopes"](tf, inputs(rng))
     assert [v.name for v in tf.trainable_variables("decoder")] == [
         "decoder/rnn/speaker/kernel:0", "decoder/rnn/speaker/bias:0",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_second_cell_in_the_same_scope_is_an_error_that_tells_the_ways_out(rng):
@@ -184,7 +184,7 @@ def test_the_scopes_initializer_is_for_those_that_name_none():
         (np.full((60, 40), 0.25), 0.25, 0.25),
         (tf.zeros_initializer(), 0.0, 0.0),
     ],
-)  # fmt: skip
+)
 def test_initializers_keep_to_their_range(initializer, low, high):
     values = tf.get_variable("v", [60, 40], initializer=initializer)
     # Within one unit of float32, to which the values are rounded.
@@ -452,7 +452,7 @@ def test_derivatives_of_dropout(rng, variational, state_keep_prob):
         cell = tf.DropoutWrapper(
             MultiRNNCell([BasicLSTMCell(3), tf.DropoutWrapper(BasicLSTMCell(2), 0.7, seed=3)]),
             0.8, 0.5, state_keep_prob, variational, seed=1,
-        )  # fmt: skip
+        )
         with tf.variable_scope("m", reuse=tf.AUTO_REUSE):
             return tf.bidirectional_dynamic_rnn(cell, tf.DropoutWrapper(LSTMCell(2), 0.5, seed=2), v["x"], LENGTHS)
 
@@ -670,7 +670,7 @@ MISTAKES = {
     "initializer": (
         lambda: tf.get_variable("v", [2], initializer=np.zeros(3)), ValueError, "initializer's value for v must have",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -85,7 +85,7 @@ def assert_same(theirs: Any, ours: Any, x: Any, hx: Any = None) -> None:
 OPTIONS: list[dict[str, Any]] = [
     {}, {"bias": False}, {"batch_first": True}, {"num_layers": 2}, {"bidirectional": True},
     {"num_layers": 2, "bidirectional": True, "batch_first": True},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

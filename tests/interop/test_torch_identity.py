@@ -203,7 +203,7 @@ def test_a_pickled_model_runs_torchs_code_where_lstmfast_is_not_installed(tmp_pa
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, str(tmp_path / "model.pt"), str(tmp_path / "out.pt")],
         capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(torch.ones(T, B, INPUT)), **CLOSE)
 

@@ -155,7 +155,7 @@ def test_lengths_and_resets_are_the_references(rng, reverse, batch_first):
     h, (h_n, c_n), cells = mine(
         torch.from_numpy(x.transpose(order)), lengths=torch.from_numpy(lengths), return_cells=True,
         resets=torch.from_numpy(resets.T if batch_first else resets),
-    )  # fmt: skip
+    )
     for direction in range(1 + reverse):
         suffix = "_reverse" * direction
         w_ih, w_hh, b_ih, b_hh = (

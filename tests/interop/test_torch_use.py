@@ -249,7 +249,7 @@ def test_two_processes_under_torchrun_average_their_gradients(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
         capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    )
     assert done.stdout.count("agrees") == 2, done.stderr
 
 

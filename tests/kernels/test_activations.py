@@ -56,7 +56,7 @@ def test_gate_inside_a_step_is_the_exact_function_to_the_same_bound(isa, dtype, 
     load_and_forward(
         sequence_of(), x=z, kernel=kernel, bias=np.zeros(4 * hidden, dtype), h=np.empty((400, 1, hidden), dtype),
         **states, gates=gates,
-    )  # fmt: skip
+    )
     exact = np.tanh if kept == "g" else reference.sigmoid
     expected = exact(z.reshape(gates.shape)[:, :, gate].astype(np.longdouble))
     assert_allclose(gates[:, :, gate], expected, rtol=0, atol=of(ACTIVATION, dtype))

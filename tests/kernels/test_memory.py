@@ -29,7 +29,7 @@ def arrays(steps: int, batch: int, hidden: int = HIDDEN) -> dict[str, Any]:
     return {
         "x": draw(steps, batch, INPUT), "kernel": draw(INPUT + hidden, 4 * hidden), "bias": draw(4 * hidden),
         "h": draw(steps, batch, hidden), "h_n": draw(batch, hidden), "c_n": draw(batch, hidden),
-    }  # fmt: skip
+    }
 
 
 def train(sequence: _core.Sequence, steps: int, batch: int) -> Any:

@@ -30,7 +30,7 @@ Arrays = dict[str, Any]
 FEW_ROWS = [
     (1, 1, 1, 1, 0), (1, 1, 5, 3, 0), (2, 1, 64, 64, 0), (1, 2, 7, 33, 0), (1, 1, 0, 17, 0), (1, 2, 130, 40, 0),
     (3, 1, 4, 9, 0), (2, 2, 20, 50, 0),
-]  # fmt: skip
+]
 MORE_ROWS = [(5, 1, 4, 9, 0), (5, 7, 27, 18, 0), (2, 70, 9, 33, 0), (4, 3, 0, 5, 0), (1, 1, 6, 20, 7), (3, 4, 6, 9, 12)]
 NO_ROWS = [(0, 3, 2, 4, 0), (3, 0, 2, 4, 3)]
 
@@ -170,7 +170,7 @@ def test_two_biases_are_added(rng):
         ({"projection": np.zeros((2, 3))}, ValueError, "projection must have shape (2, 2), got (2, 3)"),
     ],
     ids=lambda value: "" if isinstance(value, dict | type) else str(value)[:40],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_named(change, error, message):
     given: Arrays = {"x": np.zeros((1, 1, 3)), "kernel": (np.zeros((8, 3)), np.zeros((8, 2))), "bias": np.zeros(8)}
     given |= {"h": np.zeros((1, 1, 2)), "h_n": np.zeros((1, 2)), "c_n": np.zeros((1, 2))}

@@ -32,7 +32,7 @@ T, B, INPUT, H = 5, 4, 3, 9
 SHAPES = [
     (1, 1, 1, 1, 1), (3, 2, 4, 2, 1), (4, 3, 0, 3, 5), (5, 1, 3, 8, 7), (3, 2, 9, 16, 16), (2, 5, 6, 33, 17),
     (4, 70, 9, 20, 11), (2, 1, 5, 130, 40), (13, 60, 2, 5, 3), (0, 3, 2, 4, 2), (3, 0, 2, 4, 2),
-]  # fmt: skip
+]
 HOOKS = ("peepholes", "projection", "cell_clip", "coupled_gates")
 COMBINATIONS = [c for size in range(1, 5) for c in itertools.combinations(HOOKS, size)]
 CLIP = 0.6  # about a third of the cells reach it
@@ -44,7 +44,7 @@ def variant_problem(rng: np.random.Generator, shape: tuple[int, ...], hooks: tup
     p = problem(
         rng, *sizes, peepholes="peepholes" in hooks,
         projection_size=projection_size if "projection" in hooks else None, **given,
-    )  # fmt: skip
+    )
     options = {"cell_clip": CLIP if "cell_clip" in hooks else None, "coupled_gates": "coupled_gates" in hooks}
     return p, upstream_for(rng, p), options
 

@@ -382,7 +382,7 @@ def test_step_with_every_variant_follows_its_equations(rng):
     h, c = reference.lstm_step(
         p["x"][0], p["h0"], p["c0"], p["kernel"], p["bias"],
         peepholes=p["peepholes"], projection=p["projection"], cell_clip=0.3,
-    )  # fmt: skip
+    )
     z_i, z_f, z_g, z_o = np.split(np.concatenate([p["x"][0], p["h0"]], axis=1) @ p["kernel"] + p["bias"], 4, axis=1)
     see_i, see_f, see_o = p["peepholes"]
     i, f = (1 / (1 + np.exp(-(z + see * p["c0"]))) for z, see in ((z_i, see_i), (z_f, see_f)))

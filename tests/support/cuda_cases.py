@@ -158,7 +158,7 @@ def write(case: Case, file: Path) -> None:
         case.time_steps, case.batch, case.hidden, case.dtype, case.z_dtype, case.path, case.reverse, case.spin_limit,
         gpu.compute_major, gpu.compute_minor, gpu.sm_count, gpu.shared_bytes, case.forward_only,
         case.reuse_weights, given,
-    ]  # fmt: skip
+    ]
     arrays = [array.tobytes() for array in arguments.values() if array is not None]
     file.write_bytes(np.array(header, np.int64).tobytes() + b"".join(arrays))
 

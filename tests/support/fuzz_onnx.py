@@ -117,7 +117,7 @@ class Builder:
         self.axes[name] = {
             "symbols": list(axes), "static": list(values.shape), "rank": None,
             "unnamed": [axis if isinstance(axis, int) else None for axis in axes],
-        }[self.known]  # fmt: skip
+        }[self.known]
         return name
 
     def node(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
@@ -312,7 +312,7 @@ WEIGHTS: list[Callable[[Builder, Array, list[str]], str]] = [
     constant_node, constant_floats, turned, reshaped, gates_in_other_order, gates_by_slices, directions_side_by_side,
     gathered, half, brain_float, double, dequantized, scaled, summed, filled, expanded, padded, chosen, sparse,
     of_a_branch, by_a_shape, of_an_input,
-]  # fmt: skip
+]
 
 
 # --- between two nodes ------------------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def joined_wrongly(b: Builder, layer: Layer) -> str:
     ways = [
         "swap", "flatten", "fold", "relu", "half", "double", "add", "dense", "reverse", "cut", "first", "shuffled",
         "wider", "tanh", "floor", "read twice", "an output", "side way", "rows", "states", "residual",
-    ]  # fmt: skip
+    ]
     ways += ["other direction first", "interleaved", "sum", "one direction"] if d == 2 else []
     ways += ["pyramid"] * 3 if t % 2 == 0 else []
     way = b.pick(ways)
@@ -488,7 +488,7 @@ def add_layer(b: Builder, x: str, input_size: int, like: Layer, **given: Any) ->
     user = {"lengths": of_lengths, **{key: of for key, (_, of) in zip(STATES, states, strict=True)}}
     layer = Layer(
         x, y, (states[0][0], states[1][0]), lengths, d, h, like.layout, ", ".join(odd), user
-    )  # fmt: skip
+    )
     b.layers.append(layer)
     return layer
 
@@ -566,7 +566,7 @@ def states_for(b: Builder, count: int, like: Layer) -> list[dict[str, tuple[str,
 STATE_MODES = [
     "none", "none", "none", "zeros", "made zeros", "each", "whole", "turned round", "doubled", "other axes", "held",
     "computed",
-]  # fmt: skip
+]
 
 
 def build(rng: np.random.Generator) -> Builder:
@@ -576,7 +576,7 @@ def build(rng: np.random.Generator) -> Builder:
         "states": b.pick(STATE_MODES), "peepholes": b.chance(0.15), "coupled": int(b.chance(0.12)),
         "lengths": "none" if b.reference else b.pick(["none"] * 6 + ["input", "cast", "held", "full"]),
         "batch first": b.chance(0.3),
-    }  # fmt: skip
+    }
     size, d, h = int(rng.integers(1, 6)), int(rng.integers(1, 3)), int(rng.integers(1, 6))
     layout = int(b.reference and b.chance(0.8))
     like = Layer("", "", ("", ""), "", d, h, layout)
@@ -607,7 +607,7 @@ def build(rng: np.random.Generator) -> Builder:
         upper.must_join = bool(
             k and right and plain and not upper.odd and not lower.odd and b.known != "rank"
             and b.options["lengths"] in ("none", "input") and (b.words.count("right:slice") == 0 or b.known != "static")
-        )  # fmt: skip
+        )
         lower = upper
     b.outputs.append(joined_rightly(b, lower) if b.chance(0.6) else f"{lower.y}_h")
     b.outputs = list(dict.fromkeys(b.outputs))

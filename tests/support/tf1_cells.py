@@ -176,7 +176,7 @@ VARIANTS: dict[str, Build] = {
         tf.nn.rnn_cell.MultiRNNCell([tf.nn.rnn_cell.LSTMCell(3, True, num_proj=2), tf.nn.rnn_cell.LSTMCell(2, True)]),
         x, sequence_length=[x.shape[1], 0, 3], dtype=x.dtype,
     ),
-}  # fmt: skip
+}
 
 STEPWISE: dict[str, Build] = {
     "static": lambda tf, steps: tf.nn.static_rnn(tf.nn.rnn_cell.LSTMCell(5), steps, dtype=steps[0].dtype),

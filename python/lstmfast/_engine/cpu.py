@@ -136,7 +136,7 @@ def lstm(
         x, h, h_n, c_n, h0, c0, check.lengths(lengths, time_steps, batch),
         check.resets(resets, (time_steps, batch), "(time_steps, batch)"),
         cells, activations, bool(keep_for_backward), matmul_precision,
-    )  # fmt: skip
+    )
     saved = None
     if keep_for_backward:
         saved = _SavedSequence(sequence, None if check.is_ids(x) else x.shape, h.shape, weights)
@@ -161,7 +161,7 @@ class _SavedSequence:
         d_h_n, d_c_n = _states(
             ("d_h_n", d_h_n, weights.output_size), ("d_c_n", d_c_n, weights.hidden_size),
             batch=batch, dtype=dtype, like="h",
-        )  # fmt: skip
+        )
         gradients = Gradients(
             x=None if self.x_shape is None else np.empty(self.x_shape, dtype),
             kernel=np.empty(weights.kernel.shape, dtype),
@@ -175,7 +175,7 @@ class _SavedSequence:
             d_h=d_h, d_h_n=d_h_n, d_c_n=d_c_n,
             d_x=gradients.x, d_kernel=gradients.kernel, d_bias=gradients.bias, d_h0=gradients.h0, d_c0=gradients.c0,
             d_peepholes=gradients.peepholes, d_projection=gradients.projection,
-        )  # fmt: skip
+        )
         return gradients
 
 
@@ -208,7 +208,7 @@ def check_weights(kernel: Any, bias: Any, peepholes: Any, projection: Any, x: An
         check.has_shape(
             "kernel", kernel, (input_size + output_size, gates.COUNT * hidden_size),
             f"({first} + {second}, 4*hidden_size)",
-        )  # fmt: skip
+        )
     bias = check.array("bias", bias, (columns,), "(4*hidden_size,)", dtype=dtype, like="kernel")
     if peepholes is not None:
         wanted_peepholes = (3, hidden_size)

@@ -152,7 +152,7 @@ class DeviceSequence:
             x, self._kernel, self._bias, h0, c0, lengths=lengths, resets=resets, reverse=self._reverse,
             forget_bias=self._cell.forget_bias, return_cells=cells is not None, return_gates=gates is not None,
             keep_for_backward=keep_for_backward, matmul_precision=matmul_precision,
-        )  # fmt: skip
+        )
         _fill((h, out.h), (h_n, out.h_n), (c_n, out.c_n), (cells, out.cells), (gates, out.gates))
         self._out = out if keep_for_backward else None
 

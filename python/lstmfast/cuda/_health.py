@@ -192,7 +192,7 @@ def compare(
     wanted = cpu.lstm(
         x, np.concatenate([input_kernel, recurrent_kernel]), bias, h0, c0, cell=Cell(forget_bias=0.0),
         lengths=lengths, resets=resets, reverse=reverse, return_cells=True, return_gates=True, keep_for_backward=True,
-    )  # fmt: skip
+    )
     assert wanted._saved is not None
     wanted_gradients = wanted._saved.backward(d_h, d_h_n, d_c_n)
 
@@ -201,20 +201,20 @@ def compare(
         recurrent_kernel=sent(recurrent_kernel, dtype), h0=sent(h0, dtype), c0=sent(c0, "float32"),
         lengths=None if lengths is None else sent(lengths.astype(np.int32), "int32"),
         resets=None if resets is None else sent(resets.astype(np.uint8), "uint8"), reverse=reverse, dtype=dtype,
-    )  # fmt: skip
+    )
     states = _kernels.forward(
         on, plan, sent(z, "float32"), recurrence, keep_cells=True, keep_gates=True, check_status=True
     )
     pairs = {
         "h": (states.h, wanted.h), "h_n": (states.h_n, wanted.h_n), "c_n": (states.c_n, wanted.c_n),
         "cells": (states.cells, wanted.cells), "gates": (states.gates, wanted.gates),
-    }  # fmt: skip
+    }
     errors = {name: _error(framework.to_host(got), want, dtype, hidden_size) for name, (got, want) in pairs.items()}
     if plan.training:
         d_z, d_h0, d_c0 = _kernels.backward(
             on, plan, recurrence, states, sent(d_h, dtype), sent(d_h_n, dtype), sent(d_c_n, "float32"),
             check_status=True,
-        )  # fmt: skip
+        )
         d_z_rows = framework.to_host(d_z).reshape(-1, 4 * hidden_size)
         for name, got, want in (
             ("d_x", (d_z_rows @ input_kernel.T).reshape(x.shape), wanted_gradients.x),

@@ -90,7 +90,7 @@ def forward(
         h=at(states.h), h_n=at(states.h_n), c_n=at(states.c_n), gates=at(states.gates), cells=at(states.cells),
         workspace=workspace_address, workspace_bytes=workspace_bytes,
         z_dtype=DTYPES[framework.dtype_of(z)], reverse=int(recurrence.reverse),
-    )  # fmt: skip
+    )
     with framework.on_device_of(on.like):
         on.library.forward(on.device, plan, arguments, framework.stream(on.like))
     if check_status:
@@ -132,7 +132,7 @@ def backward(
         d_h=at(d_h), d_h_n=at(d_h_n), d_c_n=at(d_c_n), d_z=at(d_z), d_h0=at(d_h0), d_c0=at(d_c0),
         workspace=workspace_address, workspace_bytes=workspace_bytes,
         reverse=int(recurrence.reverse),
-    )  # fmt: skip
+    )
     with framework.on_device_of(on.like):
         on.library.backward(on.device, plan, arguments, framework.stream(on.like))
     if check_status:

@@ -39,7 +39,7 @@ class Device(ctypes.Structure):
         ("sm_count", c_int32), ("shared_bytes_per_block", c_int32), ("registers_per_sm", c_int32),
         ("threads_per_sm", c_int32), ("clock_mhz", c_int32), ("cooperative_launch", c_int32),
         ("l2_bytes", c_int64), ("name", c_char * 256),
-    ]  # fmt: skip
+    ]
 
 
 class DirectionPlan(ctypes.Structure):
@@ -49,7 +49,7 @@ class DirectionPlan(ctypes.Structure):
         ("path", c_int32), ("variant", c_int32), ("threads", c_int32), ("blocks_per_group", c_int32),
         ("groups", c_int32), ("slice_rows", c_int32), ("launches", c_int32), ("cluster_size", c_int32),
         ("shared_bytes", c_int32), ("microseconds_per_step", c_float),
-    ]  # fmt: skip
+    ]
 
 
 class Plan(ctypes.Structure):
@@ -58,7 +58,7 @@ class Plan(ctypes.Structure):
     _fields_ = [
         ("hidden_size", c_int64), ("batch", c_int64), ("dtype", c_int32), ("training", c_int32),
         ("forward", DirectionPlan), ("backward", DirectionPlan),
-    ]  # fmt: skip
+    ]
 
 
 class Forward(ctypes.Structure):
@@ -70,7 +70,7 @@ class Forward(ctypes.Structure):
         ("h_n", c_void_p), ("c_n", c_void_p), ("gates", c_void_p), ("cells", c_void_p), ("workspace", c_void_p),
         ("workspace_bytes", c_int64), ("z_dtype", c_int32), ("reverse", c_int32), ("spin_limit", c_int32),
         ("reuse_weights", c_int32),
-    ]  # fmt: skip
+    ]
 
 
 class Backward(ctypes.Structure):
@@ -82,7 +82,7 @@ class Backward(ctypes.Structure):
         ("d_h", c_void_p), ("d_h_n", c_void_p), ("d_c_n", c_void_p), ("d_z", c_void_p), ("d_h0", c_void_p),
         ("d_c0", c_void_p), ("workspace", c_void_p), ("workspace_bytes", c_int64), ("reverse", c_int32),
         ("spin_limit", c_int32),
-    ]  # fmt: skip
+    ]
 
 
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {

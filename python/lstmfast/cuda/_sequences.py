@@ -58,7 +58,7 @@ def lstm(
             *taken, lengths=bridge.take(lengths), resets=bridge.take(resets), reverse=reverse, forget_bias=forget_bias,
             return_cells=return_cells, return_gates=return_gates, keep_for_backward=keep_for_backward,
             matmul_precision=matmul_precision,
-        )  # fmt: skip
+        )
         h, h_n, c_n, cells, gates = map(bridge.give_back, (out.h, out.h_n, out.c_n, out.cells, out.gates))
         saved = None if out._saved is None else _SavedAcross(bridge, out)
         return Output(h, h_n, c_n, cells, gates, saved)
@@ -76,7 +76,7 @@ def lstm(
             states = _kernels.forward(
                 on, plan, _input_product(given, bias, forget_bias), given.recurrence,
                 keep_cells=bool(return_cells) or training, keep_gates=bool(return_gates) or training,
-            )  # fmt: skip
+            )
         h, h_n = (_as(framework, array, given.dtype) for array in (states.h, states.h_n))
     return Output(
         h,

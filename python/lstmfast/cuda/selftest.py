@@ -32,7 +32,7 @@ from lstmfast.models import CharLM
 SHAPES = [
     (1, 1, 3), (1, 16, 5), (3, 37, 5), (5, 64, 4), (4, 33, 7), (9, 100, 4), (2, 129, 5), (17, 7, 6), (16, 128, 9),
     (64, 256, 9), (16, 512, 9), (33, 768, 5), (128, 1024, 5), (8, 2048, 5), (1, 1024, 17),
-]  # fmt: skip
+]
 QUICK_SHAPES = [(1, 1, 3), (3, 37, 5), (17, 64, 4)]
 
 
@@ -138,13 +138,13 @@ def _call_test(on: Context, dtype: str, ids: bool) -> Test:
             floats = [
                 _draw(rng, _INPUTS + _UNITS, 4 * _UNITS, scale=(_INPUTS + _UNITS) ** -0.5), _draw(rng, 4 * _UNITS),
                 _draw(rng, _BATCH, _UNITS), _draw(rng, _BATCH, _UNITS), _draw(rng, _TIME_STEPS, _BATCH, _UNITS),
-            ]  # fmt: skip
+            ]
             sent = [framework.from_host(x, on.like) if ids else send(x), *map(send, floats)]
             seen = [x if ids else framework.to_host(sent[0]), *map(framework.to_host, sent[1:])]
             options: dict[str, Any] = {
                 "lengths": _TIME_STEPS - np.arange(_BATCH), "resets": rng.random((_TIME_STEPS, _BATCH)) < 0.1,
                 "reverse": reverse, "forget_bias": 1.0, "keep_for_backward": True, "matmul_precision": "highest",
-            }  # fmt: skip
+            }
             out, wanted = functional.lstm(*sent[:5], **options), functional.lstm(*seen[:5], **options)
             d = functional.lstm_backward(out, sent[5])
             wanted_d = functional.lstm_backward(wanted, seen[5])
@@ -169,7 +169,7 @@ def _layer_agreement(on: Context) -> Agreement:
             rng=np.random.default_rng(1),
         )
         for _ in range(2)
-    )  # fmt: skip
+    )
     rng = np.random.default_rng(2)
     x, d_h = _draw(rng, _BATCH, _TIME_STEPS, _INPUTS), _draw(rng, _BATCH, _TIME_STEPS, 2 * _UNITS)
     h, _ = on_device(framework.from_host(x, on.like), training=True)
@@ -181,7 +181,7 @@ def _layer_agreement(on: Context) -> Agreement:
         "h": _error(framework.to_host(h), wanted, forward_bound),
         "d_x": _error(framework.to_host(d_x), wanted_d_x, backward_bound),
         "gradients": _error(on_device.gradient_buffer, on_cpu.gradient_buffer, backward_bound),
-    })  # fmt: skip
+    })
 
 
 def _model_agreement() -> Agreement:
@@ -199,7 +199,7 @@ def _model_agreement() -> Agreement:
     return Agreement({
         "loss": abs(losses[0] - losses[1]) / forward_bound,
         "gradients": _error(on_device.gradient_buffer, on_cpu.gradient_buffer, backward_bound),
-    })  # fmt: skip
+    })
 
 
 def _graph_agreement(on: Context) -> Agreement:

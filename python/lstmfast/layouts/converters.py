@@ -139,7 +139,7 @@ def to_arrays(weights: LSTMWeights, target: str, *, forget_bias: float | None = 
     return LayoutArrays(
         arrays, target, forget_bias=None if layout.forget_bias is None else at_run_time,
         assumptions=assumptions, sums=sums,
-    )  # fmt: skip
+    )
 
 
 def variables_of(weights: Mapping[str, Array], source: str) -> Iterator[tuple[str, Variable, Sizes]]:
@@ -272,7 +272,7 @@ def _encoded(cell: CellWeights, layout: Layout) -> dict[str, Array]:
         "kernel": cell.kernel, "input": cell.kernel[: cell.input_size], "recurrent": cell.kernel[cell.input_size :],
         "bias": cell.bias, "recurrent_bias": cell.recurrent_bias, "projection": cell.projection,
         "peepholes": None if cell.peepholes is None else cell.peepholes.reshape(-1),
-    }  # fmt: skip
+    }
     variables = {}
     for variable in layout.variables:
         parts = [ours[role] for role in (_BIASES[:2] if variable.role == "biases" else (variable.role,))]

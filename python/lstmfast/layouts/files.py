@@ -219,7 +219,7 @@ _WIDENED = "{} is bfloat16 in the file and was widened to float32, which is exac
 _SAFETENSORS_DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
-}  # fmt: skip
+}
 
 
 def _our_run(path: Path) -> File:
@@ -516,7 +516,7 @@ def read_onnx(path: Path) -> File:
                 differs=tuple(_onnx_difference(node) for node in stack if _onnx_difference(node)),
                 coupled_gates=stack[0].input_forget,
             )
-        )  # fmt: skip
+        )
     return File(path, "ONNX model", arrays, lstms=tuple(lstms))
 
 

@@ -110,7 +110,7 @@ def find(
     candidates = [
         *_pytorch(arrays), *_ours(arrays, forget_bias), *_keras(arrays, settings or {}, unsaid),
         *_tensorflow(arrays), *_udacity(arrays), *_onnx(arrays), *_char_rnn(arrays),
-    ]  # fmt: skip
+    ]
     if layout_name is not None:
         candidates = [_named(arrays, layout_name, forget_bias, candidates)]
     taken = {name for each in candidates for name in (*each.names.values(), *each.parts)}
@@ -399,7 +399,7 @@ _OTHER_CELL = re.compile(
 _OF_DENSE = {
     "dense", "fc", "mlp", "linear", "logits", "softmax", "out", "output", "outputs", "proj", "projection", "after",
     "post", "attention", "embedding", "head", "hidden",
-}  # fmt: skip
+}
 
 
 def _tensorflow(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
@@ -656,7 +656,7 @@ def _keras_candidate(stack: list[_KerasLayer], settings: Mapping[str, Mapping[st
 _WANTED = {
     "activation": "tanh", "recurrent_activation": "sigmoid", "inner_activation": "sigmoid", "go_backwards": False,
     "merge_mode": "concat",
-}  # fmt: skip
+}
 _CLASSES = {"LSTM", "CuDNNLSTM", "LSTMCell", "RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed"}
 _UNSAID_BY_KERAS_1 = (
     "The file does not say the inner_activation of {}: sigmoid was taken; the default of Keras 1 was hard_sigmoid."

@@ -27,14 +27,14 @@ _MOVERS: dict[str, tuple[int, ...] | None] = {
     "Cast": (0,), "CastLike": (0,), "Concat": None, "Dropout": (0,), "Expand": (0,), "Flatten": (0,), "Gather": (0,),
     "Identity": (0,), "Reshape": (0,), "Slice": (0,), "Split": (0,), "Squeeze": (0,), "Tile": (0,), "Transpose": (0,),
     "Unsqueeze": (0,),
-}  # fmt: skip
+}
 # What exporters compute shapes by. Comparisons, minima, maxima and divisions are left out: what they give at a few
 # sizes says nothing of others.
 _OF_SHAPES = {
     "Add", "Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Mul",
     "Neg", "Range", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose",
     "Unsqueeze",
-}  # fmt: skip
+}
 _CHANCE = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 # Operators that the reference evaluator begins with at this version, and that mean the same before it.
 _FIRST = {"DequantizeLinear": 19}
@@ -270,7 +270,7 @@ class Graph:
                 tuple(scope.value(name) if name else None for name in proto.input),
                 {name: scope.value(name) for body in bodies.values() for name in _free(body) if name in scope.names},
                 settings, proto,
-            )  # fmt: skip
+            )
             self.nodes.append(node)
             node.outputs = tuple(Value(scope.joined(name), node) if name else None for name in proto.output)
             for value in node.inputs:
@@ -292,7 +292,7 @@ class Graph:
         inside = _Scope(
             ChainMap({}), path, scope.frame, _opsets(function.opset_import),
             defaults | _settings(proto.attribute, scope.attributes), (*scope.calls, key),
-        )  # fmt: skip
+        )
         given = {formal: name for formal, name in zip(function.input, proto.input, strict=False) if name}
         inside.names.update({formal: scope.value(name) for formal, name in given.items()})
         self._add_nodes(_without(function.node, set(function.input) - given.keys()), inside)
@@ -403,7 +403,7 @@ class Graph:
         graph = onnx.helper.make_graph(
             [proto], "node", [_described(name, values) for name, values in feeds.items()],
             [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name],
-        )  # fmt: skip
+        )
         calls = self._calls(dict(_bodies(node.attributes)).values())
         model = onnx.helper.make_model(
             graph, functions=list(self._model.functions) if calls else [],
@@ -411,7 +411,7 @@ class Graph:
                 onnx.helper.make_opsetid(domain, version if domain else max(version, _FIRST.get(node.kind, 1)))
                 for domain, version in node.opsets.items()
             ],
-        )  # fmt: skip
+        )
         found = iter(ReferenceEvaluator(model).run(None, feeds))
         return [np.asarray(next(found)) if name else np.empty(0) for name in proto.output]
 
@@ -421,7 +421,7 @@ class Graph:
             _key(node.domain, node.op_type, node) in self._functions
             or self._calls(dict(_bodies({each.name: each for each in node.attribute})).values())
             for body in bodies for node in body.node
-        )  # fmt: skip
+        )
 
     # --- shapes -------------------------------------------------------------------------------------------------------
 
@@ -645,7 +645,7 @@ def _draws(kind: str, bodies: Iterable[Any]) -> bool:
     return kind in _CHANCE or any(
         _draws(node.op_type, dict(_bodies({each.name: each for each in node.attribute})).values())
         for body in bodies for node in body.node
-    )  # fmt: skip
+    )
 
 
 def _elements(node: Node) -> list[Value]:

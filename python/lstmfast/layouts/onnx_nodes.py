@@ -114,7 +114,7 @@ class LSTMNode:
         words = [
             f"{self.values[letter]} is {array.dtype} in the file and was widened to float32, which is exact."
             for letter, array in self.arrays.items() if array.dtype.name in _NARROW
-        ]  # fmt: skip
+        ]
         if self.batch_first:
             words.append(f"LSTM node {self.name} has layout=1: a layer of it needs batch_first=True.")
         for what, origin in (("states", self.states), ("lengths", self.lengths)):
@@ -249,13 +249,13 @@ def _read(graph: Graph, node: Node, name: str) -> LSTMNode:
         tuple(each.lower() for each in settings.get("activations", ())), clip,
         bool(settings.get("input_forget", 0)), bool(settings.get("layout", 0)), trouble, "none", "none", None, graph,
         node,
-    )  # fmt: skip
+    )
     if trouble:
         return found
     return replace(
         found, activations=found.activations or _DEFAULT_ACTIVATIONS * found.directions,
         clip=None if clip is None or clip >= _NO_CLIP else clip, states=_states(found), lengths=_lengths(found),
-    )  # fmt: skip
+    )
 
 
 def _setting(proto: Any) -> Any:

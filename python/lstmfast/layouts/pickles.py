@@ -99,7 +99,7 @@ _HARMLESS = {
     _List: ("collections.deque",),
     DType: ("numpy.dtype",),
     PickledArray: tuple(f"{module}._reconstruct" for module in _NUMPY),
-}  # fmt: skip
+}
 
 
 def _stand_in(kind: type, name: str) -> type:
@@ -128,7 +128,7 @@ def load(path: Path, torch: ModuleType) -> Any:
 
 _NAMES = {name for names in _HARMLESS.values() for name in names} | {
     name.removeprefix("builtins.") for name in _HARMLESS[Opaque]  # the loader's error leaves this word out
-}  # fmt: skip
+}
 
 
 def refused_name(said: str) -> str:

@@ -47,7 +47,7 @@ def read(path: str | os.PathLike[str], *, layout: str | None = None) -> Contents
                 file.arrays, layout_name=layout, forget_bias=file.forget_bias, settings=file.settings,
                 unsaid=file.unsaid,
             )
-        )  # fmt: skip
+        )
     if (cell := file.cell) is not None:
         lstms = tuple(replace(each, cell_clip=cell.cell_clip, coupled_gates=cell.coupled_gates) for each in lstms)
     return Contents(Path(path), file.kind, lstms, file.arrays, file.notes)

@@ -221,19 +221,19 @@ _lstmfast = Layout(
     ),
     _dotted, _reader(r"layer(?P<layer>\d+)(?P<reverse>_reverse)?\.(?P<variable>\w+)"),
     forget_bias=1.0, cell_clip=True, coupled_gates=True,
-)  # fmt: skip
+)
 
 _tf1 = Layout(
     "tf1", "TensorFlow 1: BasicLSTMCell, LSTMCell, LSTMBlockCell", "igfo",
     _fused("igfo", "kernel", "bias", _DIAGONALS, "projection/kernel"),
     _tf1_name, _tf1_reader(r"projection/kernel|kernel|bias|w_[ifo]_diag"), forget_bias=1.0, cell_clip=True,
-)  # fmt: skip
+)
 
 _tf1_legacy = replace(
     _tf1, name="tf1-legacy", title="TensorFlow before 1.2 (weights, biases)",
     variables=_fused("igfo", "weights", "biases", _DIAGONALS, "projection/weights"),
     read=_tf1_reader(r"projection/weights|weights|biases|w_[ifo]_diag"),
-)  # fmt: skip
+)
 
 _udacity = Layout(
     "udacity", "Udacity's 6_lstm notebook: twelve separate arrays", "ifgo",
@@ -243,7 +243,7 @@ _udacity = Layout(
         for part, role in (("x", "input"), ("m", "recurrent"), ("b", "bias"))
     ),
     _dotted_if_many, _read_dotted,
-)  # fmt: skip
+)
 
 _torch = Layout(
     "pytorch", "PyTorch: nn.LSTM, nn.LSTMCell", "ifgo",
@@ -255,7 +255,7 @@ _torch = Layout(
         Variable("weight_hr", "projection", "", transposed=True),
     ),
     _torch_name, _reader(r"(?P<variable>(?:weight|bias)_(?:ih|hh|hr))(?:_l(?P<layer>\d+)(?P<reverse>_reverse)?)?"),
-)  # fmt: skip
+)
 
 _onnx = Layout(
     "onnx", "ONNX: the LSTM operator", "iofg",
@@ -267,7 +267,7 @@ _onnx = Layout(
     ),
     _dotted_layer_if_many, _reader(r"(?:layer(?P<layer>\d+)\.)?(?P<variable>[WRBP])"),
     directions_stacked=True, coupled_gates=True,
-)  # fmt: skip
+)
 
 _cudnn = Layout(
     "cudnn", "cuDNN: the matrices and biases that its RNN calls number", "ifgo",
@@ -280,7 +280,7 @@ _cudnn = Layout(
         Variable("P", "projection", "", transposed=True),
     ),
     _dotted, _reader(r"layer(?P<layer>\d+)(?P<reverse>_reverse)?\.(?P<variable>\w+)"),
-)  # fmt: skip
+)
 
 _char_rnn = Layout(
     "char-rnn", "char-rnn: the linear modules i2h and h2h", "ifog",
@@ -291,7 +291,7 @@ _char_rnn = Layout(
         Variable("h2h.bias", "recurrent_bias", "ifog"),
     ),
     _char_rnn_name, _read_char_rnn,
-)  # fmt: skip
+)
 
 LAYOUTS = {
     layout.name: layout
@@ -335,7 +335,7 @@ LAYOUTS = {
             _dotted_if_many, _read_dotted,
         ),
     )
-}  # fmt: skip
+}
 
 
 def layout(name: str) -> Layout:

@@ -27,7 +27,7 @@ _FOOTER_BYTES, _TRAILER_BYTES = 48, 5  # a block's trailer: one byte of compress
 _DTYPES = {
     1: "<f4", 2: "<f8", 3: "<i4", 4: "<u1", 5: "<i2", 6: "<i1", 9: "<i8", 10: "?", 17: "<u2", 19: "<f2", 22: "<u4",
     23: "<u8",
-}  # fmt: skip
+}
 _BFLOAT16, _STRING = 14, 7
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 

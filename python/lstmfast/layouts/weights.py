@@ -49,7 +49,7 @@ class CellWeights:
         wanted: dict[str, tuple[int | str, ...]] = {
             "bias": (columns,), "recurrent_bias": (columns,), "peepholes": (3, hidden_size),
             "projection": (hidden_size, "output_size"),
-        }  # fmt: skip
+        }
         for name, shape in wanted.items():
             values = getattr(self, name)
             if values is not None or name == "bias":
@@ -139,7 +139,7 @@ class LSTMWeights:
         wanted = {
             "hidden_size": first.hidden_size, "output_size": first.output_size, "input_size": input_size,
             "dtype": first.dtype,
-        }  # fmt: skip
+        }
         for name, value in wanted.items():
             if (given := getattr(cell, name)) != value:
                 raise ValueError(f"layer {k} must have {name} {value} to stand in this stack, got {given}")
@@ -203,7 +203,7 @@ class LSTMWeights:
                 **{name: np.array(values) for name, values in cell.parameters.items()},
             )
             for cell in layer.cells
-        ]  # fmt: skip
+        ]
         return cls(
             in_layers(cells, layer.num_directions),
             cell_clip=layer.cell_clip,
@@ -220,11 +220,11 @@ class LSTMWeights:
         cell = Cell(
             forget_bias, self.output_size if self.has_projection else None, self.has_peepholes, self.cell_clip,
             self.coupled_gates,
-        )  # fmt: skip
+        )
         layer = LSTM(
             self.input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=self.bidirectional,
             cell=cell, dtype=self.dtype, **options,
-        )  # fmt: skip
+        )
         for weights, its in zip(self.cells, layer.cells, strict=True):
             one = weights.with_one_bias(forget_bias)
             for name, values in its.parameters.items():

@@ -136,7 +136,7 @@ def check_cell(module: nn.Module, x: Any, hx: Any) -> None:
         wanted = (*x.shape[:-1], module.hidden_size)
         if part.dim() != x.dim() or part.shape[:-1] != x.shape[:-1]:
             raise RuntimeError(f"LSTMCell: {name} must have shape {wanted} beside an input of shape "
-                               f"{tuple(x.shape)}, got {tuple(part.shape)}")  # fmt: skip
+                               f"{tuple(x.shape)}, got {tuple(part.shape)}")
 
 
 def check_packed(module: nn.Module, x: Tensor, hx: State | None, batch: int) -> None:

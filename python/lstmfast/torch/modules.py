@@ -41,7 +41,7 @@ class LSTM(nn.LSTM):
         return serving.lstm(
             self, input, hx,
             lengths=lengths, resets=resets, return_cells=return_cells, matmul_precision=matmul_precision,
-        )  # fmt: skip
+        )
 
 
 class LSTMCell(nn.LSTMCell):

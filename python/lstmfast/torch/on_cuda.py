@@ -84,7 +84,7 @@ def forward(
         x, _kernel(weights), _bias(weights), h0, c0, lengths=options.lengths, resets=options.resets,
         reverse=options.reverse, forget_bias=0.0, return_cells=keep_cells, return_gates=keep_gates,
         keep_for_backward=False, matmul_precision=options.matmul_precision,
-    )  # fmt: skip
+    )
     return Result(out.h, out.h_n, out.c_n.to(x.dtype), out.cells, out.gates)
 
 
@@ -102,7 +102,7 @@ def backward(
     out = _sequences.saved_from(
         x, _kernel(weights), h0, c0, h, cells, gates, lengths=options.lengths, resets=options.resets,
         reverse=options.reverse, matmul_precision=options.matmul_precision,
-    )  # fmt: skip
+    )
     d: Any = functional.lstm_backward(out, *upstream)
     input_size, has_bias = x.shape[2], weights.bias_ih is not None
     d_input, d_recurrent = d.kernel[:input_size].t(), d.kernel[input_size:].t()

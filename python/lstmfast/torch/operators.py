@@ -61,7 +61,7 @@ def _backward(*arguments: Any) -> list[Tensor]:
     h = kernels.forward(x, h0, c0, arrays, options, sequence, saved=saved.numpy()).h
     d = kernels.backward(
         x, h0, c0, weights, options, h, saved, (d_h, d_h_n, d_c_n), Wanted(True, True, True, True)
-    )  # fmt: skip
+    )
     return [a for a in (d.x, d.h0, d.c0, *(d.weights or ())) if a is not None]
 
 

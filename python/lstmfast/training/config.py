@@ -292,7 +292,7 @@ PRESETS: Mapping[str, Config] = {
             sample_every=1000, sample_count=5, sample_length=80, sample_temperature=1.0, checkpoint_every=1000,
         ),
     ),
-}  # fmt: skip
+}
 """`stdlib` learns Python source in about two minutes on two cores; `udacity` is the classic 6_lstm notebook."""
 
 

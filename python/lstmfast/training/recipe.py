@@ -34,7 +34,7 @@ def make_model(
         dropout=shape.dropout, cell=shape.cell, dtype=shape.dtype, rng=rng,
         initializer=_truncated_normal if shape.initializer == "truncated-normal" else None,
         device=device, loss=loss,
-    )  # fmt: skip
+    )
 
 
 def _truncated_normal(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:

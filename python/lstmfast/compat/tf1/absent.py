@@ -81,7 +81,7 @@ _SENTENCES = {
     "call the cell step by step: output, state = cell(x, state)": "nn.raw_rnn nn.static_state_saving_rnn "
     "contrib.seq2seq contrib.legacy_seq2seq contrib.rnn.AttentionCellWrapper nn.seq2seq",
     _REST: "contrib.crf nn.ctc_loss nn.ctc_greedy_decoder nn.ctc_beam_search_decoder",
-}  # fmt: skip
+}
 
 _SAME_NAME = (
     "abs add arccos argmax argmin argsort broadcast_to ceil cos cosh cumsum cumprod diag divide einsum equal exp "
@@ -110,7 +110,7 @@ _OPERATIONS |= {
     "nn.sigmoid": "1 / (1 + numpy.exp(-x))", "nn.tanh": "numpy.tanh", "nn.bias_add": "x + bias",
     "nn.xw_plus_b": "x @ w + b", "nn.top_k": "numpy.argsort", "nn.moments": "numpy.mean and numpy.var",
     "nn.l2_normalize": "x / numpy.linalg.norm(x)", "nn.in_top_k": "numpy.argsort",
-}  # fmt: skip
+}
 
 _WHY = {name: f"{_REST}: {operation}" for name, operation in _OPERATIONS.items()}
 _WHY |= {name: sentence for sentence, names in _SENTENCES.items() for name in names.split()}

@@ -120,7 +120,7 @@ class RNNCell(ABC):
                 self, run, [inputs], state, [output], new_state,
                 join_outputs=lambda d: None if d[0] is None else d[0][None],
                 add_inputs=lambda d_x, add: add(inputs, d_x[0]),
-            )  # fmt: skip
+            )
         return output, new_state
 
     @abstractmethod

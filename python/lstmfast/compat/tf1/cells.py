@@ -142,7 +142,7 @@ class _LSTM(RNNCell):
         out = functional.lstm(
             x, h0=h0, c0=c0, lengths=how.lengths, reverse=how.reverse, forget_bias=self.forget_bias,
             keep_for_backward=how.keep, **self._our_arguments(),
-        )  # fmt: skip
+        )
 
         def backward(d_outputs: Array | None, d_pairs: list[Pair], add: tape.Add) -> tuple[Array, list[Pair]]:
             ((d_c_n, d_h_n),) = d_pairs
@@ -237,7 +237,7 @@ class BasicLSTMCell(_LSTM):
         super().__init__(
             num_units, forget_bias=forget_bias, state_is_tuple=state_is_tuple, activation=activation, reuse=reuse,
             name=name, dtype=dtype,
-        )  # fmt: skip
+        )
 
 
 class LSTMCell(_LSTM):
@@ -274,7 +274,7 @@ class LSTMCell(_LSTM):
             num_units, forget_bias=forget_bias, state_is_tuple=state_is_tuple, activation=activation, reuse=reuse,
             name=name, dtype=dtype, use_peepholes=use_peepholes, cell_clip=cell_clip, num_proj=num_proj,
             proj_clip=proj_clip, initializer=initializer,
-        )  # fmt: skip
+        )
 
 
 class MultiRNNCell(RNNCell):

@@ -149,7 +149,7 @@ def _dynamic(
             cell, run, [inputs], initial_state, [outputs], state,
             join_outputs=lambda d: None if d[0] is None else turned(d[0]),
             add_inputs=lambda d_x, add: add(inputs, turned(d_x)),
-        )  # fmt: skip
+        )
     return outputs, state
 
 
