@@ -37,16 +37,16 @@ def arguments(*, bias: bool = True, projection: bool = False, lengths: bool = Fa
     tensors = [
         double(T, B, INPUT), double(B, size), double(B, H), double(4 * H, INPUT), double(4 * H, size),
         double(4 * H) if bias else None, double(4 * H) if bias else None, double(size, H) if projection else None,
-    ]  # fmt: skip
+    ]
     return [
         *(None if t is None else t.requires_grad_() for t in tensors), torch.tensor([4, 0, 2]) if lengths else None,
         (torch.rand(T, B) < 0.3) if resets else None, resets, "highest",
-    ]  # fmt: skip
+    ]
 
 
 VARIANTS: list[dict[str, bool]] = [
     {}, {"bias": False, "lengths": True}, {"projection": True, "resets": True}, {"lengths": True, "resets": True},
-]  # fmt: skip
+]
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: " ".join(v) or "plain")
 
 

@@ -1220,7 +1220,7 @@ class Task:
         leaves = self.leaves()
         found = torch.autograd.grad(
             outputs, list(leaves.values()), self.upstream(outputs), allow_unused=True, **how
-        )  # fmt: skip
+        )
         named = dict(zip(leaves, found, strict=True))
         self.world.record_all("gradient", named)
         return named

@@ -126,7 +126,7 @@ def _run_forward(
         None if options.lengths is None else options.lengths.numpy(),
         None if options.resets is None else options.resets.numpy(),
         cells, None, False if saved is None else saved, options.matmul_precision,
-    )  # fmt: skip
+    )
     return h, h_n, c_n, cells
 
 
@@ -174,7 +174,7 @@ def _run_backward(
         None if options.lengths is None else options.lengths.numpy(),
         None if options.resets is None else options.resets.numpy(),
         options.matmul_precision,
-    )  # fmt: skip
+    )
     empty = of_thread.arrays.empty
     d_x = empty(x.shape, dtype) if wanted.x else None
     d_h0 = np.empty((batch, output_size), dtype) if wanted.h0 else None
@@ -231,7 +231,7 @@ class LayerFunction(torch.autograd.Function):
         w_ih, w_hh, w_hr = weight_ih.detach(), weight_hh.detach(), None if weight_hr is None else weight_hr.detach()
         given = Inputs(
             array(x), _optional(h0), _optional(c0), arrays(Weights(w_ih, w_hh, bias_ih, bias_hh, w_hr))
-        )  # fmt: skip
+        )
         saved = of_thread.arrays.empty((saved_size(x, weights, options),), given.x.dtype)
         sequence = sequence_for_one_call(given.weights, options)
         h, h_n, c_n, _ = _run_forward(given, options, sequence, saved=saved)
@@ -248,7 +248,7 @@ class LayerFunction(torch.autograd.Function):
             x, h0, c0, w_ih if hooks or need[0] else None, w_hh if hooks or recurs or need[1] else None, w_hr,
             output if recurs and any(need[3:8]) else None, kept,
             *(b.detach() if hooks and b is not None else None for b in (bias_ih, bias_hh)),
-        )  # fmt: skip
+        )
         ctx.set_materialize_grads(False)
         if not keep_layer_axis:
             h_n, c_n = h_n[0], c_n[0]

@@ -82,7 +82,7 @@ def lstm(
         options = CallOptions(
             form.lengths if is_packed else arguments.lengths_of(lengths, x, is_traced),
             arguments.resets_of(resets, x), False, precision,
-        )  # fmt: skip
+        )
         h, h_n, c_n, cells = _run_stack(module, path.name, x, state, layers, options, form, return_cells)
         if h_dtype is not h.dtype or c_dtype is not c_n.dtype:
             h, h_n, c_n = h.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype)
@@ -153,7 +153,7 @@ def _run_stack(
                 path, x, None if hx is None else hx[0][k], None if hx is None else hx[1][k], layers[k],
                 options._replace(reverse=True) if direction else options, None if kept is None else kept[k],
                 wants_cells and is_top,
-            )  # fmt: skip
+            )
             outputs.append(result.h)
             h_n.append(result.h_n)
             c_n.append(result.c_n)
@@ -275,7 +275,7 @@ def _fast_layer(
         if arrays is not None and arrays.kernel[0].dtype == kernels.NUMPY[x.dtype] and weights.frozen(module) is None:
             return kernels.forward(
                 x, h0, c0, arrays, options, workspace.sequence(arrays), keep_layer_axis=keep_layer_axis
-            )[:3]  # fmt: skip
+            )[:3]
     own = weights.flat(module)
     if len(own) != len(names):
         return None
