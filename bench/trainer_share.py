@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -71,7 +71,8 @@ def main() -> None:
     for operation in ("linear", "linear_backward"):
         setattr(CPU, operation, getattr(timed, operation))
     loop.global_norm = timed.global_norm  # type: ignore[attr-defined]
-    run.model.lstm._sequences = [Timed(sequence) for sequence in run.model.lstm._sequences]
+    lstm = cast(lf.CharLM, run.model).lstm
+    lstm._sequences = [Timed(sequence) for sequence in lstm._sequences]
     run.run()
     times = np.diff(np.array(steps.done), axis=0)
     whole, inside = (statistics.median(column) * 1e6 for column in times.T)

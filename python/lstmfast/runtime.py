@@ -142,8 +142,8 @@ def explain(
         parts, products = _count(plan["split_parts"], "bfloat16 part"), _count(plan["split_products"], "product")
         largest = f"{plan['split_largest']:.1e}".replace("e+", "e")
         sentences.append(
-            f'matmul_precision "{precision}": factors are split in {parts} and multiplied in {products} on the tiles of '
-            f"AMX; where a value is not finite or above {largest}, the call runs on the float32 kernels."
+            f'matmul_precision "{precision}": factors are split in {parts} and multiplied in {products} on the tiles '
+            f"of AMX; where a value is not finite or above {largest}, the call runs on the float32 kernels."
         )
     elif precision != "highest":
         sentences.append(

@@ -1,5 +1,5 @@
-"""The private ground floor: what every public module stands on, and imports from nothing above it.
+"""What layers, models and engines stand on: who computes (`engine`, `cpu`), in which memory (`buffers`), what comes of
+it (`results`), and where an array lies (`devices`).
 
-`checks` asks arguments for what they must be, `devices` where an array lies, `results` is what an LSTM returns, `cpu`
-runs one direction of one layer on NumPy arrays. Refuses to be API: everything here may change without notice.
+Refuses to know layers, frameworks and anything else that imports it, and to be API.
 """

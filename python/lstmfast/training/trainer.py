@@ -9,16 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmfast import _checks as check
 from lstmfast import losses
+from lstmfast._checks import State
 from lstmfast._core import global_norm
 from lstmfast.data import Batches
-from lstmfast.models import CharLM
 from lstmfast.optimizers import Optimizer
 from lstmfast.schedules import Schedule
 from lstmfast.training import checkpoint
@@ -26,7 +26,7 @@ from lstmfast.training.checkpoint import Tensor
 from lstmfast.training.config import TrainingConfig
 
 Ids = npt.NDArray[Any]
-DrawSamples = Callable[[CharLM, np.random.Generator], list[str]]
+DrawSamples = Callable[[Any, np.random.Generator], list[str]]
 AllReduce = Callable[[Tensor], None]
 
 
@@ -88,6 +88,25 @@ class Snapshot:
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
+class Model(Protocol):
+    """What a `Trainer` asks of a model; `CharLM` is one. States (h, c) have the batch on their second axis."""
+
+    parameters: dict[str, Tensor]
+    parameter_buffer: Tensor
+    gradient_buffer: Tensor
+
+    def zero_state(self, batch_size: int) -> State:
+        """The state that a text begins with."""
+
+    def loss(self, inputs: Ids, targets: Ids, state: State | None = None) -> tuple[float, State]:
+        """Mean loss of targets [T, B] after inputs [T, B], and the final state."""
+
+    def loss_and_gradients(
+        self, inputs: Ids, targets: Ids, state: State | None = None, *, rng: np.random.Generator | None = None
+    ) -> tuple[float, State]:
+        """As `loss`, and fill `gradient_buffer`; rng draws the dropout."""
+
+
 class Trainer:
     """Truncated backpropagation through time with carried state, over contiguous streams of text.
 
@@ -98,7 +117,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: CharLM,
+        model: Model,
         optimizer: Optimizer,
         schedule: Schedule,
         batches: Batches,
@@ -241,7 +260,7 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def evaluate(model: CharLM, ids: Ids) -> float:
+def evaluate(model: Model, ids: Ids) -> float:
     """Mean loss in nats of every character of `ids` but the first, each given all those before it.
 
     A long text is cut into up to 64 streams of at least 4,096 characters that are read side by side; only a stream's
