@@ -21,8 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmfast import data
 from lstmfast.data import Batches, Corpus, Vocabulary, fold_to_udacity, load_corpus, split
+from lstmfast.text import corpus as data
 
 
 class NotebookBatchGenerator:

@@ -28,6 +28,7 @@ FLOORS = [
     {"functional"},
     {"layers"},
     {"models"},
+    {"text"},
     {"data"},
     {"training"},
     {"layouts"},

@@ -1,0 +1,1 @@
+"""Text in, batches of token ids out. Importing this package loads nothing; `lstmfast.data` is its public name."""
