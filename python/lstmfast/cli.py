@@ -25,9 +25,11 @@ import numpy as np
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
-from lstmfast import _core, cuda, inspection, losses, runtime, streams
-from lstmfast.data import CacheFolderError, Corpus, load_corpus
+from lstmfast import _core, cuda, inspection, losses, runtime
+from lstmfast._engine import streams
 from lstmfast.display import Display, make_display, printable
+from lstmfast.text.corpus import Corpus, load_corpus
+from lstmfast.text.files import CacheFolderError
 from lstmfast.training.config import (
     PRESETS,
     Config,

@@ -20,11 +20,11 @@ from onnx import helper, numpy_helper
 from lstmfast import __version__
 from lstmfast import _checks as check
 from lstmfast._checks import Array
-from lstmfast.data import Vocabulary
 from lstmfast.layers import LSTM
 from lstmfast.layouts import LSTMWeights, from_arrays, onnx_nodes, to_arrays
 from lstmfast.layouts.onnx_graph import Graph
 from lstmfast.models import CharLM, SequenceClassifier
+from lstmfast.text.vocabulary import Vocabulary
 from lstmfast.training.run_folder import load_model
 
 DEFAULT_OPSET = 17  # of 2022: what runs this has long been everywhere

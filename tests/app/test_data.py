@@ -21,8 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmfast.data import Batches, Corpus, Vocabulary, fold_to_udacity, load_corpus, split
-from lstmfast.text import corpus as data
+from lstmfast.data import Batches, CacheFolderError, Corpus, Vocabulary, fold_to_udacity, load_corpus, split
+from lstmfast.text.corpus import Reader
+from lstmfast.text.sources import standard_library_parts
 
 
 class NotebookBatchGenerator:
@@ -63,9 +64,9 @@ def load(tmp_path):
 def encodings_made(monkeypatch):
     """The vocabulary of every encoding made from here on: a cache that is used leaves this list as it is."""
     made = []
-    encoded_pieces = data._Reader.encoded_pieces
+    encoded_pieces = Reader.encoded_pieces
     monkeypatch.setattr(
-        data._Reader,
+        Reader,
         "encoded_pieces",
         lambda reader, vocabulary: made.append(vocabulary) or encoded_pieces(reader, vocabulary),
     )
@@ -175,7 +176,7 @@ def test_folding_a_folded_text_changes_nothing(text):
 
 @pytest.mark.parametrize("piece_bytes", [1, 2, 3, 7])
 def test_a_corpus_folds_as_its_whole_text_does_however_it_is_cut(load, tmp_path, monkeypatch, piece_bytes):
-    monkeypatch.setattr(data, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("lstmfast.text.files.PIECE_BYTES", piece_bytes)
     parts = ["Alas, ", "  poor\u00e9\u00e9 \n", "!!", "Yorick ... "]
     sources = [write(tmp_path / f"{index}.txt", part) for index, part in enumerate(parts)]
     assert text_of(load(*sources, fold=True)) == fold_to_udacity("".join(parts))
@@ -257,7 +258,7 @@ def test_no_source_means_the_standard_library_in_printable_ascii(load):
 
 
 def test_the_standard_library_leaves_out_tests_and_what_others_installed():
-    names = [part.name for part in data._standard_library_parts()]
+    names = [part.name for part in standard_library_parts()]
     assert names and not [name for name in names if "/test/" in name or "-packages/" in name]
 
 
@@ -308,7 +309,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32-be", "latin-1", "shift_jis"])
 def test_characters_cut_by_a_piece_are_decoded_whole(load, tmp_path, monkeypatch, encoding):
-    monkeypatch.setattr(data, "_PIECE_BYTES", 3)
+    monkeypatch.setattr("lstmfast.text.files.PIECE_BYTES", 3)
     text = "\u3042\u3044 na" * 5 if encoding == "shift_jis" else "\u00fcber na\u00efve" * 5
     assert text_of(load(write(tmp_path / "text", text.encode(encoding)), encoding=encoding)) == text
 
@@ -316,7 +317,7 @@ def test_characters_cut_by_a_piece_are_decoded_whole(load, tmp_path, monkeypatch
 @pytest.mark.parametrize("piece_bytes", [1, 4, 1 << 20])
 @pytest.mark.parametrize("tail", [b"\xff more", b"\xe2\x82"], ids=["invalid", "cut short"])
 def test_invalid_utf8_names_file_byte_and_offset_and_offers_a_way_out(load, tmp_path, monkeypatch, piece_bytes, tail):
-    monkeypatch.setattr(data, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("lstmfast.text.files.PIECE_BYTES", piece_bytes)
     with pytest.raises(ValueError) as caught:
         load(write(tmp_path / "odd.txt", "caf\u00e9".encode() + tail))
     assert str(caught.value) == (
@@ -332,7 +333,7 @@ TWO_LINES = "a line\nand another\n"
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "cp1252"])
 def test_line_ends_of_any_system_are_one_line_break(load, tmp_path, monkeypatch, encoding, line_end, piece_bytes):
-    monkeypatch.setattr(data, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("lstmfast.text.files.PIECE_BYTES", piece_bytes)
     path = write(tmp_path / "text", TWO_LINES.replace("\n", line_end).encode(encoding))
     assert text_of(load(path, encoding=encoding)) == TWO_LINES
 
@@ -340,7 +341,7 @@ def test_line_ends_of_any_system_are_one_line_break(load, tmp_path, monkeypatch,
 @pytest.mark.parametrize("piece_bytes", [1, 1 << 20])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "gb18030"])
 def test_a_byte_order_mark_is_no_part_of_the_text(load, tmp_path, monkeypatch, encoding, piece_bytes):
-    monkeypatch.setattr(data, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("lstmfast.text.files.PIECE_BYTES", piece_bytes)
     paths = [write(tmp_path / name, ("\ufeff" + TWO_LINES).encode(encoding)) for name in "ab"]
     assert text_of(load(*paths, encoding=encoding)) == 2 * TWO_LINES
 
@@ -373,7 +374,7 @@ def test_text_of_two_or_four_bytes_a_character_is_refused_with_its_encoding(load
 
 
 def test_without_a_cache_folder_nothing_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     corpus = load_corpus([write(tmp_path / "text", TWO_LINES)], cache_folder=None)
     assert (text_of(corpus), [path.name for path in tmp_path.iterdir()]) == (TWO_LINES, ["text"])
 
@@ -384,8 +385,8 @@ def test_a_cache_folder_that_cannot_be_written_is_named(load, tmp_path, monkeypa
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(data.tempfile, "NamedTemporaryFile", refuse)
-    with pytest.raises(data.CacheFolderError, match="cannot write to the cache folder .*cache: Permission denied"):
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    with pytest.raises(CacheFolderError, match="cannot write to the cache folder .*cache: Permission denied"):
         load(path)
 
 
@@ -439,7 +440,7 @@ def test_a_given_vocabulary_keeps_its_ids_in_a_text_that_uses_fewer(load, tmp_pa
 
 
 def test_the_position_of_a_stranger_counts_from_the_start_of_its_file(load, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_PIECE_BYTES", 4)
+    monkeypatch.setattr("lstmfast.text.files.PIECE_BYTES", 4)
     sources = write(tmp_path / "good.txt", "abc"), write(tmp_path / "bad.txt", "abcabcabc?")
     with pytest.raises(ValueError, match=r"bad\.txt: character '\?' \(U\+003F\) at position 9"):
         load(*sources, vocabulary=Vocabulary.characters("abc"))
@@ -651,7 +652,7 @@ def test_earlier_batches_are_not_overwritten_by_later_ones():
 
 @pytest.mark.parametrize("ahead_bytes", [1, 100, 1 << 20])
 def test_copying_ahead_does_not_change_the_batches(load, tmp_path, monkeypatch, ahead_bytes):
-    monkeypatch.setattr(data, "_AHEAD_BYTES", ahead_bytes)
+    monkeypatch.setattr("lstmfast.text.batches._AHEAD_BYTES", ahead_bytes)
     ids = load(write(tmp_path / "text", bytes(range(256)) * 100), vocabulary="bytes").ids
     ours, notebook = Batches(ids, 10, 9), NotebookBatchGenerator(ids.tolist(), 10, 9)
     assert all(tuple(array.tolist() for array in ours.next()) == notebook.next() for _ in range(300))

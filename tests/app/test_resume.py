@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmfast import cli, data
+from lstmfast import cli
 from lstmfast.cli import main
 from lstmfast.config import Config
+from lstmfast.data import load_corpus
 from lstmfast.run_folder import RunFolder, load_model
 from lstmfast.trainer import Trainer
 from lstmfast.training import checkpoint, plot
@@ -401,7 +402,7 @@ def test_a_run_from_before_line_ends_were_read_as_line_breaks_is_resumed(
 ) -> None:
     path = tmp_path / "windows.txt"
     path.write_bytes(b"\xef\xbb\xbf" + b"the cat sat on the mat\r\n" * 40)
-    as_it_was = functools.partial(data.load_corpus, verbatim=True)
+    as_it_was = functools.partial(load_corpus, verbatim=True)
     with monkeypatch.context() as before:
         before.setattr(cli, "load_corpus", lambda sources, **how: as_it_was(sources, **{**how, "verbatim": True}))
         assert run("train", path, "--out", tmp_path / "old", *FLAGS, "--steps", 9) == 0

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "lstmfast"
 # From the ground up. A room is a module or a package with everything in it; rooms of one floor know nothing of each
 # other. `lstmfast` is the package's own __init__.
 FLOORS = [
-    {"_core", "gates", "schedules", "_memory", "streams"},
+    {"_core", "gates", "schedules", "_memory"},
     {"_checks"},
     {"initializers", "runtime", "losses", "optimizers", "compat.tf1.absent"},
     {"cells", "reference"},
@@ -29,11 +29,10 @@ FLOORS = [
     {"layers"},
     {"models"},
     {"text"},
-    {"data"},
     {"training"},
     {"layouts"},
     {"inspection"},
-    {"config", "trainer", "sampler", "run_folder"},
+    {"config", "trainer", "sampler", "run_folder", "data"},
     {"lstmfast"},
     {"torch", "keras", "onnx", "compat", "cuda.selftest"},
     {"display"},

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmfast import initializers
-from lstmfast.data import Batches, Corpus, split
 from lstmfast.models import BatchLoss, CharLM
+from lstmfast.text.batches import Batches, train_valid_split
+from lstmfast.text.corpus import Corpus
 from lstmfast.training.config import Config
 from lstmfast.training.sampler import Sampler
 from lstmfast.training.trainer import Callback, Trainer
@@ -59,7 +60,9 @@ def make_trainer(
     data, training = config.data, config.training
     seeds = np.random.SeedSequence(training.seed).spawn(4)
     weights_rng, dropout_rng, reset_rng, sample_rng = (np.random.default_rng(seed) for seed in seeds)
-    train_ids, valid_ids = split(corpus.ids, valid_first=data.valid_first, valid_fraction=data.valid_fraction)
+    train_ids, valid_ids = train_valid_split(
+        corpus.ids, valid_first=data.valid_first, valid_fraction=data.valid_fraction
+    )
 
     def draw_samples(model: CharLM, rng: np.random.Generator) -> list[str]:
         sampler = Sampler(model, corpus.vocabulary, temperature=training.sample_temperature)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lstmfast.data import Corpus, Vocabulary
 from lstmfast.models import CharLM
+from lstmfast.text.corpus import Corpus
+from lstmfast.text.vocabulary import Vocabulary
 from lstmfast.training import checkpoint, plot
 from lstmfast.training.checkpoint import Checkpoint, Header, copy_tensors, is_parameter
 from lstmfast.training.config import Config, stored_config

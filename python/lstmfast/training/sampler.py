@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmfast import _checks as check
-from lstmfast.data import Vocabulary
 from lstmfast.models import CharLM
+from lstmfast.text.vocabulary import Vocabulary
 
 _PIECE_LENGTH = 4096
 

@@ -18,9 +18,9 @@ from lstmfast import _checks as check
 from lstmfast import losses
 from lstmfast._checks import State
 from lstmfast._core import global_norm
-from lstmfast.data import Batches
 from lstmfast.optimizers import Optimizer
 from lstmfast.schedules import Schedule
+from lstmfast.text.batches import Batches
 from lstmfast.training import checkpoint
 from lstmfast.training.checkpoint import Tensor
 from lstmfast.training.config import TrainingConfig

@@ -1,0 +1,149 @@
+"""Where a text comes from: files, members of zip archives, standard input, downloads, Python's standard library.
+
+Yields bytes. Refuses to decode them (see `decoding`) and to encode them (see `corpus`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import sysconfig
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from lstmfast._engine import streams
+from lstmfast.text import files
+from lstmfast.text.download import download
+from lstmfast.text.files import Progress
+
+# Tests, tables and generated files would teach the model little Python; without them the text has about 8.8 million
+# characters on Python 3.11. What is third-party or depends on this machine is left out as well.
+_NOT_LIBRARY = re.compile(
+    r"__pycache__|site-packages|dist-packages|tests?|idle_test|idlelib|lib2to3|turtledemo|ensurepip"
+    r"|encodings|pydoc_data|config-.*|_sysconfigdata.*"
+)
+_NOT_ASCII = bytes(byte for byte in range(256) if not (32 <= byte < 127 or byte == ord("\n")))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of bytes on disk: a file, a member of a zip archive, or Python source reduced to ASCII."""
+
+    name: str
+    path: Path
+    member: zipfile.ZipInfo | None = None
+    ascii_only: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        return self.member.file_size if self.member else self.path.stat().st_size
+
+    @property
+    def identity(self) -> list[str | int]:
+        """What changes when the bytes do."""
+        status = self.path.stat()
+        member = self.member.filename if self.member else ""
+        return [str(self.path), status.st_size, status.st_mtime_ns, member, self.ascii_only]
+
+    def pieces(self) -> Iterator[bytes]:
+        if self.member is None:
+            with self.path.open("rb") as file:
+                yield from files.pieces(file)
+            return
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+                yield from files.pieces(file)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"{self.name} cannot be unpacked: {error}") from error
+
+
+def _zip_parts(path: Path) -> list[Part]:
+    """The text members of an archive, in its order: a lone member whatever it is, of several those without NUL."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [
+                member
+                for member in archive.infolist()
+                if not member.is_dir() and not member.filename.startswith("__MACOSX/")
+            ]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a zip archive that can be read: {error}") from error
+    parts = [Part(f"{path}:{member.filename}", path, member) for member in members]
+    if len(parts) > 1:
+        parts = [part for part in parts if b"\0" not in next(part.pieces(), b"")]
+    if not parts:
+        raise ValueError(f"{path} holds no text file")
+    return parts
+
+
+def standard_library_parts() -> list[Part]:
+    """The running Python's own .py files, in sorted order."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    parts = []
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _NOT_LIBRARY.fullmatch(name))
+        for name in sorted(names):
+            if name.endswith(".py") and not _NOT_LIBRARY.fullmatch(name):
+                parts.append(Part(os.path.join(here, name), Path(here, name), ascii_only=True))
+    if not parts:
+        raise ValueError(f"this Python has no library sources in {folder}; name a text file to learn from")
+    return parts
+
+
+def file_parts(path: Path) -> list[Part]:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name the text files in it")
+    if not path.exists():
+        raise FileNotFoundError(f"text file {path} does not exist")
+    return _zip_parts(path) if path.suffix.lower() == ".zip" else [Part(str(path), path)]
+
+
+def to_ascii(piece: bytes) -> bytes:
+    """Printable ASCII and newlines alone, with four spaces for a tab."""
+    return piece.replace(b"\t", b"    ").translate(None, _NOT_ASCII)
+
+
+def _keep_stream(stream: IO[bytes], folder: Path) -> Path:
+    """Copy what can be read only once into the cache, under a name made of its content: a run resumes from there."""
+    digest = hashlib.blake2b(digest_size=16)
+    with files.new_file(folder) as (file, rename_to):
+        for piece in files.pieces(stream):
+            digest.update(piece)
+            file.write(piece)
+        path = folder / f"stream-{digest.hexdigest()}.txt"
+        if not path.exists():
+            rename_to(path)
+    return path
+
+
+def is_url(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
+
+
+def local_path(source: str, folder: Path, expected_bytes: int | None, progress: Progress | None) -> Path:
+    """Bring a source onto this disk. Raises ValueError if it has not `expected_bytes`."""
+    if is_url(source):
+        return download(source, folder, expected_bytes=expected_bytes, progress=progress)
+    path = Path(source).absolute()
+    if source == "-":
+        path = _keep_stream(streams.standard_input(), folder)
+    elif path.is_fifo() or path.is_char_device():
+        with path.open("rb") as stream:
+            path = _keep_stream(stream, folder)
+    if expected_bytes is not None and path.is_file():
+        files.check_size(source, path.stat().st_size, expected_bytes)
+    return path
+
+
+def name_of(sources: Sequence[str]) -> str:
+    if not sources:
+        return f"the standard library of Python {platform.python_version()}"
+    shown = {"-": "standard input"}
+    names = [source if is_url(source) else shown.get(source, Path(source).name) for source in sources]
+    return " + ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
