@@ -2,6 +2,6 @@
 
 import sys
 
-from lstmfast.cli import main
+from lstmfast.command.main import main
 
 sys.exit(main(["bench", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from lstmfast.cli import main
+from lstmfast.command.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,7 @@ from lstmfast.bench.harness import BenchError, Comparison, Contender, Crew, Meas
 from lstmfast.bench.sections import SECTIONS
 from lstmfast.bench.shapes import SHAPES, Shape
 
-from lstmfast import cli
+from lstmfast.command.main import main
 
 # A library for workers: what its values are is a setting, and a step that is done leaves a file.
 FAKE = """
@@ -75,7 +75,7 @@ def bench(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
 
     def run(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
-        status = cli.main(["bench", *arguments])
+        status = main(["bench", *arguments])
         return status, *capsys.readouterr()
 
     return run

@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import lstmfast as lf
-from lstmfast import cli
+from lstmfast.command.main import main
 from lstmfast.run_folder import load_model
 from support.oracles import slopes
 from support.tolerances import DIFFERENCE, states
@@ -128,13 +128,13 @@ def test_a_run_of_another_cell_is_trained_resumed_sampled_and_read(
     text.write_text("the quick brown fox jumps over the lazy dog. " * 40)
     run = str(tmp_path / "run")
     sizes = ["--hidden-size", "8", "--batch-size", "4", "--unroll", "6", "--steps", "6", "--sample-length", "5"]
-    assert cli.main(["train", str(text), "--out", run, *sizes, *FLAGS]) == 0
-    assert cli.main(["train", "--resume", run]) == 0
-    assert cli.main(["sample", run, "--length", "20"]) == 0
+    assert main(["train", str(text), "--out", run, *sizes, *FLAGS]) == 0
+    assert main(["train", "--resume", run]) == 0
+    assert main(["sample", run, "--length", "20"]) == 0
     model, _, _ = load_model(run)
     assert model.cell == lf.Cell(1.0, 5, True, 2.0, True)
     capsys.readouterr()
-    assert cli.main(["inspect", run]) == 0
+    assert main(["inspect", run]) == 0
     shown = capsys.readouterr().out
     assert "clipped to between -2 and 2" in shown
     assert "f = 1 - i" in shown

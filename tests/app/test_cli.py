@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmfast import cli, runtime
+from lstmfast import runtime
+from lstmfast.command.display import printable
+from lstmfast.command.main import COMMANDS, main
 from lstmfast.config import PRESETS, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from lstmfast.data import Vocabulary
-from lstmfast.display import printable
 from lstmfast.run_folder import RunFolder, load_model
 from lstmfast.sampler import Sampler
 
@@ -42,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "text.txt").write_text(TEXT)
     flags = ["--num-layers", "2", "--embedding-size", "3"]
-    assert cli.main(["train", str(folder / "text.txt"), "--out", str(folder / "run"), *TINY, *flags]) == 0
+    assert main(["train", str(folder / "text.txt"), "--out", str(folder / "run"), *TINY, *flags]) == 0
     return folder / "run"
 
 
@@ -54,7 +55,7 @@ def lstmfast(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         capsys.readouterr()
-        status = cli.main([str(argument) for argument in arguments])
+        status = main([str(argument) for argument in arguments])
         return status, *capsys.readouterr()
 
     return run
@@ -434,7 +435,7 @@ def test_a_run_works_in_any_environment_and_under_any_name(tmp_path: Path, envir
     ]
     program = """
 import itertools, sys
-from lstmfast.cli import main
+from lstmfast.command.main import main
 commands = [list(words) for end, words in itertools.groupby(sys.argv[1:], ";".__eq__) if not end]
 print([main(words) for words in commands])
 """
@@ -451,10 +452,10 @@ print([main(words) for words in commands])
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_without_a_command_the_commands_are_listed(lstmfast: Run, arguments: list[str]) -> None:
     status, out, _ = lstmfast(*arguments)
-    assert (status, [name for name in cli.COMMANDS if f"\n  {name} " in out]) == (0, list(cli.COMMANDS))
+    assert (status, [name for name in COMMANDS if f"\n  {name} " in out]) == (0, list(COMMANDS))
 
 
-@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_is_the_same_without_docstrings(command: str) -> None:
     shown = [
         subprocess.run(
@@ -466,7 +467,7 @@ def test_help_is_the_same_without_docstrings(command: str) -> None:
     assert shown[0] == shown[1]
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_explained(lstmfast: Run, capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit):
         lstmfast(command, "--help")
@@ -477,7 +478,7 @@ def test_every_option_is_explained(lstmfast: Run, capsys: pytest.CaptureFixture[
     assert (len(options) > 1, bare) == (True, [])
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(lstmfast: Run, capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         lstmfast(command, "--help")
@@ -600,7 +601,7 @@ def test_an_error_of_ours_is_one_line_too(lstmfast: Run, monkeypatch: pytest.Mon
     def fail(argv: object) -> int:
         raise KeyError("odd")
 
-    monkeypatch.setitem(cli.COMMANDS, "info", fail)
+    monkeypatch.setitem(COMMANDS, "info", fail)
     assert lstmfast("info") == (2, "", "lstmfast: error: KeyError: 'odd' (--traceback shows where)\n")
 
 

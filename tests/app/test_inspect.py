@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lstmfast as lf
-from lstmfast import cli
+from lstmfast.command.main import main
 from lstmfast.layouts import LAYOUTS, LSTMWeights, gate_order, to_arrays
 
 
@@ -211,7 +211,7 @@ def test_what_is_written_to_a_gate_reaches_the_next_call_of_a_layer_or_model(thi
 def test_the_command_names_a_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrays = to_arrays(LSTMWeights.from_layer(lf.LSTM(3, 2, num_layers=2)), "haste")
     np.savez(tmp_path / "w.npz", **arrays)
-    assert cli.main(["inspect", str(tmp_path / "w.npz"), "--layout", "haste", "--json"]) == 0
+    assert main(["inspect", str(tmp_path / "w.npz"), "--layout", "haste", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     letters = [gate["letter"] for gate in found["variables"][0]["gates"]]
     assert (found["lstms"][0]["num_layers"], letters) == (2, list("igfo"))
@@ -221,5 +221,5 @@ def test_escape_sequences_in_the_names_of_a_file_do_not_reach_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.savez(tmp_path / "w.npz", **{"a\x1b[2J": np.ones(3)})
-    assert cli.main(["inspect", str(tmp_path / "w.npz")]) == 0
+    assert main(["inspect", str(tmp_path / "w.npz")]) == 0
     assert "\x1b" not in capsys.readouterr().out

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmfast import cli
-from lstmfast.cli import main
+from lstmfast.command.main import main
 from lstmfast.config import Config
 from lstmfast.data import load_corpus
 from lstmfast.run_folder import RunFolder, load_model
@@ -42,7 +41,7 @@ OWN = "--resume goes on in the run's own folder with its own text and settings, 
 PROGRAM = """
 import sys
 sys.modules["matplotlib"] = None
-from lstmfast.cli import main
+from lstmfast.command.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -404,7 +403,10 @@ def test_a_run_from_before_line_ends_were_read_as_line_breaks_is_resumed(
     path.write_bytes(b"\xef\xbb\xbf" + b"the cat sat on the mat\r\n" * 40)
     as_it_was = functools.partial(load_corpus, verbatim=True)
     with monkeypatch.context() as before:
-        before.setattr(cli, "load_corpus", lambda sources, **how: as_it_was(sources, **{**how, "verbatim": True}))
+        before.setattr(
+            "lstmfast.command.main.load_corpus",
+            lambda sources, **how: as_it_was(sources, **{**how, "verbatim": True}),
+        )
         assert run("train", path, "--out", tmp_path / "old", *FLAGS, "--steps", 9) == 0
     assert run("train", "--resume", tmp_path / "old", "--steps", 12) == 0
     assert "\r" in load_model(tmp_path / "old")[1].symbols

@@ -461,11 +461,11 @@ def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 def test_training_on_cuda_without_it_leaves_nothing_but_a_sentence(
     no_library: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lstmfast import cli
+    from lstmfast.command.main import main
 
     text = tmp_path / "text.txt"
     text.write_text("some text to learn " * 100)
-    assert cli.main(["train", str(text), "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
+    assert main(["train", str(text), "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == (
         "lstmfast: error: this installation has no CUDA kernels: build it with LSTMFAST_CUDA=1 pip install .\n"
     )
@@ -675,7 +675,7 @@ def test_the_character_model_on_a_device_has_the_cpus_loss_and_gradients(
 
 
 def test_training_on_a_device_leaves_a_run_like_any_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from lstmfast import cli
+    from lstmfast.command.main import main
 
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 40)
@@ -683,11 +683,11 @@ def test_training_on_a_device_leaves_a_run_like_any_other(tmp_path: Path, capsys
     runs = {}
     for device in ("cuda", "cpu"):
         run = str(tmp_path / device)
-        assert cli.main(["train", str(text), "--device", device, "--out", run, *sizes]) == 0
-        assert cli.main(["eval", run, str(text), "--json"]) == 0
+        assert main(["train", str(text), "--device", device, "--out", run, *sizes]) == 0
+        assert main(["eval", run, str(text), "--json"]) == 0
         runs[device] = SimpleNamespace(path=run, loss=float(capsys.readouterr().out.split('"loss": ')[1].split(",")[0]))
     assert runs["cuda"].loss == pytest.approx(runs["cpu"].loss, rel=1e-5)
-    assert cli.main(["train", "--resume", runs["cuda"].path, "--device", "cuda", "--steps", "8"]) == 0
+    assert main(["train", "--resume", runs["cuda"].path, "--device", "cuda", "--steps", "8"]) == 0
 
 
 # --- the tools --------------------------------------------------------------------------------------------------------

@@ -35,8 +35,7 @@ FLOORS = [
     {"config", "trainer", "sampler", "run_folder", "data"},
     {"lstmfast"},
     {"torch", "keras", "onnx", "compat", "cuda.selftest"},
-    {"display"},
-    {"cli"},
+    {"command"},
     {"__main__"},
 ]
 # Rooms that may look into others without importing them when they are imported themselves: each with its reason.

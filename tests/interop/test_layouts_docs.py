@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmfast import cli
+from lstmfast.command.main import main
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gates.md"
 
@@ -38,5 +38,5 @@ def test_the_calls_of_the_docs_give_what_stands_there(
     failed = doctest.DocTestRunner().run(examples, out=said.append).failed
     assert failed == 0, "".join(said)
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("lstmfast ")]
-    assert [cli.main(command) for command in commands] == [0, 0]
+    assert [main(command) for command in commands] == [0, 0]
     assert "weight_hh_l1_reverse" in capsys.readouterr().out

@@ -153,13 +153,13 @@ def test_a_language_model_reads_ids_and_gives_the_same_logits(
 def test_a_trained_run_is_exported_by_its_path_with_its_vocabulary(tmp_path: Path, rng: np.random.Generator) -> None:
     import json
 
-    from lstmfast import cli
+    from lstmfast.command.main import main
     from lstmfast.data import Vocabulary
     from lstmfast.run_folder import load_model
 
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 200)
     settings = "--steps 2 --hidden-size 8 --batch-size 4 --unroll 5 --sample-every 0"
-    cli.main(["train", str(tmp_path / "text.txt"), *settings.split(), "--out", str(tmp_path / "run")])
+    main(["train", str(tmp_path / "text.txt"), *settings.split(), "--out", str(tmp_path / "run")])
     lstmfast.onnx.export(tmp_path / "run", tmp_path / "run.onnx")
     model, vocabulary, _ = load_model(tmp_path / "run")
     (stored,) = onnx.load(tmp_path / "run.onnx").metadata_props

@@ -27,7 +27,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
 from lstmfast import _core, cuda, inspection, losses, runtime
 from lstmfast._engine import streams
-from lstmfast.display import Display, make_display, printable
+from lstmfast.command.display import Display, make_display, printable
 from lstmfast.text.corpus import Corpus, load_corpus
 from lstmfast.text.files import CacheFolderError
 from lstmfast.training.config import (
