@@ -404,7 +404,7 @@ def test_a_run_from_before_line_ends_were_read_as_line_breaks_is_resumed(
     as_it_was = functools.partial(load_corpus, verbatim=True)
     with monkeypatch.context() as before:
         before.setattr(
-            "lstmfast.command.main.load_corpus",
+            "lstmfast.command.train.load_corpus",
             lambda sources, **how: as_it_was(sources, **{**how, "verbatim": True}),
         )
         assert run("train", path, "--out", tmp_path / "old", *FLAGS, "--steps", 9) == 0

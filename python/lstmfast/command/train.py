@@ -1,0 +1,164 @@
+"""`lstmfast train`: from the arguments to a run folder, begun or resumed.
+
+Refuses to train: `training.trainer` is the loop. This opens the folder, reads the text, and stops the loop on a signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shlex
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lstmfast import _core, cuda, runtime
+from lstmfast.command.display import Display, make_display
+from lstmfast.command.options import TrainOptions, parse, set_up
+from lstmfast.text.corpus import Corpus, load_corpus
+from lstmfast.training.config import Config, changed_settings, preset
+from lstmfast.training.recipe import make_trainer
+from lstmfast.training.run_folder import RunFolder
+from lstmfast.training.trainer import Trainer
+
+CACHE = "lstmfast-cache"  # beside the run folders, so that runs share encoded texts and downloads
+_CHANGEABLE = {"steps", "checkpoint_every"}  # settings a resumed run may change, since they do not change its past
+
+
+def train(argv: Sequence[str]) -> int:
+    """Learn a text and leave a run folder."""
+    resumed, name = _value_of("--resume", argv), _value_of("--preset", argv)
+    base = RunFolder(resumed).read_config() if resumed else preset(name or "stdlib")
+    groups: dict[str, Any] = {group: getattr(base, group) for group in ("data", "model", "optimizer", "training")}
+    options = parse(TrainOptions, "train", argv, TrainOptions(preset=base.preset, **groups))
+    groups = {group: getattr(options, group) for group in groups}
+    config = Config(preset=base.preset, text=options.text or base.text, **groups)
+    if resumed:
+        _check_resumable(options, base, config, name)
+    set_up(options, config)
+    folder = RunFolder(resumed or options.out or _free_folder(config.preset))
+    with make_display() as display:
+        return _train(folder, config, options, display)
+
+
+def _check_resumable(options: TrainOptions, base: Config, config: Config, preset_name: str | None) -> None:
+    unwanted = {
+        "text": options.text, "--out": options.out, "--overwrite": options.overwrite, "--preset": preset_name
+    }
+    if given := [name for name, value in unwanted.items() if value]:
+        raise ValueError(f"--resume goes on in the run's own folder with its own text and settings, without {given[0]}")
+    for name, (old, new) in changed_settings(base, config).items():
+        flag = f"--{name.replace('_', '-')}"
+        if name not in _CHANGEABLE:
+            raise ValueError(f"{flag} of the run {options.resume} is {old} and cannot become {new}; start a new run")
+        if name == "steps" and new < old:
+            raise ValueError(f"--steps of the run {options.resume} is {old} and can only be raised, got {new}")
+
+
+def _train(folder: RunFolder, config: Config, options: TrainOptions, display: Display) -> int:
+    resuming = bool(options.resume)
+    fresh = not folder.path.exists()
+    if resuming:
+        folder.check_writable()
+    else:
+        folder.claim(overwrite=options.overwrite)
+    try:
+        corpus = _load_text(config, folder, display, resuming=resuming)
+        config = dataclasses.replace(config, text=corpus.sources)
+        trainer = make_trainer(config, corpus, [display], device=options.device)
+    except BaseException:
+        if fresh:
+            with contextlib.suppress(OSError):
+                folder.path.rmdir()
+        raise
+    (folder.resume if resuming else folder.begin)(config, corpus, trainer)
+    display.begin(trainer, _introduction(folder, config, corpus, trainer, options))
+    with _stop_on_signal(trainer) as received:
+        done = trainer.run()
+    run = shlex.quote(str(folder.path))
+    if done:
+        display.end(f"Done. Run folder: {folder.path}\nNext: lstmfast sample {run} --length 500")
+        return 0
+    display.end(f"Stopped after {trainer.step:,} steps and saved. Go on with: lstmfast train --resume {run}")
+    return 128 + received[0]
+
+
+def _load_text(config: Config, folder: RunFolder, display: Display, *, resuming: bool) -> Corpus:
+    data = config.data
+
+    def load(verbatim: bool) -> Corpus:
+        return load_corpus(
+            config.text,
+            vocabulary=data.vocabulary,
+            fold=data.fold,
+            encoding=data.encoding,
+            cache_folder=folder.path.parent / CACHE,
+            expected_bytes=data.expected_bytes or None,
+            progress=display.on_text,
+            verbatim=verbatim,
+        )
+
+    corpus = load(verbatim=False)
+    # Runs from before line ends and byte order marks were read as they are now have them in their text.
+    if resuming and (learnt := folder.learnt_text()) not in (None, corpus.fingerprint):
+        with contextlib.suppress(ValueError):
+            before = load(verbatim=True)
+            corpus = before if before.fingerprint == learnt else corpus
+    return corpus
+
+
+def _introduction(folder: RunFolder, config: Config, corpus: Corpus, trainer: Trainer, options: TrainOptions) -> str:
+    shape, training = config.model, config.training
+    layers = "1 layer" if shape.num_layers == 1 else f"{shape.num_layers} layers"
+    threads, portion = runtime.get_num_threads(), f"{training.batch_size} x {training.unroll} characters"
+    begun = f", resumed after {trainer.step:,}" if trainer.step else ""
+    machine = f"CPU:   {_core.current_isa()}, {threads} thread{'s' if threads > 1 else ''}"
+    if options.device == "cuda":
+        machine = f"CUDA:  {cuda.describe()}"
+    return (
+        f"Text:  {corpus.description}\n"
+        f"Model: {layers} of {shape.hidden_size} units, {trainer.model.parameter_buffer.size:,} variables\n"
+        f"Run:   {folder.path}, {training.steps:,} steps of {portion}{begun}\n"
+        f"{machine}\n"
+    )
+
+
+def _free_folder(name: str) -> Path:
+    number = 1
+    while (path := Path("runs", f"{name}-{number}")).exists():
+        number += 1
+    return path
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """The value an option has been given, looked up before parsing because the other defaults depend on it."""
+    for number, argument in enumerate(argv):
+        if argument == flag and number + 1 < len(argv):
+            return argv[number + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}=")
+    return None
+
+
+@contextlib.contextmanager
+def _stop_on_signal(trainer: Trainer) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM let the trainer finish its step; a second one falls back to what it did before."""
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def on_signal(number: int, frame: object) -> None:
+        received.append(number)
+        trainer.stop()
+        restore()
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield received
+    finally:
+        restore()
