@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "lstmfast"
 # From the ground up. A room is a module or a package with everything in it; rooms of one floor know nothing of each
 # other. `lstmfast` is the package's own __init__.
 FLOORS = [
-    {"_core", "gates", "schedules", "_memory"},
+    {"_core", "gates", "schedules", "_memory", "_streams"},
     {"_checks"},
     {"initializers", "runtime", "losses", "optimizers", "compat.tf1.absent"},
     {"cells", "reference"},

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO, cast
 
+from lstmfast import _streams as streams
 from lstmfast import losses
-from lstmfast._engine import streams
 from lstmfast.training.trainer import Callback, Summary, Trainer
 
 if TYPE_CHECKING:

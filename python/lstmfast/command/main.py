@@ -20,7 +20,7 @@ from typing import Any, TextIO, cast
 import numpy as np
 
 from lstmfast import _core, cuda, inspection, losses, runtime
-from lstmfast._engine import streams
+from lstmfast import _streams as streams
 from lstmfast.command.display import printable
 from lstmfast.command.options import ABOUT, EvalOptions, InfoOptions, InspectOptions, SampleOptions, parse, set_up
 from lstmfast.command.train import CACHE, train

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from lstmfast._engine import streams
+from lstmfast import _streams as streams
 from lstmfast.text import files
 from lstmfast.text.download import download
 from lstmfast.text.files import Progress
