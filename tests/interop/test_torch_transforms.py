@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
 
 from torch import nn  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import lstmfast.torch as ours  # noqa: E402
 from lstmfast.torch import operators  # noqa: E402
@@ -106,6 +107,19 @@ def test_penalty_on_gradients_is_that_of_torch():
         (d_x,) = torch.autograd.grad(module(x)[0].sin().sum(), x, create_graph=True)
         results.append(torch.autograd.grad(d_x.square().sum(), list(module.parameters()), allow_unused=True))
     torch.testing.assert_close(*results, **CLOSE)
+
+
+def test_differentiable_gradients_of_a_parameter_that_is_not_contiguous_are_contiguous_as_torchs():
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return operation(*args, **(kwargs or {}))
+
+    mine = ours.LSTM(INPUT, H, dtype=torch.float64)
+    mine.weight_hh_l0 = nn.Parameter(mine.weight_hh_l0.detach().t().contiguous().t())
+    with Watching():
+        output, _ = mine(double(T, B, INPUT), lengths=torch.tensor([4, 1, 2]))
+    (found,) = torch.autograd.grad(output.sum(), mine.weight_hh_l0, create_graph=True)
+    assert found.is_contiguous()
 
 
 def test_forward_mode_derivatives_are_slopes():

@@ -606,7 +606,6 @@ _EACH_WRITES: dict[str, Callable[[World, Any], Any]] = {
     "p.data.set_": lambda w, p: p.data.set_(_like(w, p)),
     "in place under no_grad": lambda w, p: torch.no_grad()(p.mul_)(0.5),
     "a view of p.data": lambda w, p: p.data.flatten()[:1].fill_(0.7) if p.is_contiguous() else None,
-    "share_memory_, another view": lambda w, p: p.share_memory_().data.view_as(p).mul_(0.5),
     "p.untyped_storage().copy_": lambda w, p: (
         p.untyped_storage().copy_(_like(w, p).untyped_storage())
         if p.untyped_storage().nbytes() == p.numel() * p.element_size()
@@ -641,6 +640,13 @@ def _numpy_kept(world: World, holder: Holder) -> None:
     kept = holder.__dict__.setdefault("kept", [p.detach().numpy() for p in holder.root.parameters()])
     for array in kept:
         array[...] = array * 0.5
+
+
+@WRITES.part("share_memory_, another view")
+def _shared(world: World, holder: Holder) -> None:
+    holder.__dict__.pop("kept", None)  # share_memory_ frees what NumPy arrays point to
+    for parameter in holder.some_parameters(world.rng):
+        parameter.share_memory_().data.view_as(parameter).mul_(0.5)
 
 
 @WRITES.part("torch._foreach_mul_ on p.data")

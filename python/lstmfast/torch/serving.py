@@ -341,6 +341,7 @@ def _run_layer(
     wants_cells: bool,
 ) -> Result:
     if path == "composite":
+        own = Weights(*(None if w is None else w.contiguous() for w in own))  # so that gradients are, as torch's
         return Result(*composite.forward(x, h0, c0, own, options))
     if path == "operators":
         batch, hidden_size = x.shape[1], own.weight_hh.shape[0] // 4
