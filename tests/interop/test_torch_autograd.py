@@ -177,6 +177,28 @@ def test_backward_a_second_time_is_torchs_error():
         loss.backward()
 
 
+@pytest.mark.parametrize("cell", [False, True], ids=["LSTM", "LSTMCell"])
+@pytest.mark.parametrize("moved", ["parameters", "arguments"])
+def test_gradients_are_right_where_tensors_were_moved_to_shared_memory_before(moved, cell):
+    module = (ours.LSTMCell if cell else ours.LSTM)(INPUT, H)
+    shape = (B,) if cell else (1, B)
+    arguments = [torch.randn(*([] if cell else [T]), B, INPUT, requires_grad=True)]
+    arguments += [torch.randn(*shape, H, requires_grad=True) for _ in range(2)]
+    leaves = [*arguments, *module.parameters()]
+
+    def call() -> Any:
+        return module(arguments[0], tuple(arguments[1:]))[0].square().sum()
+
+    expected = torch.autograd.grad(call(), leaves)
+    loss = call()
+    for tensor in module.parameters() if moved == "parameters" else arguments:
+        tensor.share_memory_()
+    # As others would with memory that is free again.
+    others = [torch.full(leaf.shape, 7.0) for leaf in leaves for _ in range(8)]
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), expected, **CLOSE[torch.float32])
+    assert others
+
+
 @pytest.mark.parametrize("around", ["checkpoint", "hooks"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_batched_gradients_after_a_write_are_of_the_weights_that_hooks_give_back(around, options):

@@ -242,7 +242,7 @@ class LayerFunction(torch.autograd.Function):
         ctx.options, ctx.keep_layer_axis = options, keep_layer_axis
         # Without hooks what autograd gives back is this memory; the arrays spare the first backward to ask for them.
         hooks = has_saved_tensor_hooks()
-        ctx.arrays = None if hooks else (given, h, saved)
+        ctx.arrays = None if hooks else (given, h, saved, _addresses(x, h0, c0, w_ih, w_hh, w_hr))
         ctx.weights, ctx.versions, ctx.has_hooks = weights, _versions(weights), hooks  # for composite gradients
         ctx.save_for_backward(
             x, h0, c0, w_ih if hooks or need[0] else None, w_hh if hooks or recurs or need[1] else None, w_hr,
@@ -275,19 +275,21 @@ class LayerFunction(torch.autograd.Function):
         wanted = Wanted(need[0], need[1], need[2], any(need[3:8]))
         known, ctx.arrays = ctx.arrays, None  # which would outlive what autograd frees after this
         has_bias = weights.bias_ih is not None
-        if known is None:
-            read = weights._replace(
-                weight_ih=weights.weight_ih if w_ih is None else w_ih,
-                weight_hh=weights.weight_hh if w_hh is None else w_hh,
-                weight_hr=w_hr,
-            )
+        w_ih, w_hh = weights.weight_ih if w_ih is None else w_ih, weights.weight_hh if w_hh is None else w_hh
+        # share_memory_ moves tensors and frees what the arrays point to.
+        if known is None or known[3] != _addresses(x, h0, c0, w_ih, w_hh, w_hr):
+            read = weights._replace(weight_ih=w_ih, weight_hh=w_hh, weight_hr=w_hr)
             given = Inputs(array(x), _optional(h0), _optional(c0), arrays(read))
             # Where h is not saved, only its shape is looked at.
             values = np.empty((*x.shape[:2], read.weight_hh.shape[1]), given.x.dtype) if h is None else array(h)
-            known = given, values, array(saved)
-        given, values, kept = known
+            known = given, values, array(saved), []
+        given, values, kept, _ = known
         d = _run_backward(given, ctx.options, values, kept, upstream, wanted, has_bias=has_bias)
         return (d.x, d.h0, d.c0, *(d.weights or _NO_WEIGHTS), None, None)
+
+
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in tensors]
 
 
 def _versions(weights: Weights) -> list[int | None]:
