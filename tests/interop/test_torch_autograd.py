@@ -199,6 +199,17 @@ def test_gradients_are_right_where_tensors_were_moved_to_shared_memory_before(mo
     assert others
 
 
+@pytest.mark.parametrize("cell", [False, True], ids=["LSTM", "LSTMCell"])
+def test_gradients_of_states_are_right_where_the_module_changes_its_dtype_before(cell):
+    module = (ours.LSTMCell if cell else ours.LSTM)(INPUT, H).requires_grad_(False)
+    x = torch.ones(*([] if cell else [T]), B, INPUT)
+    state = torch.ones(*([] if cell else [1]), B, H, requires_grad=True)
+    expected = torch.autograd.grad(module(x, (state, state))[0].sum(), state)
+    loss = module(x, (state, state))[0].sum()
+    module.double()
+    torch.testing.assert_close(torch.autograd.grad(loss, state), expected)
+
+
 @pytest.mark.parametrize("around", ["checkpoint", "hooks"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_batched_gradients_after_a_write_are_of_the_weights_that_hooks_give_back(around, options):

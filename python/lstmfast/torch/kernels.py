@@ -278,7 +278,8 @@ class LayerFunction(torch.autograd.Function):
         w_ih, w_hh = weights.weight_ih if w_ih is None else w_ih, weights.weight_hh if w_hh is None else w_hh
         # share_memory_ moves tensors and frees what the arrays point to.
         if known is None or known[3] != _addresses(x, h0, c0, w_ih, w_hh, w_hr):
-            read = weights._replace(weight_ih=w_ih, weight_hh=w_hh, weight_hr=w_hr)
+            # Those not saved, of which no gradient depends, may be of another dtype by now.
+            read = weights._replace(weight_ih=w_ih.to(x.dtype), weight_hh=w_hh.to(x.dtype), weight_hr=w_hr)
             given = Inputs(array(x), _optional(h0), _optional(c0), arrays(read))
             # Where h is not saved, only its shape is looked at.
             values = np.empty((*x.shape[:2], read.weight_hh.shape[1]), given.x.dtype) if h is None else array(h)
