@@ -187,7 +187,8 @@ def weights(rng: np.random.Generator, dtype: Any, layout: str, projected: bool, 
         p["x"] = rng.integers(0, inputs, (steps, batch)).astype(np.int32)
     if projected:
         p["projection"] = draw(output, hidden) if layout == "transposed" else draw(hidden, output)
-    p["h0"], p["c0"] = draw(batch, output), draw(batch, hidden)
+    # Far from zero, where a weight would make no difference.
+    p["h0"], p["c0"] = (rng.uniform(0.25, 1, (batch, size)).astype(dtype) for size in (output, hidden))
     return p
 
 
