@@ -9,6 +9,6 @@ void register_runtime(pybind11::module_& module);
 void register_lstm(pybind11::module_& module);
 void register_nn(pybind11::module_& module);
 void register_testing(pybind11::module_& module);
-void register_testing_split(pybind11::module_& testing);
+void register_testing_bf16x(pybind11::module_& testing);
 
 }  // namespace lstmfast::bindings

@@ -89,14 +89,14 @@ py::dict plan_of(Index time_steps, Index batch, Index input_size, Index hidden_s
                  precision_of(matmul_precision)};
   const Choice choice = dtype == "float32" ? choose_path(kernels<float>(), call) : choose_path(kernels<double>(), call);
   const char* const refusals[] = {"", "dtype", "cell", "isa", "size"};
-  const int parts = split_parts(call.precision);
+  const int parts = bf16x_parts(call.precision);
   py::dict plan;
   plan["isa"] = current_isa().name;
   plan["hoists_input"] = choice.hoists_input;
-  plan["split_refusal"] = refusals[static_cast<int>(choice.split_refusal)];
-  plan["split_parts"] = parts;
-  plan["split_products"] = parts * (parts + 1) / 2;  // of two parts whose product is above what rounding loses
-  plan["split_largest"] = kSplitLargest;
+  plan["bf16x_refusal"] = refusals[static_cast<int>(choice.bf16x_refusal)];
+  plan["bf16x_parts"] = parts;
+  plan["bf16x_products"] = parts * (parts + 1) / 2;  // of two parts whose product is above what rounding loses
+  plan["bf16x_largest"] = kBf16xLargest;
   plan["rows_unpacked"] = is_plain ? kRowsUnpacked : 0;
   plan["rows_unlooked"] = is_plain ? kRowsUnlooked : 0;
   return plan;
@@ -231,9 +231,9 @@ class PySequence {
 
   py::tuple state() const { return py::make_tuple(reverse_, cell_); }
 
-  bool used_split_products() const {
+  bool used_bf16x_products() const {
     const auto* sequence = std::get_if<Sequence<float>>(&sequence_);
-    return sequence != nullptr && sequence->used_split_products();
+    return sequence != nullptr && sequence->used_bf16x_products();
   }
 
   void backward(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
@@ -599,7 +599,7 @@ void register_lstm(py::module_& module) {
                         return std::make_unique<PySequence>(state[0].cast<bool>(), state[1]);
                       }))
       .def_property_readonly("workspace_bytes", &PySequence::workspace_bytes)
-      .def_property_readonly("used_split_products", &PySequence::used_split_products)
+      .def_property_readonly("used_bf16x_products", &PySequence::used_bf16x_products)
       .def("release", &PySequence::release, "Let go of all arrays: weights, and what a backward would have read.")
       .def("backward", &PySequence::backward, py::arg("d_h") = none, py::arg("d_h_n") = none,
            py::arg("d_c_n") = none, py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none,

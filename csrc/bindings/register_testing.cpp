@@ -35,7 +35,7 @@ void register_testing(py::module_& module) {
   testing.def("set_isa", [](const std::string& name) { set_isa(parse_isa(name)); }, py::arg("name"));
   testing.def("activations", activations, py::arg("kind"), py::arg("x"), py::arg("out"));
   testing.def("fingerprint_keys", keys_of_fingerprints);
-  register_testing_split(testing);
+  register_testing_bf16x(testing);
 }
 
 }  // namespace lstmfast::bindings

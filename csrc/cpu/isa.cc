@@ -19,7 +19,7 @@ const lstmfast::Kernels* lstmfast_kernels_generic() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_neon() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_avx2() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_avx512() noexcept;
-const lstmfast::SplitKernels* lstmfast_kernels_amx() noexcept;
+const lstmfast::Bf16xKernels* lstmfast_kernels_amx() noexcept;
 }
 
 namespace lstmfast {

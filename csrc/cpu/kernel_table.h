@@ -17,7 +17,7 @@
 
 #include "core/inline.h"
 #include "core/views.h"
-#include "cpu/split_kernels.h"
+#include "cpu/bf16x_kernels.h"
 
 namespace lstmfast {
 
@@ -253,7 +253,7 @@ struct Kernels {
   KernelTable<float> float32;
   KernelTable<double> float64;
   CompressedKernels compressed;
-  const SplitKernels* split = nullptr;  // null where the ISA multiplies no bfloat16, or not faster than float32
+  const Bf16xKernels* bf16x = nullptr;  // null where the ISA multiplies no bfloat16, or not faster than float32
 };
 
 }  // namespace lstmfast

@@ -19,31 +19,31 @@ bool hoisting_pays(const KernelTable<T>& k, const CallShape& call) {
 }
 
 template <typename T>
-SplitRefusal split_refusal(const CallShape& call) {
-  if (!std::is_same_v<T, float>) return SplitRefusal::kDtype;
-  if (!call.is_plain) return SplitRefusal::kCell;
-  if (!current_kernels().split) return SplitRefusal::kIsa;
-  if (!split_products_pay(call.precision, call.batch, call.hidden_size)) return SplitRefusal::kSize;
-  return SplitRefusal::kNone;
+Bf16xRefusal bf16x_refusal(const CallShape& call) {
+  if (!std::is_same_v<T, float>) return Bf16xRefusal::kDtype;
+  if (!call.is_plain) return Bf16xRefusal::kCell;
+  if (!current_kernels().bf16x) return Bf16xRefusal::kIsa;
+  if (!bf16x_products_pay(call.precision, call.batch, call.hidden_size)) return Bf16xRefusal::kSize;
+  return Bf16xRefusal::kNone;
 }
 
 }  // namespace
 
 template <typename T>
 Choice choose_path(const KernelTable<T>& k, const CallShape& call) {
-  const SplitRefusal refusal = split_refusal<T>(call);
-  if (refusal != SplitRefusal::kNone) {
+  const Bf16xRefusal refusal = bf16x_refusal<T>(call);
+  if (refusal != Bf16xRefusal::kNone) {
     Choice choice = choose_multiply_adds(k, call);
-    choice.split_refusal = refusal;
+    choice.bf16x_refusal = refusal;
     return choice;
   }
-  return {Path::kSplit, refusal, call.input_size > 0};  // they keep pre-activations anyway
+  return {Path::kBf16x, refusal, call.input_size > 0};  // they keep pre-activations anyway
 }
 
 template <typename T>
 Choice choose_multiply_adds(const KernelTable<T>& k, CallShape call) {
   const bool unpacked = call.is_plain && call.updates > 0 && call.updates <= call.rows_unpacked;
-  return {unpacked ? Path::kUnpacked : Path::kPacked, SplitRefusal::kNone,
+  return {unpacked ? Path::kUnpacked : Path::kPacked, Bf16xRefusal::kNone,
           call.input_size > 0 && hoisting_pays(k, call)};
 }
 
@@ -53,17 +53,17 @@ Products<T>& ProductsByPath<T>::prepare(Path path, const KernelTable<T>& k, Matm
     made_for_ = &k;
     fma_ = make_fma_products<T>(k);
     unpacked_ = make_unpacked_products<T>(k);
-    split_.reset();
+    bf16x_.reset();
     ++generation_;
   }
   Products<T>* products = path == Path::kUnpacked ? unpacked_.get() : fma_.get();
   if constexpr (std::is_same_v<T, float>) {
-    if (path == Path::kSplit && (!split_ || split_precision_ != precision)) {
-      split_ = make_split_products(k, *current_kernels().split, precision);
-      split_precision_ = precision;
+    if (path == Path::kBf16x && (!bf16x_ || bf16x_precision_ != precision)) {
+      bf16x_ = make_bf16x_products(k, *current_kernels().bf16x, precision);
+      bf16x_precision_ = precision;
       ++generation_;
     }
-    if (path == Path::kSplit) products = split_.get();
+    if (path == Path::kBf16x) products = bf16x_.get();
   }
   products->prepare(num_threads());
   return *products;
@@ -71,14 +71,14 @@ Products<T>& ProductsByPath<T>::prepare(Path path, const KernelTable<T>& k, Matm
 
 template <typename T>
 void ProductsByPath<T>::release_workspaces() {
-  for (Products<T>* products : {fma_.get(), unpacked_.get(), split_.get()})
+  for (Products<T>* products : {fma_.get(), unpacked_.get(), bf16x_.get()})
     if (products) products->release_workspaces();
 }
 
 template <typename T>
 std::size_t ProductsByPath<T>::size_bytes() const {
   std::size_t bytes = 0;
-  for (const Products<T>* products : {fma_.get(), unpacked_.get(), split_.get()})
+  for (const Products<T>* products : {fma_.get(), unpacked_.get(), bf16x_.get()})
     if (products) bytes += products->size_bytes();
   return bytes;
 }

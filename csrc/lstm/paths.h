@@ -11,7 +11,7 @@
 
 namespace lstmfast {
 
-enum class Path { kPacked, kUnpacked, kSplit };  // FmaProducts and so on, see products.h
+enum class Path { kPacked, kUnpacked, kBf16x };  // FmaProducts and so on, see products.h
 
 struct CallShape {
   Index steps, batch;
@@ -31,17 +31,17 @@ constexpr Index kRowsUnpacked = 4;
 constexpr Index kRowsUnlooked = 2;
 
 // Why factors are not split in parts of bfloat16: a word of `explain`.
-enum class SplitRefusal { kNone, kDtype, kCell, kIsa, kSize };
+enum class Bf16xRefusal { kNone, kDtype, kCell, kIsa, kSize };
 
 struct Choice {
   Path path;
-  SplitRefusal split_refusal;
+  Bf16xRefusal bf16x_refusal;
   bool hoists_input;  // whether the input's product is made for many steps at once, and not with the state's in every step
 };
 
 template <typename T>
 Choice choose_path(const KernelTable<T>& k, const CallShape& call);
-// The same without split products, for values that they do not take.
+// The same without bf16x products, for values that they do not take.
 template <typename T>
 Choice choose_multiply_adds(const KernelTable<T>& k, CallShape call);
 
@@ -57,8 +57,8 @@ class ProductsByPath {
 
  private:
   const KernelTable<T>* made_for_ = nullptr;
-  MatmulPrecision split_precision_ = MatmulPrecision::kHighest;
-  std::unique_ptr<Products<T>> fma_, unpacked_, split_;
+  MatmulPrecision bf16x_precision_ = MatmulPrecision::kHighest;
+  std::unique_ptr<Products<T>> fma_, unpacked_, bf16x_;
   int generation_ = 0;
 };
 

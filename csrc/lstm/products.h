@@ -1,9 +1,9 @@
-// The matrix products of one sequence and where they are made: by multiply-adds of the kernels for the ISA, or as split
+// The matrix products of one sequence and where they are made: by multiply-adds of the kernels for the ISA, or as bf16x
 // products on a unit for bfloat16. Sequence knows time, rows and threads; this knows weights, in the form that the unit
 // wants, and nothing of time.
 //
 // Arguments are those of the kernels, without what only the unit knows: packed weights and workspaces are filled in here.
-// Every function but `prepare` returns whether its values may be multiplied on this unit (split_kernels.h). Where one
+// Every function but `prepare` returns whether its values may be multiplied on this unit (bf16x_kernels.h). Where one
 // returns false, outputs are undefined and the whole pass must be made anew with FmaProducts, which take everything.
 // The functions for rows may run in several threads at once, each with its own `part`.
 #pragma once
@@ -60,13 +60,13 @@ std::unique_ptr<Products<T>> make_fma_products(const KernelTable<T>& k);
 template <typename T>
 std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k);
 // Plain cells only.
-std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k, const SplitKernels& split,
+std::unique_ptr<Products<float>> make_bf16x_products(const KernelTable<float>& k, const Bf16xKernels& bf16x,
                                                      MatmulPrecision precision);
 
 // Parts of bfloat16 that stand for a float32 factor.
-int split_parts(MatmulPrecision precision);
+int bf16x_parts(MatmulPrecision precision);
 
-// Whether the ISA in use has split products, and a layer of this size is faster with them than with multiply-adds.
-bool split_products_pay(MatmulPrecision precision, Index batch, Index hidden);
+// Whether the ISA in use has bf16x products, and a layer of this size is faster with them than with multiply-adds.
+bool bf16x_products_pay(MatmulPrecision precision, Index batch, Index hidden);
 
 }  // namespace lstmfast

@@ -1,4 +1,4 @@
-// The two passes in order, each with multiply-adds once more where split products refuse a value; and who keeps memory.
+// The two passes in order, each with multiply-adds once more where bf16x products refuse a value; and who keeps memory.
 #include "lstm/sequence.h"
 
 #include "core/float_mode.h"

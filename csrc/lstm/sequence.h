@@ -40,8 +40,8 @@ class Sequence {
   void release_memory(bool backward_may_come);
   std::size_t size_bytes();
 
-  // Whether the last forward made its products split.
-  bool used_split_products() const { return pass_.choice.path == Path::kSplit; }
+  // Whether the last forward made bf16x products.
+  bool used_bf16x_products() const { return pass_.choice.path == Path::kBf16x; }
 
  private:
   void begin(const SequenceForwardArgs<T>& args);

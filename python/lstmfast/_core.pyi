@@ -41,8 +41,8 @@ def plan_of(
 ) -> dict[str, Any]:
     """What a call of these sizes would do: isa; hoists_input: the input's product is made before the steps.
 
-    split_refusal: why factors are not split in parts of bfloat16: dtype, cell, isa, size; "" where they are.
-    split_parts of a factor and split_products of them, for values up to split_largest; rows_unpacked, rows_unlooked: up
+    bf16x_refusal: why factors are not split in parts of bfloat16: dtype, cell, isa, size; "" where they are.
+    bf16x_parts of a factor and bf16x_products of them, for values up to bf16x_largest; rows_unpacked, rows_unlooked: up
     to how many rows read the weights as they are, where those serve one call and elsewhere.
     """
 
@@ -118,7 +118,7 @@ class Sequence:
     @property
     def workspace_bytes(self) -> int: ...
     @property
-    def used_split_products(self) -> bool: ...
+    def used_bf16x_products(self) -> bool: ...
     def release(self) -> None:
         """Let go of all arrays: weights, and what a backward would have read."""
     def backward(

@@ -14,7 +14,7 @@ from lstmfast import _core, _memory
 
 _matmul_precision = "highest"
 
-_WHY_NOT_SPLIT = {
+_WHY_NOT_BF16X = {
     "dtype": "float64 is never split",
     "cell": "only plain cells are",
     "isa": "this CPU has no AMX",
@@ -138,16 +138,16 @@ def explain(
         )
     if hooks:
         sentences.append(f"The cell has {' and '.join(hooks)}: hooks of the same step, on multiply-adds alone.")
-    if not plan["split_refusal"]:
-        parts, products = _count(plan["split_parts"], "bfloat16 part"), _count(plan["split_products"], "product")
-        largest = f"{plan['split_largest']:.1e}".replace("e+", "e")
+    if not plan["bf16x_refusal"]:
+        parts, products = _count(plan["bf16x_parts"], "bfloat16 part"), _count(plan["bf16x_products"], "product")
+        largest = f"{plan['bf16x_largest']:.1e}".replace("e+", "e")
         sentences.append(
             f'matmul_precision "{precision}": factors are split in {parts} and multiplied in {products} on the tiles '
             f"of AMX; where a value is not finite or above {largest}, the call runs on the float32 kernels."
         )
     elif precision != "highest":
         sentences.append(
-            f'matmul_precision "{precision}" runs as "highest": {_WHY_NOT_SPLIT[plan["split_refusal"]]}.'
+            f'matmul_precision "{precision}" runs as "highest": {_WHY_NOT_BF16X[plan["bf16x_refusal"]]}.'
         )
     return " ".join(sentences)
 

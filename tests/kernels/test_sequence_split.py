@@ -1,6 +1,6 @@
-"""Whole sequences on split products: every policy against the reference, and the way back to multiply-adds.
+"""Whole sequences on bf16x products: every policy against the reference, and the way back to multiply-adds.
 
-Runs where an ISA has split products: `amx`, and `generic512` with a stand-in for the tile instructions.
+Runs where an ISA has bf16x products: `amx`, and `generic512` with a stand-in for the tile instructions.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ SHAPES = [(3, 16, 5, 128), (2, 17, 40, 130), (3, 33, 0, 129), (2, 40, 70, 144)]
 
 @pytest.fixture
 def split(isa):
-    """Skip where the ISA makes no split products."""
-    if not _core.testing.has_split():
-        pytest.skip(f"{isa} has no split products")
+    """Skip where the ISA makes no bf16x products."""
+    if not _core.testing.has_bf16x():
+        pytest.skip(f"{isa} has no bf16x products")
 
 
 def options_for(rng: np.random.Generator, time_steps: int, batch: int) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def test_split_sequence_and_its_gradients_are_the_references(isa, split, rng, sh
     expected = run_reference(p, upstream, **options)
     sequence = sequence_of(reverse=options.pop("reverse", False), forget_bias=options.pop("forget_bias", 0.0))
     actual = run_core(p, upstream, sequence=sequence, matmul_precision=policy, **options)
-    assert sequence.used_split_products
+    assert sequence.used_bf16x_products
     assert_close(actual, expected, p, policy)
 
 
@@ -130,7 +130,7 @@ def test_special_values_go_back_to_multiply_adds(isa, split, rng, value, where):
     with np.errstate(all="ignore"):
         actual = run_core(p, upstream, sequence=sequence)
         expected = without_split(p, upstream)
-    assert not sequence.used_split_products
+    assert not sequence.used_bf16x_products
     for name, wanted in expected.items():
         assert_array_equal(np.isfinite(actual[name]), np.isfinite(wanted), err_msg=name)
 
@@ -149,13 +149,13 @@ def test_small_batches_and_layers_are_not_split(isa, split, rng):
     for shape in [(2, 15, 5, 128), (2, 16, 5, 127), (2, 16, 5, 20)]:
         p, sequence = problem(rng, *shape, dtype=np.float32), sequence_of()
         run_core_forward(p, sequence=sequence)
-        assert not sequence.used_split_products
+        assert not sequence.used_bf16x_products
 
 
 def test_float64_is_never_split(isa, rng):
     p, sequence = problem(rng, 2, 16, 5, 128), sequence_of()
     run_core_forward(p, sequence=sequence, matmul_precision="medium")
-    assert not sequence.used_split_products
+    assert not sequence.used_bf16x_products
 
 
 @pytest.mark.parametrize("policy", POLICIES[1:])

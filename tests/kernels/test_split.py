@@ -72,7 +72,7 @@ GATE_SHAPES = [
 ]
 
 
-HAVE_SPLIT = ["amx", "generic512"]
+HAVE_BF16X = ["amx", "generic512"]
 
 
 def where_available(name: str) -> Any:
@@ -83,9 +83,9 @@ def where_available(name: str) -> Any:
     return pytest.param(name, marks=pytest.mark.skip(reason=f"this CPU lacks {name}")) if lacking else name
 
 
-@pytest.fixture(autouse=True, params=[where_available(name) for name in HAVE_SPLIT])
-def split_isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run every test of this file on every ISA that has split products."""
+@pytest.fixture(autouse=True, params=[where_available(name) for name in HAVE_BF16X])
+def bf16x_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run every test of this file on every ISA that has bf16x products."""
     before = _core.current_isa()
     testing.set_isa(request.param)
     yield request.param
@@ -98,10 +98,10 @@ def normal(rng: np.random.Generator, *shape: int) -> Array:
 
 
 def product(a: Array, b: Array, parts: int, out: Array | None = None, **options: Any) -> Array:
-    """The split product, which must not be refused."""
+    """The bf16x product, which must not be refused."""
     columns = b.shape[0 if options.get("transposed") else 1]
     out = np.full((a.shape[0], columns), np.nan, np.float32) if out is None else out
-    assert testing.split_product(a, b, out, parts, **options)
+    assert testing.bf16x_product(a, b, out, parts, **options)
     return out
 
 
@@ -236,7 +236,7 @@ def test_a_gate_product_is_added_to_its_starting_values(rng, shape, with_init):
     a, kernel, start = normal(rng, rows, depth), normal(rng, depth, 4 * hidden), normal(rng, rows, 4 * hidden)
     init = to_panels(start)
     panels = np.full_like(init, np.nan) if with_init else init.copy()
-    assert testing.split_gates(a, kernel, panels, HIGHEST, init=init if with_init else None)
+    assert testing.bf16x_gates(a, kernel, panels, HIGHEST, init=init if with_init else None)
     assert relative_error(from_panels(panels, hidden), start + exact(a, kernel)) <= error_of(HIGHEST, depth)
 
 
@@ -245,7 +245,7 @@ def test_units_past_the_last_stay_what_they_start_from(rng, shape):
     rows, depth, hidden = shape
     blocks = -(-hidden // 16)
     panels = np.ones((blocks, rows, 64), np.float32)
-    assert testing.split_gates(normal(rng, rows, depth), normal(rng, depth, 4 * hidden), panels, HIGHEST)
+    assert testing.bf16x_gates(normal(rng, rows, depth), normal(rng, depth, 4 * hidden), panels, HIGHEST)
     padding = from_panels(panels, blocks * 16).reshape(rows, 4, blocks * 16)[:, :, hidden:]
     assert_array_equal(padding, 1)
 
@@ -256,7 +256,7 @@ def test_gradients_of_gates_go_back_through_the_kernel(rng, shape, parts):
     rows, columns, hidden = shape
     d_gates, kernel = rng.standard_normal((rows, 4 * hidden)).astype(np.float32), normal(rng, columns, 4 * hidden)
     out = np.full((rows, columns), np.nan, np.float32)
-    assert testing.split_gates_back(to_panels(d_gates), kernel, out, parts)
+    assert testing.bf16x_gates_back(to_panels(d_gates), kernel, out, parts)
     assert relative_error(out, exact(d_gates, kernel.T)) <= error_of(parts, 4 * hidden)
 
 
@@ -266,7 +266,7 @@ def test_the_transposed_product_with_gate_panels_is_the_kernels_gradient(rng, sh
     m, rows, hidden = shape
     a, d_gates = normal(rng, rows, m), rng.standard_normal((rows, 4 * hidden)).astype(np.float32)
     out = np.full((m, 4 * hidden), np.nan, np.float32)
-    assert testing.split_transposed_product(a, to_panels(d_gates), out, parts, hidden=hidden)
+    assert testing.bf16x_transposed_product(a, to_panels(d_gates), out, parts, hidden=hidden)
     assert relative_error(out, exact(a.T, d_gates)) <= error_of(parts, rows)
 
 
@@ -276,7 +276,7 @@ def test_the_transposed_product_of_plain_matrices_is_right(rng, shape, parts):
     m, rows, columns = shape
     a, b = normal(rng, rows, m), normal(rng, rows, columns)
     out = np.full((m, columns), np.nan, np.float32)
-    assert testing.split_transposed_product(a, b, out, parts)
+    assert testing.bf16x_transposed_product(a, b, out, parts)
     assert relative_error(out, exact(a.T, b)) <= error_of(parts, rows)
 
 
@@ -304,7 +304,7 @@ def test_a_gate_product_writes_nothing_outside_its_panels(rng, shape):
     rows, depth, hidden = shape
     whole, panels = guarded_panels(-(-hidden // 16), rows)
     panels[...] = 0
-    assert testing.split_gates(normal(rng, rows, depth), normal(rng, depth, 4 * hidden), panels, HIGHEST)
+    assert testing.bf16x_gates(normal(rng, rows, depth), normal(rng, depth, 4 * hidden), panels, HIGHEST)
     panels[...] = SENTINEL
     assert np.ptp(whole) == 0
 
@@ -316,8 +316,8 @@ def test_gradients_write_nothing_outside_their_outputs(rng, shape):
     panels = to_panels(rng.standard_normal((rows, 4 * hidden)).astype(np.float32))
     d_x = outputs.strided("d_x", (rows, columns), np.float32)
     d_kernel = outputs.strided("d_kernel", (columns, 4 * hidden), np.float32)
-    assert testing.split_gates_back(panels, normal(rng, columns, 4 * hidden), d_x, HIGHEST)
-    assert testing.split_transposed_product(normal(rng, rows, columns), panels, d_kernel, HIGHEST, hidden=hidden)
+    assert testing.bf16x_gates_back(panels, normal(rng, columns, 4 * hidden), d_x, HIGHEST)
+    assert testing.bf16x_transposed_product(normal(rng, rows, columns), panels, d_kernel, HIGHEST, hidden=hidden)
     assert outputs.spilled() == []
 
 
@@ -353,9 +353,9 @@ def test_depth_may_be_divided_at_multiples_of_32(rng, parts, at):
 def test_gate_blocks_do_not_depend_on_which_others_are_computed_with_them(rng, at):
     a, kernel = normal(rng, 20, 600), normal(rng, 600, 4 * 45)
     whole, parted = np.zeros((3, 20, 64), np.float32), np.zeros((3, 20, 64), np.float32)
-    assert testing.split_gates(a, kernel, whole, HIGHEST)
-    assert testing.split_gates(a, kernel, parted, HIGHEST, block_end=at)
-    assert testing.split_gates(a, kernel, parted, HIGHEST, block_begin=at)
+    assert testing.bf16x_gates(a, kernel, whole, HIGHEST)
+    assert testing.bf16x_gates(a, kernel, parted, HIGHEST, block_end=at)
+    assert testing.bf16x_gates(a, kernel, parted, HIGHEST, block_begin=at)
     assert_array_equal(parted, whole)
 
 
@@ -364,10 +364,10 @@ def test_gate_blocks_do_not_depend_on_which_others_are_computed_with_them(rng, a
 def test_a_weight_gradient_does_not_depend_on_how_it_is_divided(rng, m_at, block_at):
     a, panels = normal(rng, 2100, 40), to_panels(rng.standard_normal((2100, 4 * 45)).astype(np.float32))
     whole, parted = (np.full((40, 4 * 45), np.nan, np.float32) for _ in range(2))
-    assert testing.split_transposed_product(a, panels, whole, HIGHEST, hidden=45)
+    assert testing.bf16x_transposed_product(a, panels, whole, HIGHEST, hidden=45)
     for m in [{"m_end": m_at}, {"m_begin": m_at}]:
         for blocks in [{"block_end": block_at}, {"block_begin": block_at}]:
-            assert testing.split_transposed_product(a, panels, parted, HIGHEST, hidden=45, **m, **blocks)
+            assert testing.bf16x_transposed_product(a, panels, parted, HIGHEST, hidden=45, **m, **blocks)
     assert_array_equal(parted, whole)
 
 
@@ -387,14 +387,14 @@ def test_a_factor_with_a_value_that_cannot_be_split_is_refused(rng, value, place
     wide = np.empty((40, 40), np.float32)
     panels, bad_panels = np.zeros((1, 21, 64), np.float32), to_panels(bad)
     answers = {
-        "left": testing.split_product(bad, strided(good.T), out, parts),
-        "left transposed": testing.split_transposed_product(bad, good, wide, parts),
-        "right": testing.split_product(good, strided(bad.T), out, parts),
-        "right transposed": testing.split_product(good, bad, out, parts, transposed=True),
-        "gates": testing.split_gates(normal(rng, 21, 21), bad, panels, parts),
-        "gates transposed": testing.split_gates_back(panels, bad, out, parts),
-        "panels, left": testing.split_gates_back(bad_panels, good, out, parts),
-        "panels, right": testing.split_transposed_product(good, bad_panels, wide, parts, hidden=10),
+        "left": testing.bf16x_product(bad, strided(good.T), out, parts),
+        "left transposed": testing.bf16x_transposed_product(bad, good, wide, parts),
+        "right": testing.bf16x_product(good, strided(bad.T), out, parts),
+        "right transposed": testing.bf16x_product(good, bad, out, parts, transposed=True),
+        "gates": testing.bf16x_gates(normal(rng, 21, 21), bad, panels, parts),
+        "gates transposed": testing.bf16x_gates_back(panels, bad, out, parts),
+        "panels, left": testing.bf16x_gates_back(bad_panels, good, out, parts),
+        "panels, right": testing.bf16x_transposed_product(good, bad_panels, wide, parts, hidden=10),
     }
     assert not any(answers.values()), answers
 
@@ -442,11 +442,11 @@ def test_only_amx_and_its_stand_in_have_split_products():
     having = []
     for name in _core.available_isas():
         testing.set_isa(name)
-        having += [name] if testing.has_split() else []
-    assert set(having) == set(HAVE_SPLIT) & set(_core.available_isas())
+        having += [name] if testing.has_bf16x() else []
+    assert set(having) == set(HAVE_BF16X) & set(_core.available_isas())
 
 
 def test_without_split_products_the_doors_say_so():
     testing.set_isa("generic")
-    with pytest.raises(ValueError, match="ISA 'generic' has no split products"):
-        testing.split_product(*np.zeros((3, 2, 2), np.float32), 1)
+    with pytest.raises(ValueError, match="ISA 'generic' has no bf16x products"):
+        testing.bf16x_product(*np.zeros((3, 2, 2), np.float32), 1)

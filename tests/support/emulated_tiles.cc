@@ -23,9 +23,9 @@ constexpr int kVectorBytes = 64;
 
 #include "cpu/kernels/tile_registers-inl.h"
 // After the registers it uses.
-#include "cpu/kernels/split-inl.h"
+#include "cpu/kernels/bf16x-inl.h"
 
-extern "C" const lstmfast::SplitKernels* lstmfast_kernels_amx() noexcept;
+extern "C" const lstmfast::Bf16xKernels* lstmfast_kernels_amx() noexcept;
 
 // ---- the emulator
 
@@ -174,7 +174,7 @@ void on_illegal_instruction(int, siginfo_t*, void* context) {
 using namespace lstmfast;
 
 std::size_t packed_size(Index lines, Index depth, int parts) {
-  return static_cast<std::size_t>(ceil_div(lines, 16) * ceil_div(depth, 32) * parts * kSplitTile);
+  return static_cast<std::size_t>(ceil_div(lines, 16) * ceil_div(depth, 32) * parts * kBf16xTile);
 }
 
 template <typename T>
@@ -193,7 +193,7 @@ struct Results {
   }
 };
 
-Results run(const SplitKernels& k, Index rows, Index depth, Index hidden, int parts, const std::vector<float>& a,
+Results run(const Bf16xKernels& k, Index rows, Index depth, Index hidden, int parts, const std::vector<float>& a,
             const std::vector<float>& kernel) {
   const Index blocks = ceil_div(hidden, 16), gates = blocks * 64, columns = 4 * hidden;
   Results r;
@@ -210,7 +210,7 @@ Results run(const SplitKernels& k, Index rows, Index depth, Index hidden, int pa
 
   k.pack_rows({a_rows.data(), 1, depth, 0}, rows, parts, r.packed[0].data());
   k.pack_gates(kernel.data(), columns, depth, hidden, parts, r.packed[1].data());
-  SplitToGatesArgs forward{};
+  Bf16xToGatesArgs forward{};
   forward.factors = {parts, rows, depth, r.packed[0].data(), r.packed[1].data()};
   forward.block_end = blocks;
   forward.panels = r.panels.data();
@@ -224,7 +224,7 @@ Results run(const SplitKernels& k, Index rows, Index depth, Index hidden, int pa
   std::vector<Bfloat16> panels_left(packed_size(rows, gates, parts));
   k.pack_rows({panel_rows.data(), blocks, 64, rows * 64}, rows, parts, panels_left.data());
   k.pack_gates_transposed(kernel.data(), columns, depth, hidden, parts, r.packed[2].data());
-  SplitToRowsArgs backward{};
+  Bf16xToRowsArgs backward{};
   backward.factors = {parts, rows, gates, panels_left.data(), r.packed[2].data()};
   backward.tile_end = ceil_div(depth, 16);
   backward.rows = out_rows.data();
@@ -233,7 +233,7 @@ Results run(const SplitKernels& k, Index rows, Index depth, Index hidden, int pa
 
   k.pack_rows_transposed(a_rows.data(), rows, 0, depth, parts, r.packed[3].data());
   k.pack_gate_panels(r.panels.data(), rows * 64, rows, blocks, parts, r.packed[4].data());
-  SplitToRowsArgs weights{};
+  Bf16xToRowsArgs weights{};
   weights.factors = {parts, depth, rows, r.packed[3].data(), r.packed[4].data()};
   weights.tile_end = blocks * 4;
   weights.matrix = {r.gradient.data(), columns};
@@ -264,7 +264,7 @@ int main() {
       for (float& x : a) x = normal(generator);
       for (float& x : kernel) x = normal(generator);
       if (run(*lstmfast_kernels_amx(), rows, depth, hidden, parts, a, kernel) ==
-          run(kSplitKernels, rows, depth, hidden, parts, a, kernel))
+          run(kBf16xKernels, rows, depth, hidden, parts, a, kernel))
         continue;
       ++different;
       std::printf("rows %td, depth %td, hidden %td, parts %d differ\n", rows, depth, hidden, parts);

@@ -1,4 +1,4 @@
-// AMX tiles with bfloat16: Intel Sapphire Rapids (2023) and later. Only what AVX-512 has not: split products. Everything
+// AMX tiles with bfloat16: Intel Sapphire Rapids (2023) and later. Only what AVX-512 has not: bf16x products. Everything
 // else of this ISA is the table of avx512.cc.
 #include <immintrin.h>
 
@@ -87,6 +87,6 @@ class TileRegisters {
 }  // namespace
 }  // namespace lstmfast
 
-#include "cpu/kernels/split-inl.h"
+#include "cpu/kernels/bf16x-inl.h"
 
-extern "C" const lstmfast::SplitKernels* lstmfast_kernels_amx() noexcept { return &lstmfast::kSplitKernels; }
+extern "C" const lstmfast::Bf16xKernels* lstmfast_kernels_amx() noexcept { return &lstmfast::kBf16xKernels; }

@@ -1,5 +1,5 @@
 // The shapes of AVX-512 and AMX from baseline instructions: slow, and built only for tests (LSTMFAST_TEST_ISAS), so that
-// every line of the 64-byte kernels, and all but the tile instructions of the split products, also runs on CPUs that have
+// every line of the 64-byte kernels, and all but the tile instructions of the bf16x products, also runs on CPUs that have
 // neither.
 
 #include "core/inline.h"
@@ -20,15 +20,15 @@ LSTMFAST_INLINE V fused_multiply_add(V a, V b, V c) {
 
 #include "cpu/kernels/kernels-inl.h"
 #include "cpu/kernels/tile_registers-inl.h"
-// split-inl.h asks for the registers above.
-#include "cpu/kernels/split-inl.h"
+// bf16x-inl.h asks for the registers above.
+#include "cpu/kernels/bf16x-inl.h"
 
 namespace lstmfast {
 namespace {
 
-constexpr Kernels kWithSplit{kKernels.float32, kKernels.float64, kKernels.compressed, &kSplitKernels};
+constexpr Kernels kWithBf16x{kKernels.float32, kKernels.float64, kKernels.compressed, &kBf16xKernels};
 
 }  // namespace
 }  // namespace lstmfast
 
-extern "C" const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept { return &lstmfast::kWithSplit; }
+extern "C" const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept { return &lstmfast::kWithBf16x; }

@@ -1,4 +1,4 @@
-// Split products: float32 matrices multiplied on a unit that multiplies bfloat16 and adds in float32 (AMX tiles).
+// bf16x products: float32 matrices multiplied on a unit that multiplies bfloat16 and adds in float32 (AMX tiles).
 // A float is the sum of up to three bfloat16 of 8 bits each. `parts` says how many are kept, and with them how many
 // products of parts are added up:
 //
@@ -8,32 +8,32 @@
 //
 // This header is all that these kernels and their callers share. It defines no function.
 //
-// Both factors are packed first: cut into tiles of kSplitDepth elements of depth and kSplitRows rows (left) or
-// kSplitColumns columns (right), split, and padded with zeros in every direction:
+// Both factors are packed first: cut into tiles of kBf16xDepth elements of depth and kBf16xRows rows (left) or
+// kBf16xColumns columns (right), split, and padded with zeros in every direction:
 //
 //   [tile of rows or columns][tile of depth][part][16 x 64 bytes]
 //
-// split_sizes.h says how many elements that takes; start on a cache line. The columns of a gate matrix [., 4*hidden] are
+// bf16x_sizes.h says how many elements that takes; start on a cache line. The columns of a gate matrix [., 4*hidden] are
 // taken in the order of gate panels with 16 lanes: column tile 4*u + gate holds units [16*u, 16*u + 16) of that gate.
 //
-// Every packing function returns whether all values it saw may take this path: finite, and at most kSplitLargest. Where
+// Every packing function returns whether all values it saw may take this path: finite, and at most kBf16xLargest. Where
 // one is not, what was packed must not be used: do the whole call with the kernels of KernelTable, so that special values
 // do not depend on the engine. Products of what may take it cannot overflow here, and cannot overflow there. Values below
 // 1.2e-38 (denormals) count as zero and lower parts below that are lost: an error of at most 1.2e-38 times the other factor.
 //
-// Sums run over the depth in tiles of kSplitDepth from element 0 on; the same bits for every split of rows and columns,
+// Sums run over the depth in tiles of kBf16xDepth from element 0 on; the same bits for every split of rows and columns,
 // and for a depth in pieces that are whole tiles (`add`).
 //
-// What to call, for a layer of `hidden` units and one thread's rows (split_product.h does the loops over chunks):
+// What to call, for a layer of `hidden` units and one thread's rows (bf16x_gemm.h does the loops over chunks):
 //
 //   weights, once per update   pack_gates(kernel, stride, depth, hidden, parts, right): input kernel, recurrent kernel
 //                              pack_gates_transposed(kernel, stride, columns, hidden, parts, right): for d_h and d_x
-//   input product, all rows    split_rows_to_gates: init = bias or looked-up rows -> z in gate panels
+//   input product, all rows    bf16x_rows_to_gates: init = bias or looked-up rows -> z in gate panels
 //   recurrent product          pack_rows(h_prev) and to_gates with init = null: z += h_prev·R for the step's rows; then the
 //                              gate epilogue starts from z
 //   step backward              pack_rows(d_gates_next: gate blocks, 64, block stride), right = R transposed, to_rows: d_h
-//   d_x                        split_rows_to_rows: the same with the input kernel transposed
-//   weight gradients           split_transposed_to_rows: x or h_prev by row pointers, d_gates in gate panels
+//   d_x                        bf16x_rows_to_rows: the same with the input kernel transposed
+//   weight gradients           bf16x_transposed_to_rows: x or h_prev by row pointers, d_gates in gate panels
 #pragma once
 
 #include "core/inline.h"
@@ -43,28 +43,28 @@ namespace lstmfast {
 
 using Bfloat16 = unsigned short;
 
-constexpr Index kSplitRows = 16, kSplitColumns = 16, kSplitDepth = 32;
-constexpr Index kSplitTile = kSplitRows * kSplitDepth;  // elements of one part of one tile
-constexpr int kSplitMostParts = 3;
-constexpr float kSplitLargest = 0x1p48f;  // 2.8e14: its square times 2^31 of depth is still finite
+constexpr Index kBf16xRows = 16, kBf16xColumns = 16, kBf16xDepth = 32;
+constexpr Index kBf16xTile = kBf16xRows * kBf16xDepth;  // elements of one part of one tile
+constexpr int kBf16xMostParts = 3;
+constexpr float kBf16xLargest = 0x1p48f;  // 2.8e14: its square times 2^31 of depth is still finite
 
 // Rows of a left factor. Each lies in `depth_blocks` pieces of `block_length`, `block_stride` apart; where there are
 // several, block_length is a multiple of 16. Plain rows are 1 piece; rows of gate panels are pieces of 64.
-struct SplitRows {
+struct Bf16xRows {
   const float* const* rows;
   Index depth_blocks, block_length, block_stride;
 };
 
 // left [rows, depth] times right [depth, columns], both packed with as many parts.
-struct SplitFactors {
+struct Bf16xFactors {
   int parts;
   Index rows, depth;
   const Bfloat16 *left, *right;
 };
 
 // panels = init + left·right for gate blocks [block_begin, block_end).
-struct SplitToGatesArgs {
-  SplitFactors factors;
+struct Bf16xToGatesArgs {
+  Bf16xFactors factors;
   Index block_begin, block_end;
   const float* const* init;  // [rows] -> the row's first gate block of starting values; null: what the panels hold
   Index init_block_stride;
@@ -73,8 +73,8 @@ struct SplitToGatesArgs {
 };
 
 // out = start + left·right for column tiles [tile_begin, tile_end); start is out itself if `add`, else bias, else zero.
-struct SplitToRowsArgs {
-  SplitFactors factors;
+struct Bf16xToRowsArgs {
+  Bf16xFactors factors;
   Index tile_begin, tile_end;
   float* const* rows;        // [rows] -> [columns]; or, where null,
   MatrixView<float> matrix;  // [rows, columns]
@@ -84,9 +84,9 @@ struct SplitToRowsArgs {
   bool add;
 };
 
-struct SplitKernels {
+struct Bf16xKernels {
   // Left factors. Rows [0, count); or columns [begin, end) of `depth` rows, transposed.
-  bool (*pack_rows)(const SplitRows&, Index count, int parts, Bfloat16* left);
+  bool (*pack_rows)(const Bf16xRows&, Index count, int parts, Bfloat16* left);
   bool (*pack_rows_transposed)(const float* const* rows, Index depth, Index begin, Index end, int parts, Bfloat16* left);
 
   // Right factors.
@@ -102,8 +102,8 @@ struct SplitKernels {
   // matrix [columns, depth]
   bool (*pack_transposed)(const float* matrix, Index stride, Index columns, Index depth, int parts, Bfloat16* right);
 
-  void (*to_gates)(const SplitToGatesArgs&);
-  void (*to_rows)(const SplitToRowsArgs&);
+  void (*to_gates)(const Bf16xToGatesArgs&);
+  void (*to_rows)(const Bf16xToRowsArgs&);
 };
 
 }  // namespace lstmfast

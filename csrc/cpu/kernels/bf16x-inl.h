@@ -1,5 +1,5 @@
-// Split products: packing floats as sums of bfloat16, and the loop over tiles that multiplies them. What they are and how
-// memory lies is told in split_kernels.h.
+// Bf16x products: packing floats as sums of bfloat16, and the loop over tiles that multiplies them. What they are and how
+// memory lies is told in bf16x_kernels.h.
 // The including .cc defines kVectorBytes (64) and `TileRegisters` first: registers of 16 x 64 bytes that can configure,
 // release, zero, load, store and multiply. Everything else is here, so that all of it but the six instructions also runs,
 // and is tested, on CPUs without them (tile_registers-inl.h).
@@ -7,18 +7,18 @@
 
 #include "core/gates.h"
 #include "cpu/kernels/vec-inl.h"
-#include "cpu/split_kernels.h"
+#include "cpu/bf16x_kernels.h"
 
 namespace lstmfast {
 namespace {
 
-static_assert(kLanes<float> == kSplitColumns, "gate panels have the lanes of a tile");
+static_assert(kLanes<float> == kBf16xColumns, "gate panels have the lanes of a tile");
 
-// ---- splitting
+// ---- splitting floats in parts
 
 typedef unsigned Words __attribute__((vector_size(kVectorBytes)));
 
-// The nearest bfloat16 (ties to even), as a float. Overflows above kSplitLargest, where nobody uses it.
+// The nearest bfloat16 (ties to even), as a float. Overflows above kBf16xLargest, where nobody uses it.
 LSTMFAST_INLINE Words rounded(Vec<float> x) {
   const Words bits = (Words)x;
   return (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
@@ -27,14 +27,14 @@ LSTMFAST_INLINE Words rounded(Vec<float> x) {
 // Lanes in which x may not be split: not finite, or too large.
 LSTMFAST_INLINE VecBits<float> refused(Vec<float> x) {
   constexpr int kLargestBits = (127 + 48) << 23;
-  static_assert(kSplitLargest == 0x1p48f, "its bits");
+  static_assert(kBf16xLargest == 0x1p48f, "its bits");
   return ((VecBits<float>)x & 0x7fffffff) > kLargestBits;
 }
 
 // Element k of the depth is paired with element k + 16, not with its neighbour: any order will do that both factors agree
 // on, and this one needs no shuffling. What a part leaves over is exact: it is the float's lower bits.
 LSTMFAST_INLINE void split_pairs(Vec<float> first, Vec<float> second, int parts, Bfloat16* packed) {
-  for (int part = 0; part < parts; ++part, packed += kSplitTile) {
+  for (int part = 0; part < parts; ++part, packed += kBf16xTile) {
     const Words a = rounded(first), b = rounded(second);
     store(reinterpret_cast<float*>(packed), (Vec<float>)(a >> 16 | b));
     first -= (Vec<float>)a;
@@ -86,7 +86,7 @@ struct LinesByPointer {
 
   LSTMFAST_INLINE const float* line(Index i) const { return lines[i]; }
   LSTMFAST_INLINE Run run(Index index) const {
-    const Index first = index * kSplitColumns;
+    const Index first = index * kBf16xColumns;
     if (blocks == 1) return {first, block_length - first};
     const Index block = first / block_length, within = first % block_length;
     return {block * block_stride + within, block < blocks ? block_length - within : 0};
@@ -98,7 +98,7 @@ struct MatrixLines {
   Index stride, count, columns;
 
   LSTMFAST_INLINE const float* line(Index i) const { return data + i * stride; }
-  LSTMFAST_INLINE Run run(Index index) const { return {index * kSplitColumns, columns - index * kSplitColumns}; }
+  LSTMFAST_INLINE Run run(Index index) const { return {index * kBf16xColumns, columns - index * kBf16xColumns}; }
 };
 
 // Lines of a kernel [count, 4*hidden], in the order of gate panels.
@@ -108,7 +108,7 @@ struct KernelLines {
 
   LSTMFAST_INLINE const float* line(Index i) const { return data + i * stride; }
   LSTMFAST_INLINE Run run(Index index) const {
-    const Index unit = index / kGateCount * kSplitColumns;
+    const Index unit = index / kGateCount * kBf16xColumns;
     return {index % kGateCount * hidden + unit, hidden - unit};
   }
 };
@@ -117,9 +117,9 @@ struct GatePanelLines {
   const float* panels;
   Index block_stride, count;
 
-  LSTMFAST_INLINE const float* line(Index i) const { return panels + i * kGateCount * kSplitColumns; }
+  LSTMFAST_INLINE const float* line(Index i) const { return panels + i * kGateCount * kBf16xColumns; }
   LSTMFAST_INLINE Run run(Index index) const {
-    return {index / kGateCount * block_stride + index % kGateCount * kSplitColumns, kSplitColumns};
+    return {index / kGateCount * block_stride + index % kGateCount * kBf16xColumns, kBf16xColumns};
   }
 };
 
@@ -137,29 +137,29 @@ template <Factor kFactor, Depth kDepth, typename Source>
 bool pack_tiles(const Source& source, Index tiles, Index depth, int parts, Bfloat16* packed) {
   VecBits<float> bad{};
   for (Index tile = 0; tile < tiles; ++tile)
-    for (Index k = 0; k < depth; k += kSplitDepth, packed += parts * kSplitTile) {
-      const Index half_depth = kSplitDepth / 2;
+    for (Index k = 0; k < depth; k += kBf16xDepth, packed += parts * kBf16xTile) {
+      const Index half_depth = kBf16xDepth / 2;
       const Run here = source.run(kDepth == Depth::kAlongLines ? k / half_depth : tile);
       const Run after = kDepth == Depth::kAlongLines ? source.run(k / half_depth + 1) : here;
-      const Index first_line = kDepth == Depth::kAlongLines ? tile * kSplitRows : k;
+      const Index first_line = kDepth == Depth::kAlongLines ? tile * kBf16xRows : k;
       const Index step = kDepth == Depth::kAlongLines ? 0 : half_depth;
-      for (Index i = 0; i < kSplitRows; ++i) {
+      for (Index i = 0; i < kBf16xRows; ++i) {
         const Vec<float> first = values(source, first_line + i, here);
         const Vec<float> second = values(source, first_line + i + step, after);
         bad |= refused(first) | refused(second);
-        split_pairs(first, second, parts, packed + i * kSplitDepth);
+        split_pairs(first, second, parts, packed + i * kBf16xDepth);
       }
       if ((kFactor == Factor::kLeft) != (kDepth == Depth::kAlongLines))
-        for (int part = 0; part < parts; ++part) transpose_tile(packed + part * kSplitTile);
+        for (int part = 0; part < parts; ++part) transpose_tile(packed + part * kBf16xTile);
     }
   int any = 0;
   for (Index lane = 0; lane < kLanes<float>; ++lane) any |= bad[lane];
   return any == 0;
 }
 
-bool split_pack_rows(const SplitRows& rows, Index count, int parts, Bfloat16* left) {
+bool bf16x_pack_rows(const Bf16xRows& rows, Index count, int parts, Bfloat16* left) {
   const LinesByPointer source{rows.rows, count, rows.depth_blocks, rows.block_length, rows.block_stride};
-  return pack_tiles<Factor::kLeft, Depth::kAlongLines>(source, ceil_div(count, kSplitRows),
+  return pack_tiles<Factor::kLeft, Depth::kAlongLines>(source, ceil_div(count, kBf16xRows),
                                                        rows.depth_blocks * rows.block_length, parts, left);
 }
 
@@ -169,42 +169,42 @@ struct LinesFrom {
   Index count, begin, end;
 
   LSTMFAST_INLINE const float* line(Index i) const { return lines[i] + begin; }
-  LSTMFAST_INLINE Run run(Index index) const { return {index * kSplitRows, end - begin - index * kSplitRows}; }
+  LSTMFAST_INLINE Run run(Index index) const { return {index * kBf16xRows, end - begin - index * kBf16xRows}; }
 };
 
-bool split_pack_rows_transposed(const float* const* rows, Index depth, Index begin, Index end, int parts,
+bool bf16x_pack_rows_transposed(const float* const* rows, Index depth, Index begin, Index end, int parts,
                                 Bfloat16* left) {
   return pack_tiles<Factor::kLeft, Depth::kAcrossLines>(LinesFrom{rows, depth, begin, end},
-                                                        ceil_div(end - begin, kSplitRows), depth, parts, left);
+                                                        ceil_div(end - begin, kBf16xRows), depth, parts, left);
 }
 
-bool split_pack_gates(const float* kernel, Index stride, Index depth, Index hidden, int parts, Bfloat16* right) {
-  const Index tiles = ceil_div(hidden, kSplitColumns) * kGateCount;
+bool bf16x_pack_gates(const float* kernel, Index stride, Index depth, Index hidden, int parts, Bfloat16* right) {
+  const Index tiles = ceil_div(hidden, kBf16xColumns) * kGateCount;
   return pack_tiles<Factor::kRight, Depth::kAcrossLines>(KernelLines{kernel, stride, depth, hidden}, tiles, depth, parts,
                                                          right);
 }
 
-bool split_pack_gates_transposed(const float* kernel, Index stride, Index columns, Index hidden, int parts,
+bool bf16x_pack_gates_transposed(const float* kernel, Index stride, Index columns, Index hidden, int parts,
                                  Bfloat16* right) {
-  const Index depth = ceil_div(hidden, kSplitColumns) * kGateCount * kSplitColumns;
+  const Index depth = ceil_div(hidden, kBf16xColumns) * kGateCount * kBf16xColumns;
   return pack_tiles<Factor::kRight, Depth::kAlongLines>(KernelLines{kernel, stride, columns, hidden},
-                                                        ceil_div(columns, kSplitColumns), depth, parts, right);
+                                                        ceil_div(columns, kBf16xColumns), depth, parts, right);
 }
 
-bool split_pack_gate_panels(const float* panels, Index block_stride, Index depth, Index blocks, int parts,
+bool bf16x_pack_gate_panels(const float* panels, Index block_stride, Index depth, Index blocks, int parts,
                             Bfloat16* right) {
   return pack_tiles<Factor::kRight, Depth::kAcrossLines>(GatePanelLines{panels, block_stride, depth},
                                                          blocks * kGateCount, depth, parts, right);
 }
 
-bool split_pack(const float* matrix, Index stride, Index depth, Index columns, int parts, Bfloat16* right) {
+bool bf16x_pack(const float* matrix, Index stride, Index depth, Index columns, int parts, Bfloat16* right) {
   return pack_tiles<Factor::kRight, Depth::kAcrossLines>(MatrixLines{matrix, stride, depth, columns},
-                                                         ceil_div(columns, kSplitColumns), depth, parts, right);
+                                                         ceil_div(columns, kBf16xColumns), depth, parts, right);
 }
 
-bool split_pack_transposed(const float* matrix, Index stride, Index columns, Index depth, int parts, Bfloat16* right) {
+bool bf16x_pack_transposed(const float* matrix, Index stride, Index columns, Index depth, int parts, Bfloat16* right) {
   return pack_tiles<Factor::kRight, Depth::kAlongLines>(MatrixLines{matrix, stride, columns, depth},
-                                                        ceil_div(columns, kSplitColumns), depth, parts, right);
+                                                        ceil_div(columns, kBf16xColumns), depth, parts, right);
 }
 
 // ---- multiplying
@@ -255,12 +255,12 @@ struct TileBlock {
     if constexpr (kStep < kSteps) {
       constexpr PartPair kNow = PartPairs<kParts>::kList[kStep];
       constexpr PartPair kBefore = PartPairs<kParts>::kList[kStep > 0 ? kStep - 1 : 0];
-      const Bfloat16* left = tiles.left + kNow.left * kSplitTile;
+      const Bfloat16* left = tiles.left + kNow.left * kBf16xTile;
       if constexpr (kStep == 0 || kNow.left != kBefore.left) {
         registers.load<kLeftRegister>(left, 64);
         if constexpr (R == 2) registers.load<kLeftRegister + 1>(left + tiles.to_next, 64);
       }
-      multiply_columns<kStep == 0 || kNow.right != kBefore.right>(tiles.right + kNow.right * kSplitTile, tiles.to_next);
+      multiply_columns<kStep == 0 || kNow.right != kBefore.right>(tiles.right + kNow.right * kBf16xTile, tiles.to_next);
       multiply_parts<kParts, kStep + 1>(tiles);
     }
   }
@@ -280,8 +280,8 @@ struct TileBlock {
   LSTMFAST_NOINLINE void accumulate(BlockTiles tiles, Index depth_tiles) const {
     for (Index k = 0; k < depth_tiles; ++k) {
       multiply_parts<kParts>(tiles);
-      tiles.left += kParts * kSplitTile;
-      tiles.right += kParts * kSplitTile;
+      tiles.left += kParts * kBf16xTile;
+      tiles.right += kParts * kBf16xTile;
     }
   }
 
@@ -294,35 +294,35 @@ struct TileBlock {
 
 // Where a result lies and what it begins with: one of these for each form of output.
 struct GateTarget {
-  const SplitToGatesArgs& args;
+  const Bf16xToGatesArgs& args;
 
   LSTMFAST_INLINE float* out(Index row, Index tile) const {
-    return args.panels + tile / kGateCount * args.block_stride + (row * kGateCount + tile % kGateCount) * kSplitColumns;
+    return args.panels + tile / kGateCount * args.block_stride + (row * kGateCount + tile % kGateCount) * kBf16xColumns;
   }
-  LSTMFAST_INLINE Index row_stride() const { return kGateCount * kSplitColumns; }  // 0: rows lie anywhere
-  LSTMFAST_INLINE Index lanes(Index) const { return kSplitColumns; }
+  LSTMFAST_INLINE Index row_stride() const { return kGateCount * kBf16xColumns; }  // 0: rows lie anywhere
+  LSTMFAST_INLINE Index lanes(Index) const { return kBf16xColumns; }
   LSTMFAST_INLINE bool starts_from_out() const { return args.init == nullptr; }
   LSTMFAST_INLINE const float* start(Index row, Index tile) const {  // null: zeros
-    return args.init[row] + tile / kGateCount * args.init_block_stride + tile % kGateCount * kSplitColumns;
+    return args.init[row] + tile / kGateCount * args.init_block_stride + tile % kGateCount * kBf16xColumns;
   }
 };
 
 struct RowTarget {
-  const SplitToRowsArgs& args;
+  const Bf16xToRowsArgs& args;
 
   LSTMFAST_INLINE Index column(Index tile) const {
     return args.gate_hidden_size > 0
-               ? tile % kGateCount * args.gate_hidden_size + tile / kGateCount * kSplitColumns
-               : tile * kSplitColumns;
+               ? tile % kGateCount * args.gate_hidden_size + tile / kGateCount * kBf16xColumns
+               : tile * kBf16xColumns;
   }
   LSTMFAST_INLINE float* out(Index row, Index tile) const {
     return (args.rows ? args.rows[row] : args.matrix.row(row)) + column(tile);
   }
   LSTMFAST_INLINE Index row_stride() const { return args.rows ? 0 : args.matrix.stride; }
   LSTMFAST_INLINE Index lanes(Index tile) const {
-    const Index left = args.gate_hidden_size > 0 ? args.gate_hidden_size - tile / kGateCount * kSplitColumns
-                                                 : args.columns - tile * kSplitColumns;
-    return left < kSplitColumns ? left : kSplitColumns;
+    const Index left = args.gate_hidden_size > 0 ? args.gate_hidden_size - tile / kGateCount * kBf16xColumns
+                                                 : args.columns - tile * kBf16xColumns;
+    return left < kBf16xColumns ? left : kBf16xColumns;
   }
   LSTMFAST_INLINE bool starts_from_out() const { return args.add; }
   LSTMFAST_INLINE const float* start(Index, Index tile) const { return args.bias ? args.bias + column(tile) : nullptr; }
@@ -338,12 +338,12 @@ struct Accumulator {
   LSTMFAST_INLINE Accumulator(const Target& where, Index first_row, Index rows, Index column_tile)
       : target(where),
         row(first_row),
-        count(rows - first_row < kSplitRows ? rows - first_row : kSplitRows),
+        count(rows - first_row < kBf16xRows ? rows - first_row : kBf16xRows),
         tile(column_tile),
         lanes(where.lanes(column_tile)) {}
 
   LSTMFAST_INLINE bool is_whole() const {
-    return target.row_stride() > 0 && count == kSplitRows && lanes == kSplitColumns;
+    return target.row_stride() > 0 && count == kBf16xRows && lanes == kBf16xColumns;
   }
   LSTMFAST_INLINE Index stride_bytes() const { return target.row_stride() * static_cast<Index>(sizeof(float)); }
 
@@ -355,7 +355,7 @@ struct Accumulator {
     else if (!from_out && target.start(row, tile) == nullptr)
       registers.zero<kRegister>();
     else {
-      alignas(64) float copy[kSplitRows * kSplitColumns];
+      alignas(64) float copy[kBf16xRows * kBf16xColumns];
       gather(copy, from_out);
       registers.load<kRegister>(copy, 64);
     }
@@ -366,19 +366,19 @@ struct Accumulator {
     if (is_whole()) {
       registers.store<kRegister>(target.out(row, tile), stride_bytes());
     } else {
-      alignas(64) float copy[kSplitRows * kSplitColumns];
+      alignas(64) float copy[kBf16xRows * kBf16xColumns];
       registers.store<kRegister>(copy, 64);
       scatter(copy);
     }
   }
 
   LSTMFAST_NOINLINE void gather(float* copy, bool from_out) const {
-    for (Index r = 0; r < kSplitRows; ++r, copy += kSplitColumns)
+    for (Index r = 0; r < kBf16xRows; ++r, copy += kBf16xColumns)
       store(copy, r < count ? load_partial(from_out ? target.out(row + r, tile) : target.start(row + r, tile), lanes)
                             : Vec<float>{});
   }
   LSTMFAST_NOINLINE void scatter(const float* copy) const {
-    for (Index r = 0; r < count; ++r, copy += kSplitColumns)
+    for (Index r = 0; r < count; ++r, copy += kBf16xColumns)
       store_partial(target.out(row + r, tile), load(copy), lanes);
   }
 };
@@ -388,8 +388,8 @@ struct Accumulator {
 constexpr Index kDepthTilesAtOnce = 16;
 
 template <typename Target>
-struct SplitProduct {
-  const SplitFactors& factors;
+struct Bf16xProduct {
+  const Bf16xFactors& factors;
   const Target& target;
   TileRegisters& registers;
   Index depth_begin, depth_end;  // tiles
@@ -397,7 +397,7 @@ struct SplitProduct {
   // Row tiles [row_tile, + R) times column tiles [column_tile, + C).
   template <int R, int C>
   LSTMFAST_NOINLINE void run(Index row_tile, Index column_tile) const {
-    const Index depth_tiles = ceil_div(factors.depth, kSplitDepth), depth_stride = factors.parts * kSplitTile;
+    const Index depth_tiles = ceil_div(factors.depth, kBf16xDepth), depth_stride = factors.parts * kBf16xTile;
     const Index to_next = depth_tiles * depth_stride;
     const BlockTiles tiles{factors.left + row_tile * to_next + depth_begin * depth_stride,
                            factors.right + column_tile * to_next + depth_begin * depth_stride, to_next};
@@ -425,12 +425,12 @@ struct SplitProduct {
   }
 
   LSTMFAST_INLINE Accumulator<Target> at(Index row_tile, Index column_tile) const {
-    return Accumulator<Target>(target, row_tile * kSplitRows, factors.rows, column_tile);
+    return Accumulator<Target>(target, row_tile * kBf16xRows, factors.rows, column_tile);
   }
 
   // All rows times up to four column tiles.
   LSTMFAST_INLINE void run_columns(Index column, Index column_end) const {
-    const Index row_tiles = ceil_div(factors.rows, kSplitRows);
+    const Index row_tiles = ceil_div(factors.rows, kBf16xRows);
     for (Index pair = column; pair < column_end; pair += 2)
       for (Index row = 0; row + 1 < row_tiles; row += 2) {
         if (pair + 1 < column_end) run<2, 2>(row, pair);
@@ -445,15 +445,15 @@ struct SplitProduct {
 };
 
 template <typename Target>
-LSTMFAST_INLINE void split_multiply(const SplitFactors& factors, Range columns, const Target& target) {
+LSTMFAST_INLINE void bf16x_multiply(const Bf16xFactors& factors, Range columns, const Target& target) {
   constexpr Index kColumnsAtOnce = 4;
   TileRegisters registers;
   registers.configure();
-  const Index depth_tiles = ceil_div(factors.depth, kSplitDepth);
+  const Index depth_tiles = ceil_div(factors.depth, kBf16xDepth);
   Index depth = 0;
   do {  // once without depth too: the result is then what it starts from
     const Index depth_end = depth + kDepthTilesAtOnce < depth_tiles ? depth + kDepthTilesAtOnce : depth_tiles;
-    const SplitProduct<Target> product{factors, target, registers, depth, depth_end};
+    const Bf16xProduct<Target> product{factors, target, registers, depth, depth_end};
     for (Index column = columns.begin; column < columns.end; column += kColumnsAtOnce)
       product.run_columns(column, column + kColumnsAtOnce < columns.end ? column + kColumnsAtOnce : columns.end);
     depth = depth_end;
@@ -461,17 +461,17 @@ LSTMFAST_INLINE void split_multiply(const SplitFactors& factors, Range columns, 
   registers.release();
 }
 
-void split_to_gates(const SplitToGatesArgs& args) {
-  split_multiply(args.factors, {args.block_begin * kGateCount, args.block_end * kGateCount}, GateTarget{args});
+void bf16x_to_gates(const Bf16xToGatesArgs& args) {
+  bf16x_multiply(args.factors, {args.block_begin * kGateCount, args.block_end * kGateCount}, GateTarget{args});
 }
 
-void split_to_rows(const SplitToRowsArgs& args) {
-  split_multiply(args.factors, {args.tile_begin, args.tile_end}, RowTarget{args});
+void bf16x_to_rows(const Bf16xToRowsArgs& args) {
+  bf16x_multiply(args.factors, {args.tile_begin, args.tile_end}, RowTarget{args});
 }
 
-constexpr SplitKernels kSplitKernels{split_pack_rows,        split_pack_rows_transposed, split_pack_gates,
-                                     split_pack_gates_transposed, split_pack_gate_panels, split_pack,
-                                     split_pack_transposed,  split_to_gates,             split_to_rows};
+constexpr Bf16xKernels kBf16xKernels{bf16x_pack_rows,        bf16x_pack_rows_transposed, bf16x_pack_gates,
+                                     bf16x_pack_gates_transposed, bf16x_pack_gate_panels, bf16x_pack,
+                                     bf16x_pack_transposed,  bf16x_to_gates,             bf16x_to_rows};
 
 }  // namespace
 }  // namespace lstmfast

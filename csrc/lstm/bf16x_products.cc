@@ -4,17 +4,17 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/panel_sizes.h"
-#include "cpu/split_product.h"
-#include "cpu/split_sizes.h"
+#include "cpu/bf16x_gemm.h"
+#include "cpu/bf16x_sizes.h"
 #include "lstm/products.h"
 
 namespace lstmfast {
 namespace {
 
-class SplitProducts final : public Products<float> {
+class Bf16xProducts final : public Products<float> {
  public:
-  SplitProducts(const KernelTable<float>& k, const SplitKernels& split, int parts)
-      : k_(k), split_(split), sizes_{parts} {}
+  Bf16xProducts(const KernelTable<float>& k, const Bf16xKernels& bf16x, int parts)
+      : k_(k), bf16x_(bf16x), sizes_{parts} {}
 
   void prepare(int threads) override {
     if (static_cast<int>(threads_.size()) < threads) threads_.resize(static_cast<std::size_t>(threads));
@@ -53,7 +53,7 @@ class SplitProducts final : public Products<float> {
   bool multiply_inputs(GateProductArgs<float> args, int part) override {
     const Index rows = args.row_end - args.row_begin;
     const std::vector<const float*> init(static_cast<std::size_t>(rows), args.init);
-    SplitToGatesArgs product{};
+    Bf16xToGatesArgs product{};
     product.factors = {sizes_.parts, rows, args.input_size, nullptr, input_.data()};
     product.block_begin = args.block_begin;
     product.block_end = args.block_end;
@@ -61,12 +61,12 @@ class SplitProducts final : public Products<float> {
     product.init_block_stride = kGateWidth;
     product.panels = args.z + (args.row_begin - args.z_first_row) * kGateWidth;
     product.block_stride = args.z_block_stride;
-    return split_rows_to_gates(split_, {args.x + args.row_begin, 1, args.input_size, 0}, product, workspace(part));
+    return bf16x_rows_to_gates(bf16x_, {args.x + args.row_begin, 1, args.input_size, 0}, product, workspace(part));
   }
 
   bool step_forward(StepForwardArgs<float> args, const Preactivations<float>& z, int part) override {
     const bool added_to = args.init == z.rows;  // the input's product is there already
-    SplitToGatesArgs product{};
+    Bf16xToGatesArgs product{};
     product.block_begin = args.block_begin;
     product.block_end = args.block_end;
     product.init = added_to ? nullptr : args.init + args.row_begin;
@@ -74,8 +74,8 @@ class SplitProducts final : public Products<float> {
     product.panels = z.panels + (args.row_begin - z.first_row) * kGateWidth;
     product.block_stride = z.block_stride;
     product.factors = {sizes_.parts, args.row_end - args.row_begin, args.recurrent_size, nullptr, recurrent_.data()};
-    const SplitRows h_prev{args.h_prev + args.row_begin, 1, args.recurrent_size, 0};
-    if (!split_rows_to_gates(split_, h_prev, product, workspace(part))) return false;
+    const Bf16xRows h_prev{args.h_prev + args.row_begin, 1, args.recurrent_size, 0};
+    if (!bf16x_rows_to_gates(bf16x_, h_prev, product, workspace(part))) return false;
     args.init = z.rows;
     args.init_block_stride = z.block_stride;
     args.recurrent_size = 0;
@@ -86,9 +86,9 @@ class SplitProducts final : public Products<float> {
   bool step_backward(StepBackwardArgs<float> args, int part) override {
     const Index rows = args.row_end - args.row_begin, hidden = args.hidden_size;
     float* d_h = threads_[static_cast<std::size_t>(part)].d_h.resize(rows * hidden);
-    SplitToRowsArgs product{};
+    Bf16xToRowsArgs product{};
     product.tile_begin = args.panel_begin * kPanelVectors;
-    product.tile_end = std::min(args.panel_end * kPanelVectors, ceil_div(hidden, kSplitColumns));
+    product.tile_end = std::min(args.panel_end * kPanelVectors, ceil_div(hidden, kBf16xColumns));
     product.matrix = {d_h, hidden};
     product.columns = hidden;
     if (!multiply_gates(args.d_gates_next + args.row_begin, args.d_gate_block_stride, rows, recurrent_transposed_,
@@ -100,8 +100,8 @@ class SplitProducts final : public Products<float> {
   }
 
   bool multiply_transposed(Kernel kernel, ProductArgs<float> args, int part) override {
-    SplitToRowsArgs product{};
-    product.tile_end = ceil_div(args.columns, kSplitColumns);
+    Bf16xToRowsArgs product{};
+    product.tile_end = ceil_div(args.columns, kBf16xColumns);
     product.rows = args.out + args.row_begin;
     product.columns = args.columns;
     return multiply_gates(args.a + args.row_begin, args.block_stride, args.row_end - args.row_begin,
@@ -109,7 +109,7 @@ class SplitProducts final : public Products<float> {
   }
 
   bool weight_gradient(TransposedProductArgs<float> args, int part) override {
-    SplitTransposedArgs product{};
+    Bf16xTransposedArgs product{};
     product.parts = sizes_.parts;
     product.m_begin = args.m_begin;
     product.m_end = args.m_end;
@@ -123,41 +123,41 @@ class SplitProducts final : public Products<float> {
     product.columns = args.columns;
     product.gate_hidden_size = args.gate_hidden_size;
     product.add = args.add;
-    return split_transposed_to_rows(split_, product, workspace(part));
+    return bf16x_transposed_to_rows(bf16x_, product, workspace(part));
   }
 
  private:
-  static constexpr Index kGateWidth = kGateCount * kSplitColumns;
+  static constexpr Index kGateWidth = kGateCount * kBf16xColumns;
 
   struct PerThread {
-    SplitWorkspace workspace;
+    Bf16xWorkspace workspace;
     AlignedBuffer<float> d_h;
   };
 
-  SplitWorkspace& workspace(int part) { return threads_[static_cast<std::size_t>(part)].workspace; }
+  Bf16xWorkspace& workspace(int part) { return threads_[static_cast<std::size_t>(part)].workspace; }
 
   bool pack_gates(const KernelPart<float>& kernel, AlignedBuffer<Bfloat16>& packed) {
     Bfloat16* right = packed.resize(sizes_.packed_gates(hidden_, kernel.rows));
-    return split_.pack_gates(kernel.matrix.data, kernel.matrix.stride, kernel.rows, hidden_, sizes_.parts, right);
+    return bf16x_.pack_gates(kernel.matrix.data, kernel.matrix.stride, kernel.rows, hidden_, sizes_.parts, right);
   }
 
   bool pack_gates_transposed(const KernelPart<float>& kernel, AlignedBuffer<Bfloat16>& packed) {
     const auto& [matrix, columns, is_transposed] = kernel;
-    Bfloat16* right = packed.resize(sizes_.packed(columns, SplitSizes::gate_depth(hidden_)));
-    return split_.pack_gates_transposed(matrix.data, matrix.stride, columns, hidden_, sizes_.parts, right);
+    Bfloat16* right = packed.resize(sizes_.packed(columns, Bf16xSizes::gate_depth(hidden_)));
+    return bf16x_.pack_gates_transposed(matrix.data, matrix.stride, columns, hidden_, sizes_.parts, right);
   }
 
   // Rows of gate panels times a transposed kernel.
   bool multiply_gates(const float* const* rows, Index block_stride, Index count, const AlignedBuffer<Bfloat16>& right,
-                      SplitToRowsArgs product, int part) {
-    const Index depth = SplitSizes::gate_depth(hidden_);
+                      Bf16xToRowsArgs product, int part) {
+    const Index depth = Bf16xSizes::gate_depth(hidden_);
     product.factors = {sizes_.parts, count, depth, nullptr, right.data()};
-    return split_rows_to_rows(split_, {rows, depth / kGateWidth, kGateWidth, block_stride}, product, workspace(part));
+    return bf16x_rows_to_rows(bf16x_, {rows, depth / kGateWidth, kGateWidth, block_stride}, product, workspace(part));
   }
 
   const KernelTable<float>& k_;
-  const SplitKernels& split_;
-  SplitSizes sizes_;
+  const Bf16xKernels& bf16x_;
+  Bf16xSizes sizes_;
   Index hidden_ = 0;
   AlignedBuffer<Bfloat16> input_, recurrent_, input_transposed_, recurrent_transposed_;
   std::vector<PerThread> threads_;
@@ -165,25 +165,25 @@ class SplitProducts final : public Products<float> {
 
 }  // namespace
 
-int split_parts(MatmulPrecision precision) {
+int bf16x_parts(MatmulPrecision precision) {
   switch (precision) {
     case MatmulPrecision::kMedium: return 1;
     case MatmulPrecision::kHigh: return 2;
     case MatmulPrecision::kHighest: return 3;
   }
-  return kSplitMostParts;
+  return kBf16xMostParts;
 }
 
-std::unique_ptr<Products<float>> make_split_products(const KernelTable<float>& k, const SplitKernels& split,
+std::unique_ptr<Products<float>> make_bf16x_products(const KernelTable<float>& k, const Bf16xKernels& bf16x,
                                                      MatmulPrecision precision) {
-  return std::make_unique<SplitProducts>(k, split, split_parts(precision));
+  return std::make_unique<Bf16xProducts>(k, bf16x, bf16x_parts(precision));
 }
 
 // Not timed on AMX: in a prototype, six products of parts took about half the time of a float32 one where tiles were full.
 // Fewer parts pay sooner.
 // Below a tile of rows the unit computes zeros.
-bool split_products_pay(MatmulPrecision precision, Index batch, Index hidden) {
-  return current_kernels().split != nullptr && batch >= kSplitRows &&
+bool bf16x_products_pay(MatmulPrecision precision, Index batch, Index hidden) {
+  return current_kernels().bf16x != nullptr && batch >= kBf16xRows &&
          hidden >= (precision == MatmulPrecision::kHighest ? 128 : 64);
 }
 

@@ -1,24 +1,24 @@
-// Large split products in chunks: as much of the left factor as stays in L2 is packed, multiplied, and forgotten.
-// Every function returns false where a value may not take this path (split_kernels.h): its output is then undefined, and
+// Large bf16x products in chunks: as much of the left factor as stays in L2 is packed, multiplied, and forgotten.
+// Every function returns false where a value may not take this path (bf16x_kernels.h): its output is then undefined, and
 // the caller does the whole product with the kernels of KernelTable. One workspace per thread; it grows and is kept.
 #pragma once
 
 #include "core/aligned_buffer.h"
-#include "cpu/split_kernels.h"
+#include "cpu/bf16x_kernels.h"
 
 namespace lstmfast {
 
-struct SplitWorkspace {
+struct Bf16xWorkspace {
   AlignedBuffer<Bfloat16> left, right;
 };
 
 // Rows of `a`, `product.factors.rows` of them, times product.factors.right. factors.left is not read.
-bool split_rows_to_gates(const SplitKernels&, const SplitRows& a, SplitToGatesArgs product, SplitWorkspace&);
-bool split_rows_to_rows(const SplitKernels&, const SplitRows& a, SplitToRowsArgs product, SplitWorkspace&);
+bool bf16x_rows_to_gates(const Bf16xKernels&, const Bf16xRows& a, Bf16xToGatesArgs product, Bf16xWorkspace&);
+bool bf16x_rows_to_rows(const Bf16xKernels&, const Bf16xRows& a, Bf16xToRowsArgs product, Bf16xWorkspace&);
 
 // out[m, :] = sum over r of a[r][m] * b[r, :] for m in [m_begin, m_end), added to what is there if `add`: weight gradients. Of `b` and `out`, the caller
 // gives the columns he wants: a range of gate blocks, or a plain matrix.
-struct SplitTransposedArgs {
+struct Bf16xTransposedArgs {
   int parts;
   Index m_begin, m_end;
   const float* const* a;  // [rows] -> at least m_end elements
@@ -32,6 +32,6 @@ struct SplitTransposedArgs {
   Index gate_hidden_size;  // > 0 with gate panels: columns is 4 * that
   bool add;
 };
-bool split_transposed_to_rows(const SplitKernels&, const SplitTransposedArgs&, SplitWorkspace&);
+bool bf16x_transposed_to_rows(const Bf16xKernels&, const Bf16xTransposedArgs&, Bf16xWorkspace&);
 
 }  // namespace lstmfast
