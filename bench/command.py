@@ -61,7 +61,7 @@ class BenchOptions:
     python_keras: str = ""
     """Interpreter of an environment that has Keras and TensorFlow."""
     traceback: FlagCreatePairsOff[bool] = False
-    """Show where an error comes from."""
+    """Show the traceback of an error."""
 
 
 def run(options: BenchOptions) -> int:

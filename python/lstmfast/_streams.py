@@ -1,8 +1,8 @@
-"""The three standard streams as programs find them: closed, on a full disk, with nobody at the other end any more.
+"""The three standard streams as programs find them: closed, on a full disk, or with no reader left.
 
-Service managers, cron and windows start programs without some of them; Python then has None in their place. What is
-said on standard error is no result, so nothing ends because of it; what standard output does not take is an error.
-Refuses to know what is written.
+Service managers, cron and Windows start programs without some of them; Python then has None in their place. Messages
+on standard error are not results, so a failed write there is ignored; on standard output it is an error. Refuses to
+know what is written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import IO, Any, TextIO
 
 
 class Errors:
-    """A standard error that takes no offence where it cannot be written."""
+    """Standard error; failed writes are ignored."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -23,21 +23,21 @@ class Errors:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write if that can be done."""
+        """Write if possible."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush if that can be done."""
+        """Flush if possible."""
         settle(self._stream)
 
 
 class Results:
-    """A standard output that says so where it cannot be written.
+    """Standard output; failed writes are errors.
 
-    `write` and `flush` raise OSError in a sentence; BrokenPipeError, which means that the reader has seen enough, as it
-    is.
+    `write` and `flush` raise OSError with a message that names the stream. BrokenPipeError passes unchanged: the reader
+    has seen enough.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -53,7 +53,7 @@ class Results:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise self._said(error) from error
+            raise self._failure(error) from error
 
     def flush(self) -> None:
         """Flush, or raise."""
@@ -62,35 +62,35 @@ class Results:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise self._said(error) from error
+            raise self._failure(error) from error
 
-    def _said(self, error: OSError) -> OSError:
+    def _failure(self, error: OSError) -> OSError:
         settle(self._stream)
         return OSError(f"standard output cannot be written: {error.strerror}")
 
 
 def tell(text: str) -> None:
-    """Print lines on standard error, where there is one."""
-    if sys.stderr is not None:  # print would take None for standard output
+    """Print lines on standard error, if there is one."""
+    if sys.stderr is not None:  # print takes None for standard output
         print(text, file=Errors(sys.stderr), flush=True)
 
 
 def settle(stream: Any) -> None:
-    """Write what a stream still holds; where that fails, let it lead nowhere from here on.
+    """Flush a stream; if that fails, redirect it to the null device.
 
-    Without this the interpreter tries once more when it ends, and ends with a message and a status of its own.
+    Otherwise the interpreter tries again at its end, and exits with a message and a status of its own.
     """
     try:
         stream.flush()
     except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # there is no file below it, or not any more
+        with contextlib.suppress(OSError, ValueError):  # it has no file descriptor, or no longer one
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
 
 
 def standard_input() -> IO[bytes]:
-    """Standard input as bytes. Raises ValueError where the program has none."""
+    """Standard input as bytes. Raises ValueError if the program has none."""
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None or stream.closed:
         raise ValueError("standard input ('-') is closed; name a text file")
@@ -99,12 +99,12 @@ def standard_input() -> IO[bytes]:
 
 
 def is_closed(stream: TextIO | None) -> bool:
-    """Tell a standard stream that is not there."""
+    """Whether a standard stream is missing or closed."""
     return stream is None or stream.closed
 
 
 def occupy() -> None:
-    """Have the numbers of closed standard streams lead nowhere, lest the next file that is opened get one of them."""
+    """Open the null device in place of closed standard streams, so that no file opened later gets their numbers."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -211,7 +211,7 @@ def test_a_zip_without_text_says_so(load, tmp_path):
 
 
 def test_a_file_that_is_only_called_zip_is_refused_by_name(load, tmp_path):
-    with pytest.raises(ValueError, match=r"fake\.zip is not a zip archive"):
+    with pytest.raises(ValueError, match=r"fake\.zip is not a readable zip archive"):
         load(write(tmp_path / "fake.zip", "text"))
 
 
@@ -300,7 +300,7 @@ def test_expected_bytes_of_several_sources_is_refused(load, tmp_path):
 
 
 def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path):
-    with pytest.raises(OSError, match=r"the cache folder .*poem\.txt cannot be made"):
+    with pytest.raises(OSError, match=r"the cache folder .*poem\.txt cannot be created"):
         load_corpus([write(tmp_path / "poem.txt", "tyger")], cache_folder=tmp_path / "poem.txt")
 
 
@@ -322,7 +322,7 @@ def test_invalid_utf8_names_file_byte_and_offset_and_offers_a_way_out(load, tmp_
         load(write(tmp_path / "odd.txt", "caf\u00e9".encode() + tail))
     assert str(caught.value) == (
         f"{tmp_path / 'odd.txt'}: byte 0x{tail[0]:02x} at offset 5 is not valid utf-8; "
-        "name the encoding with --encoding, or learn bytes with --vocabulary bytes"
+        "name the encoding with --encoding, or train on bytes with --vocabulary bytes"
     )
 
 
@@ -604,8 +604,8 @@ def test_without_either_nothing_is_set_aside():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"valid_first": 10}, "valid_first must lie from 0 to below the 10 characters there are, got 10"),
-        ({"valid_first": -1}, "valid_first must lie from 0"),
+        ({"valid_first": 10}, "valid_first must be at least 0 and below the text length 10, got 10"),
+        ({"valid_first": -1}, "valid_first must be at least 0"),
         ({"valid_fraction": 1.0}, "valid_fraction must be at least 0 and below 1, got 1.0"),
         ({"valid_fraction": float("nan")}, "valid_fraction must be at least 0 and below 1, got nan"),
         ({"valid_first": 1, "valid_fraction": 0.5}, "exclude each other"),

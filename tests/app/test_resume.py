@@ -35,7 +35,7 @@ FLAGS = (
     "--seed 3 --summary-every 7 --validate-every 20 --sample-every 11 --sample-length 20 --checkpoint-every 4"
 ).split()
 
-OWN = "--resume goes on in the run's own folder with its own text and settings, without "
+OWN = "--resume uses the run's own folder, text and settings; remove "
 
 # The command line in a process of its own. It draws no picture of the loss: matplotlib takes longer than these runs.
 PROGRAM = """
@@ -173,7 +173,7 @@ def test_an_interrupted_run_finishes_its_step_saves_and_says_how_to_resume(
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     steps = steps_of(folder)
-    advice = f"Stopped after {steps:,} steps and saved. Go on with: lstmfast train --resume '{folder}'\n"
+    advice = f"Stopped after {steps:,} steps and saved. Resume with: lstmfast train --resume '{folder}'\n"
     assert (process.returncode, said[-len(advice) :]) == (128 + number, advice)
 
 

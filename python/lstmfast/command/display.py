@@ -1,6 +1,6 @@
-"""What a training shows on standard error: a live progress bar where there is a terminal, plain lines where not.
+"""What training shows on standard error: a live progress bar on a terminal, plain lines elsewhere.
 
-Both are callbacks of the trainer. Standard output is left alone, and nothing is kept.
+Both are callbacks of the trainer. Refuses to write to standard output and to keep anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lstmfast.training.trainer import Callback, Summary, Trainer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_LINE_BREAK = re.compile(r"\r\n|[\r\v\f\x85]")  # of Windows, of old Macs, and those of pages
+_LINE_BREAK = re.compile(r"\r\n|[\r\v\f\x85]")  # of Windows, of old Macs, and page breaks
 _UNPRINTABLE = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]")  # a model must not send escape sequences to a terminal
 _ACTIVITIES = {"download": "Downloading", "read": "Reading", "encode": "Encoding"}
 _SLOW_BYTES = 32_000_000  # a text of this size takes about a second to read
@@ -28,12 +28,12 @@ _SPEED_SECONDS = 0.5  # a mean over less is noise
 
 
 def printable(text: str) -> str:
-    """A text with all its line breaks as \\n, and its other control characters, but for tabs, replaced."""
+    """A text with all line breaks as \\n and all other control characters except tabs replaced."""
     return _UNPRINTABLE.sub("\ufffd", _LINE_BREAK.sub("\n", text))
 
 
 class Display(Callback):
-    """Plain lines on standard error, one for each summary: for logs and for terminals that can do no more."""
+    """Plain lines on standard error, one for each summary: for logs and simple terminals."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -52,12 +52,12 @@ class Display(Callback):
             self.say(f"{_ACTIVITIES[activity]} the text ...")
 
     def begin(self, trainer: Trainer, introduction: str) -> None:
-        """The first step comes next."""
+        """Called before the first step."""
         self._started, self._first_step = time.perf_counter(), trainer.step
         self.say(introduction)
 
     def end(self, words: str) -> None:
-        """Nothing comes after this."""
+        """Called after the last step."""
         self.say(words)
 
     def on_summary(self, trainer: Trainer, summary: Summary) -> None:
@@ -94,7 +94,7 @@ class LiveDisplay(Display):
         self._task = progress.add_task("", total=None, words="")
         self._loss, self._speed, self._validation = 0.0, 0.0, ""
         self._drawn_at = 0.0
-        self._count_anew()
+        self._restart_speed()
 
     def say(self, text: str) -> None:
         """Print lines above the bar."""
@@ -105,9 +105,9 @@ class LiveDisplay(Display):
         self._draw(_ACTIVITIES[activity], done_bytes, all_bytes, f"{done_bytes / 1e6:,.0f} MB")
 
     def begin(self, trainer: Trainer, introduction: str) -> None:
-        """Give the bar over to the steps."""
+        """Switch the bar to counting steps."""
         super().begin(trainer, introduction)
-        self._count_anew()
+        self._restart_speed()
         self._draw("Training", trainer.step, trainer.settings.steps, "")
 
     def end(self, words: str) -> None:
@@ -116,7 +116,7 @@ class LiveDisplay(Display):
         super().say(words)
 
     def on_step(self, trainer: Trainer, step: int, loss: float) -> None:
-        """Redraw if a tenth of a second has gone by."""
+        """Redraw if a tenth of a second has passed."""
         settings = trainer.settings
         self._loss = 0.98 * self._loss + 0.02 * loss if self._loss else loss
         self._characters += settings.batch_size * settings.unroll
@@ -128,21 +128,21 @@ class LiveDisplay(Display):
             self._draw_step(trainer)
 
     def on_summary(self, trainer: Trainer, summary: Summary) -> None:
-        """Take over the exact loss and speed, and the validation until the next one."""
+        """Show the exact loss and speed, and the validation loss until the next one."""
         self._loss, self._speed = summary.loss, summary.chars_per_second
         if summary.valid_loss is not None:
             self._validation = f"  valid {summary.valid_loss:.3f}"
         if trainer.done:
             self._draw_step(trainer)
-        self._count_anew()
+        self._restart_speed()
 
     def on_samples(self, trainer: Trainer, step: int, texts: list[str]) -> None:
         """The samples above the bar."""
         super().on_samples(trainer, step, texts)
-        self._count_anew()
+        self._restart_speed()
 
-    def _count_anew(self) -> None:
-        """Measure the speed from here, so that only steps count."""
+    def _restart_speed(self) -> None:
+        """Measure the speed from here, so that only time spent in steps counts."""
         self._counted_from, self._characters = time.perf_counter(), 0
 
     def _draw_step(self, trainer: Trainer) -> None:
@@ -154,14 +154,14 @@ class LiveDisplay(Display):
         self._draw("Training", trainer.step, trainer.settings.steps, words)
 
     def _draw(self, activity: str, done: int, total: int | None, words: str) -> None:
-        self._progress.start()  # not before, so that a mistake is one line and no bar
+        self._progress.start()  # not earlier: an error before the first step then prints one line and no bar
         self._progress.update(self._task, description=activity, completed=done, total=total, words=words)
         self._progress.refresh()
 
 
 @contextlib.contextmanager
 def make_display() -> Iterator[Display]:
-    """A live display where standard error is a terminal that can, plain lines otherwise."""
+    """A live display if standard error is a terminal that supports it, plain lines otherwise."""
     if streams.is_closed(sys.stderr) or not sys.stderr.isatty():
         yield Display()
         return

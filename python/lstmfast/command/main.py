@@ -1,7 +1,7 @@
 """The command line: `lstmfast train | sample | eval | inspect | bench | info`.
 
-What goes wrong is said in one line on standard error with exit status 2; results alone go to standard output. No
-training and no sampling happens here: this reads arguments, opens folders and prints.
+An error is one line on standard error, with exit status 2; only results go to standard output. Refuses to train and to
+sample: this reads arguments, opens folders and prints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lstmfast.training.trainer import evaluate
 
 
 def sample(argv: Sequence[str]) -> int:
-    """Write text as a trained model would."""
+    """Generate text with a trained model."""
     options = parse(SampleOptions, "sample", argv)
     model, vocabulary, config = load_model(options.run)
     set_up(options, config)
@@ -44,9 +44,9 @@ def sample(argv: Sequence[str]) -> int:
         model, vocabulary, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
         weights=options.weights,
     )
-    _write_what_can_be_written("replace")  # a terminal may not have every character that a model has
+    _replace_unencodable("replace")  # a terminal may lack characters of the model
     if "\r" not in (vocabulary.symbols or "\r"):
-        options = dataclasses.replace(options, prime=re.sub("\r\n?", "\n", options.prime))  # as its text was read
+        options = dataclasses.replace(options, prime=re.sub("\r\n?", "\n", options.prime))  # as the text was read
     if options.streams > 1:
         texts = sampler.generate(options.length, rng=rng, prime=options.prime, streams=options.streams)
         print("\n\n".join(options.prime + text for text in texts))
@@ -60,7 +60,7 @@ def sample(argv: Sequence[str]) -> int:
 
 
 def evaluate_text(argv: Sequence[str]) -> int:
-    """Say how well a trained model predicts a text."""
+    """Measure how well a trained model predicts a text."""
     options = parse(EvalOptions, "eval", argv)
     if not options.text:
         raise ValueError("TEXT is missing: name a file, a zip archive, an address, or - for standard input")
@@ -78,7 +78,7 @@ def evaluate_text(argv: Sequence[str]) -> int:
 
     try:
         corpus = load(checkpoint_of(options.run).parent.parent / CACHE)
-    except CacheFolderError:  # a run of somebody else's, or one that was published: nothing of this text is kept then
+    except CacheFolderError:  # such as a published run: the text is not cached then
         corpus = load(None)
     loss = evaluate(model, corpus.ids)
     result = {
@@ -97,7 +97,7 @@ def evaluate_text(argv: Sequence[str]) -> int:
 
 
 def inspect(argv: Sequence[str]) -> int:
-    """List the variables of a model or a file of weights, their gates, and why these shapes."""
+    """List the variables of a model or weight file, their gates, and the reasons for their shapes."""
     options = parse(InspectOptions, "inspect", argv)
     found = inspection.inspect(options.path, layout=options.layout or None)
     print(json.dumps(found.to_json(), indent=2) if options.json else printable(str(found)))
@@ -105,7 +105,7 @@ def inspect(argv: Sequence[str]) -> int:
 
 
 def info(argv: Sequence[str]) -> int:
-    """Say what this installation is."""
+    """Describe this installation."""
     options = parse(InfoOptions, "info", argv)
     build = runtime.build_info()
     facts: dict[str, Any] = {
@@ -126,8 +126,8 @@ def info(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Measure lstmfast beside what one would use instead."""
-    command = importlib.import_module("lstmfast.bench.command")  # lies in bench/ in the sources, hence no import above
+    """Compare the speed of lstmfast with that of its alternatives."""
+    command = importlib.import_module("lstmfast.bench.command")  # outside the package in the sources: imported late
     status: int = command.run(parse(command.BenchOptions, "bench", argv))
     return status
 
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         streams.tell("lstmfast: interrupted")
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has seen enough
         streams.settle(sys.stdout)
         return 128 + signal.SIGPIPE
     except Exception as error:
@@ -171,12 +171,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _has_results(argv: Sequence[str]) -> bool:
-    """Whether a command writes to standard output: all but a training do."""
+    """Whether a command writes to standard output: all do but `train`."""
     return argv[:1] != ["train"] or "--help" in argv or "-h" in argv
 
 
 def _dispatch(argv: Sequence[str]) -> int:
-    _write_what_can_be_written("backslashreplace")  # names of files and variables, frames of help
+    _replace_unencodable("backslashreplace")  # names of files and variables, frames of help
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -188,14 +188,14 @@ def _dispatch(argv: Sequence[str]) -> int:
     return COMMANDS[argv[0]](argv[1:])
 
 
-def _write_what_can_be_written(errors: str) -> None:
-    """Have characters that standard output's encoding lacks replaced as this says; else the first would be an error."""
+def _replace_unencodable(errors: str) -> None:
+    """Set how standard output replaces characters that its encoding lacks; by default the first one is an error."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors=errors)
 
 
 def _usage() -> str:
-    lines = ["usage: lstmfast COMMAND [options]     (lstmfast COMMAND --help says more)", ""]
+    lines = ["usage: lstmfast COMMAND [options]     (details: lstmfast COMMAND --help)", ""]
     lines += [f"  {name:8} {ABOUT[name].partition('. ')[0].removesuffix('.')}." for name in COMMANDS]
     return "\n".join([*lines, "", f"Presets of train: {', '.join(PRESETS)}. Begin with: lstmfast train"])
 

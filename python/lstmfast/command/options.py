@@ -20,28 +20,28 @@ from lstmfast.training.config import Config, DataConfig, ModelConfig, OptimizerC
 
 T = TypeVar("T")
 
-# Docstrings are not asked for these: Python may run without any (-OO). The list of commands has the first sentences.
+# Not taken from docstrings: Python may run without any (-OO). The list of commands shows the first sentences.
 ABOUT = {
-    "train": "Learn a text, character by character, and leave a run folder. Without a text: the source of Python's own "
-    "standard library.",
-    "sample": "Write text as a trained model would. It alone goes to standard output.",
-    "eval": "Say how well a trained model predicts a text.",
-    "inspect": "List the variables of a model or a file of weights, their gates, and why these shapes.",
-    "bench": "Measure lstmfast beside what one would use instead.",
-    "info": "Say what this installation is and what it uses of this machine.",
+    "train": "Train on a text, character by character, and write a run folder. Without a text: on the source of "
+    "Python's own standard library.",
+    "sample": "Generate text with a trained model. Only the text goes to standard output.",
+    "eval": "Measure how well a trained model predicts a text.",
+    "inspect": "List the variables of a model or weight file, their gates, and the reasons for their shapes.",
+    "bench": "Compare the speed of lstmfast with that of its alternatives.",
+    "info": "Describe this installation and the hardware it uses.",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
     traceback: FlagCreatePairsOff[bool] = False
-    """Show where an error comes from."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions(CommonOptions):
     threads: int = 0
-    """Threads to use; 0: as many as there are cores. The results are the same bits for any number."""
+    """Threads to use; 0: one per core. Results are bit-identical for any number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +51,25 @@ class TrainOptions(MachineOptions):
     text: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
     """Files, zip archives, http(s) addresses, or - for standard input; joined in this order."""
     preset: str = "stdlib"
-    """Where the defaults below come from: stdlib, or udacity (the classic 6_lstm notebook)."""
+    """Preset of the defaults below: stdlib, or udacity (the classic 6_lstm notebook)."""
     out: str = ""
-    """Run folder; by default the first of runs/PRESET-1, runs/PRESET-2, ... that is not there yet."""
+    """Run folder; by default the first of runs/PRESET-1, runs/PRESET-2, ... that does not exist yet."""
     resume: str = ""
-    """Go on with the run in this folder: its text, its settings, its last checkpoint. --steps may be raised; a cosine
-    then ends at the new last step."""
+    """Resume the run in this folder, with its text, its settings and its last checkpoint. --steps may be raised; a
+    cosine schedule then ends at the new last step."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace the run that is in the run folder."""
+    """Replace the run in the run folder."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where loss and gradients are made; cuda needs a build with CUDA, a GPU, and torch or cupy. As with threads, a run
-    can go on on another device, but not with the same bits."""
+    """Where loss and gradients are computed; cuda needs a build with CUDA, a GPU, and torch or cupy. A run can be
+    resumed on another device, but unlike with threads its results are then not bit-identical."""
     data: OmitArgPrefixes[DataConfig]
-    """What the text is read as, and which part of it validates."""
+    """How the text is read, and which part of it is used for validation."""
     model: OmitArgPrefixes[ModelConfig]
-    """The shape of the model and its first weights."""
+    """The shape of the model and its initial weights."""
     optimizer: OmitArgPrefixes[OptimizerConfig]
-    """How gradients become steps."""
+    """How gradients become updates."""
     training: OmitArgPrefixes[TrainingConfig]
-    """How long, in what portions, and what is reported on the way. "Every" counts steps from the first, number 0."""
+    """Number of steps, batch shape, and reports. "Every" counts steps from the first, number 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,21 +79,21 @@ class SampleOptions(MachineOptions):
     run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder or checkpoint file."""
     length: int = 500
-    """Characters to write after the prime."""
+    """Characters to generate after the prime."""
     prime: str = ""
-    """Text that the model goes on from."""
+    """Text that the model continues."""
     temperature: float = 0.7
-    """Below 1 the text keeps to what is likely; 0 always takes the likeliest character."""
+    """Below 1 likely characters are preferred; 0 always takes the likeliest one."""
     top_k: int = 0
-    """Choose among this many likeliest characters; 0: all."""
+    """Choose among this many of the likeliest characters; 0: all."""
     top_p: float = 1.0
     """Choose among the fewest characters that together reach this probability; 1: all."""
     streams: int = 1
-    """Texts to write, an empty line between them."""
+    """Number of texts, separated by an empty line."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Keep the weights as they are, in half or in a quarter of the bytes: faster where the model is large."""
+    """Type in which weights are kept; the narrow ones take 1/2 or 1/4 of the bytes, faster for large models."""
     seed: int = 0
-    """Another number gives another text."""
+    """Seed of the random generator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class EvalOptions(MachineOptions):
     text: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")]
     """Files, zip archives, http(s) addresses, or - for standard input; joined in this order."""
     fold: FlagCreatePairsOff[bool] = False
-    """Reduce the text to the fixed 27 symbols, also where the run did not."""
+    """Reduce the text to the fixed 27 symbols, even if the run did not."""
     encoding: str = ""
     """Encoding of the text; by default that of the run."""
     json: FlagCreatePairsOff[bool] = False
@@ -119,7 +119,7 @@ class InspectOptions(CommonOptions):
     path: Annotated[Positional[str], tyro.conf.arg(metavar="PATH")]
     """Run folder or checkpoint, or a file of PyTorch, safetensors, NumPy, Keras, TensorFlow (or its folder) or ONNX."""
     layout: str = ""
-    """Which library's names these are, where they do not tell: one of lstmfast.layouts.LAYOUTS."""
+    """Library whose names these are, if they do not show it: one of lstmfast.layouts.LAYOUTS."""
     json: FlagCreatePairsOff[bool] = False
     """Write a JSON object."""
 
@@ -133,7 +133,7 @@ class InfoOptions(CommonOptions):
 
 
 def parse(kind: type[T], command: str, argv: Sequence[str], default: T | Any = tyro.MISSING_NONPROP) -> T:
-    """Options from arguments. tyro reports what it cannot parse in a box; here its sentence becomes a ValueError."""
+    """Options from arguments. tyro reports errors in a box; here its sentence becomes a ValueError."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -147,7 +147,7 @@ def parse(kind: type[T], command: str, argv: Sequence[str], default: T | Any = t
 
 
 def _sentence_in_box(box: str) -> str:
-    """What stands in a box of tyro's before its first rule, on one line."""
+    """The text of tyro's box up to its first rule, on one line."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     rule = next((number for number, line in enumerate(lines) if not line.strip("─╰╯ ")), len(lines))
     sentence = " ".join(line for line in lines[:rule] if line)
@@ -155,7 +155,7 @@ def _sentence_in_box(box: str) -> str:
 
 
 def set_up(options: MachineOptions, config: Config) -> None:
-    """Have the extension work as this command was asked to and as the run's settings say."""
+    """Set threads from the command's options and precision from the run's settings."""
     if options.threads < 0:
         raise ValueError(f"threads must be 0 or more, got {options.threads}")
     if options.threads:

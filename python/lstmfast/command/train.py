@@ -1,4 +1,4 @@
-"""`lstmfast train`: from the arguments to a run folder, begun or resumed.
+"""`lstmfast train`: from the arguments to a run folder, new or resumed.
 
 Refuses to train: `training.trainer` is the loop. This opens the folder, reads the text, and stops the loop on a signal.
 """
@@ -27,7 +27,7 @@ _CHANGEABLE = {"steps", "checkpoint_every"}  # settings a resumed run may change
 
 
 def train(argv: Sequence[str]) -> int:
-    """Learn a text and leave a run folder."""
+    """Train on a text and write a run folder."""
     resumed, name = _value_of("--resume", argv), _value_of("--preset", argv)
     base = RunFolder(resumed).read_config() if resumed else preset(name or "stdlib")
     groups: dict[str, Any] = {group: getattr(base, group) for group in ("data", "model", "optimizer", "training")}
@@ -47,7 +47,7 @@ def _check_resumable(options: TrainOptions, base: Config, config: Config, preset
         "text": options.text, "--out": options.out, "--overwrite": options.overwrite, "--preset": preset_name
     }
     if given := [name for name, value in unwanted.items() if value]:
-        raise ValueError(f"--resume goes on in the run's own folder with its own text and settings, without {given[0]}")
+        raise ValueError(f"--resume uses the run's own folder, text and settings; remove {given[0]}")
     for name, (old, new) in changed_settings(base, config).items():
         flag = f"--{name.replace('_', '-')}"
         if name not in _CHANGEABLE:
@@ -80,7 +80,7 @@ def _train(folder: RunFolder, config: Config, options: TrainOptions, display: Di
     if done:
         display.end(f"Done. Run folder: {folder.path}\nNext: lstmfast sample {run} --length 500")
         return 0
-    display.end(f"Stopped after {trainer.step:,} steps and saved. Go on with: lstmfast train --resume {run}")
+    display.end(f"Stopped after {trainer.step:,} steps and saved. Resume with: lstmfast train --resume {run}")
     return 128 + received[0]
 
 
@@ -100,11 +100,11 @@ def _load_text(config: Config, folder: RunFolder, display: Display, *, resuming:
         )
 
     corpus = load(verbatim=False)
-    # Runs from before line ends and byte order marks were read as they are now have them in their text.
-    if resuming and (learnt := folder.learnt_text()) not in (None, corpus.fingerprint):
+    # Runs made before line ends were converted and byte order marks dropped have both in their text.
+    if resuming and (trained_on := folder.learnt_text()) not in (None, corpus.fingerprint):
         with contextlib.suppress(ValueError):
             before = load(verbatim=True)
-            corpus = before if before.fingerprint == learnt else corpus
+            corpus = before if before.fingerprint == trained_on else corpus
     return corpus
 
 
@@ -132,7 +132,7 @@ def _free_folder(name: str) -> Path:
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:
-    """The value an option has been given, looked up before parsing because the other defaults depend on it."""
+    """The value given to an option, looked up before parsing because other defaults depend on it."""
     for number, argument in enumerate(argv):
         if argument == flag and number + 1 < len(argv):
             return argv[number + 1]
@@ -143,7 +143,7 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
 
 @contextlib.contextmanager
 def _stop_on_signal(trainer: Trainer) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM let the trainer finish its step; a second one falls back to what it did before."""
+    """On Ctrl-C or SIGTERM the trainer finishes its step; a second signal has its previous effect."""
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

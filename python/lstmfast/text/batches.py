@@ -22,7 +22,7 @@ _STREAMS_PER_RELEASE = 8
 def train_valid_split(ids: Ids, *, valid_first: int = 0, valid_fraction: float = 0.0) -> tuple[Ids, Ids]:
     """Training and validation ids, both views: validate on the first `valid_first` or on the last `valid_fraction`.
 
-    Raises ValueError if both are asked for or nothing would be left to train on.
+    Raises ValueError if both are given or nothing is left to train on.
     """
     check.unmasked("ids", ids)
     if valid_first and valid_fraction:
@@ -30,7 +30,7 @@ def train_valid_split(ids: Ids, *, valid_first: int = 0, valid_fraction: float =
     if not 0.0 <= valid_fraction < 1.0:
         raise ValueError(f"valid_fraction must be at least 0 and below 1, got {valid_fraction}")
     if not 0 <= valid_first <= max(len(ids) - 1, 0):
-        raise ValueError(f"valid_first must lie from 0 to below the {len(ids)} characters there are, got {valid_first}")
+        raise ValueError(f"valid_first must be at least 0 and below the text length {len(ids)}, got {valid_first}")
     if valid_first:
         return ids[valid_first:], ids[:valid_first]
     boundary = len(ids) - int(len(ids) * valid_fraction)
@@ -40,9 +40,9 @@ def train_valid_split(ids: Ids, *, valid_first: int = 0, valid_fraction: float =
 class Batches:
     """Time-major batches of contiguous streams: the BatchGenerator of the Udacity 6_lstm notebook.
 
-    Stream b starts at b * (len(ids) // batch_size), every batch moves all streams on by `unroll`, and the end of the
-    text joins its beginning. `position` counts the characters each stream has advanced; setting it is all that resuming
-    takes. Raises ValueError if ids are fewer than batch_size * unroll + 1.
+    Stream b starts at b * (len(ids) // batch_size), every batch advances all streams by `unroll`, and the text
+    wraps around at its end. `position` counts the characters each stream has advanced; set it to resume. Raises
+    ValueError if ids are fewer than batch_size * unroll + 1.
     """
 
     def __init__(self, ids: Ids, batch_size: int, unroll: int) -> None:
@@ -82,19 +82,19 @@ class Batches:
     def _copy_ahead(self) -> None:
         """Copy the text that follows `position`, so that few pages of a mapped corpus are resident at any time.
 
-        Linux maps a whole large folio at a fault, whatever is advised: on 6.18, 64 streams read in place held 80 MB of
+        Linux maps a whole large folio at a fault, regardless of advice: on 6.18, 64 streams read in place held 80 MB of
         a 96 MB corpus at once, 1 MB each. Here at most `_STREAMS_PER_RELEASE` of them are mapped, none afterwards.
         """
         steps = self.position % len(self._ids) + np.arange(len(self._ahead))
         for stream, start in enumerate(self._starts):
             self._ahead[:, stream] = self._ids.take(start + steps, mode="wrap")
             if self._mapping and (stream % _STREAMS_PER_RELEASE == 0 or start == self._starts[-1]):
-                self._mapping.madvise(mmap.MADV_DONTNEED)  # of a read-only file: only the mapping goes, no data
+                self._mapping.madvise(mmap.MADV_DONTNEED)  # the file is read-only: this drops the mapping, not the data
         self._ahead_position = self.position
 
 
 def _mapping_under(ids: Ids) -> mmap.mmap | None:
-    """The file mapping an array looks into, where there is one whose pages can be given back."""
+    """The file mapping that an array views, if its pages can be released; otherwise None."""
     owner: Any = ids
     while isinstance(owner, np.ndarray):
         owner = owner.base

@@ -29,7 +29,7 @@ from lstmfast.text.vocabulary import Ids, Vocabulary, code_points, fold_to_udaci
 class Corpus:
     """An encoded text, memory-mapped read-only.
 
-    ids [length] in the smallest unsigned type; description: one line for people; fingerprint: equal when vocabulary and
+    ids [length] in the smallest unsigned type; description: one line to show; fingerprint: equal when vocabulary and
     ids are, wherever the text came from; sources: what to give `load_corpus` to have the same text again from any
     folder (paths made absolute, standard input replaced by its kept copy).
     """
@@ -57,12 +57,12 @@ def load_corpus(
     sources: files, zip archives, "-" (standard input) and http(s) addresses, joined in order with nothing between; none
     at all means the running Python's standard library, as printable ASCII and newlines. vocabulary: "characters" (those
     found), "udacity", "bytes", or a Vocabulary to encode with. fold: reduce the text to the 27 udacity symbols.
-    Text is read as Python reads it: CR and CR LF are line breaks, and a byte order mark is no part of it; with
-    `verbatim`, or a Vocabulary that knows CR, all of it stays. Bytes always stay as they are.
-    cache_folder: None keeps nothing, and what `sources` then says of standard input is gone with the call.
+    Text is read as Python reads it: CR and CR LF become newlines and a byte order mark is dropped; with `verbatim`, or
+    a Vocabulary that has CR, both are kept. Bytes are never changed.
+    cache_folder: None keeps nothing, not even the copy of standard input that `Corpus.sources` then names.
     expected_bytes: size of the one file or download, in bytes, before unpacking.
     Raises ValueError (empty or undecodable text, unknown characters, wrong size, options that exclude each other),
-    FileNotFoundError, CacheFolderError where the cache cannot be written, and OSError where the network fails.
+    FileNotFoundError, CacheFolderError if the cache cannot be written, and OSError if the network fails.
     """
     if cache_folder is None:
         with files.temporary_folder() as folder_for_now:
@@ -76,7 +76,7 @@ def load_corpus(
     if expected_bytes is not None and len(sources) != 1:
         raise ValueError(f"expected_bytes is the size of one file or address, got {len(sources)} sources")
     if sources.count("-") > 1:
-        raise ValueError("standard input ('-') can be read only once, but sources name it more often")
+        raise ValueError("standard input ('-') can be read only once, but sources name it more than once")
     folder = files.make_folder(cache_folder)
 
     paths = [local_path(source, folder, expected_bytes, progress) for source in sources]
@@ -90,7 +90,7 @@ def load_corpus(
         _encode_to(candidates[-1], reader, wanted or _found_vocabulary(reader))
         stored = _open_cache(candidates[-1], wanted)
         if stored is None:
-            raise OSError(f"{candidates[-1]} was changed by somebody else while it was being written; try again")
+            raise OSError(f"{candidates[-1]} was changed by another process while it was being written; try again")
     ids, used, fingerprint = stored
 
     unit = "bytes" if used.kind == "bytes" else "characters"
@@ -104,7 +104,7 @@ def load_corpus(
 
 
 def _wanted_vocabulary(vocabulary: str | Vocabulary, fold: bool) -> Vocabulary | None:
-    """The vocabulary asked for; None where it is to be found in the text."""
+    """The vocabulary asked for; None if it is to be collected from the text."""
     if isinstance(vocabulary, Vocabulary):
         wanted: Vocabulary | None = vocabulary
     else:
@@ -128,7 +128,7 @@ def _refuse_empty(reader: Reader) -> str:
 
 @dataclass(frozen=True)
 class Reader:
-    """All parts of a corpus as one run of bytes or of text, readable more than once."""
+    """All parts of a corpus as one sequence of bytes or of text, readable more than once."""
 
     parts: list[Part]
     encoding: str
@@ -137,6 +137,7 @@ class Reader:
     progress: Progress | None
 
     def byte_pieces(self, activity: str) -> Iterator[tuple[Part, Iterator[bytes]]]:
+        """Each part with its pieces; `progress` is told of every one under the name `activity`."""
         total = sum(part.size_bytes for part in self.parts)
         done = 0
 
@@ -166,12 +167,14 @@ class Reader:
                 position += len(text)
 
     def find_characters(self) -> str:
+        """The distinct characters, in code point order."""
         seen = np.zeros(sys.maxunicode + 1, bool)
         for _, _, text in self.text_pieces("read"):
             seen[code_points(text)] = True
         return text_of(seen.nonzero()[0].astype(np.uint32))
 
     def encoded_pieces(self, vocabulary: Vocabulary) -> Iterator[Ids]:
+        """The ids, a piece at a time."""
         if vocabulary.kind == "bytes":
             for _, pieces in self.byte_pieces("encode"):
                 for piece in pieces:
@@ -182,8 +185,8 @@ class Reader:
 
 
 # A cache file is the ids from offset 0, so that they map on a page boundary, then a JSON object that describes them,
-# then its length and a magic word. A file cut short has no magic word; a flipped bit fails the fingerprint, which costs
-# 1 s for 1 GB to check. Hence no fsync: what a power cut leaves is noticed and made again.
+# then its length and a magic word. A truncated file has no magic word; a flipped bit fails the fingerprint, which takes
+# 1 s for 1 GB to check. Hence no fsync: a file damaged by a power cut is detected and written again.
 _TRAILER = struct.Struct("<Q16s")
 _MAGIC = b"lstmfast corpus1"
 
@@ -215,7 +218,7 @@ def _encode_to(path: Path, reader: Reader, vocabulary: Vocabulary) -> None:
 
 
 def _open_cache(path: Path, wanted: Vocabulary | None) -> tuple[Ids, Vocabulary, str] | None:
-    """(ids, vocabulary, fingerprint) of a cache file; None if it is absent, damaged, foreign or not `wanted`."""
+    """(ids, vocabulary, fingerprint) of a cache file; None if absent, damaged, another's or of another vocabulary."""
     try:
         with path.open("rb") as file:
             end = file.seek(-_TRAILER.size, os.SEEK_END)

@@ -1,6 +1,6 @@
 """Bytes to characters, a piece at a time.
 
-Refuses to guess an encoding: it is the caller's, and bytes that are not valid in it are an error.
+Refuses to guess an encoding: the caller names it, and bytes that are not valid in it are an error.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.B
 
 
 def decoded(pieces: Iterable[bytes], encoding: str, where: str, *, verbatim: bool = True) -> Iterator[str]:
-    """Decode pieces that may end inside a character; unless `verbatim`, as text is read (see `load_corpus`).
+    """Decode pieces that may end inside a character.
 
+    Unless `verbatim`, every line end becomes a newline and a byte order mark is dropped.
     Raises ValueError with the offset of the first invalid byte.
     """
     decoder: Any = codecs.getincrementaldecoder(encoding)(errors="strict")
@@ -43,11 +44,12 @@ def decoded(pieces: Iterable[bytes], encoding: str, where: str, *, verbatim: boo
         offset = fed - len(error.object) + error.start
         raise ValueError(
             f"{where}: byte 0x{error.object[error.start]:02x} at offset {offset} is not valid {encoding}; "
-            "name the encoding with --encoding, or learn bytes with --vocabulary bytes"
+            "name the encoding with --encoding, or train on bytes with --vocabulary bytes"
         ) from error
 
 
 def check_encoding(encoding: str) -> None:
+    """Raise ValueError if Python has no text encoding of this name."""
     try:
         with contextlib.suppress(UnicodeDecodeError):
             b" ".decode(encoding)

@@ -1,6 +1,6 @@
 """Downloads over HTTP: fetched once, resumed after an interruption, kept only when complete.
 
-Refuses to follow anything but one address at a time, and to unpack what it fetched.
+Refuses to unpack what it fetched, and to fetch more than one address at a time.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def download(
     expected_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Download once: the path of the file in `folder`, fetched only if it is not there yet.
+    """Path of the file in `folder`, downloaded only if it is not there yet.
 
-    What an interrupted download left is resumed if the server still has the same file (same length, ETag and date) and
-    sends ranges, and begun again otherwise. Raises ValueError if the file has not `expected_bytes`, OSError if the
-    server cannot be reached, refuses, or breaks off; the file's name then does not exist.
+    An interrupted download is resumed if the server still has the same file (same length, ETag and date) and supports
+    ranges; otherwise it starts over. Raises ValueError if the size is not `expected_bytes`, OSError if the server
+    cannot be reached, refuses, or closes the connection early; the file then does not exist.
     """
     target = files.make_folder(folder) / _file_name(url)
     if not target.exists():
         with files.new_file(target.parent):
-            pass  # an error of the folder, and not of the server
+            pass  # so that an error of the folder is not taken for one of the server
     try:
         if not target.exists():
             _fetch(url, target, expected_bytes, progress)
@@ -53,7 +53,7 @@ def download(
 
 
 def _file_name(url: str) -> str:
-    """The address's own file name behind a hash of the whole address, so that two files of one name do not meet."""
+    """The address's file name after a hash of the whole address, so that files of the same name do not collide."""
     last = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rsplit("/", 1)[-1]
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", last)[-80:] or "download"
     return f"{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}-{readable}"
@@ -81,13 +81,13 @@ def _fetch(url: str, target: Path, expected_bytes: int | None, progress: Progres
             raise
         error.close()
     if kept is None:
-        raise ConnectionError("the server sent a part of the file without being asked to")
-    kept.unlink()  # the beginning of another file than the server has now
+        raise ConnectionError("the server sent a part of the file without being asked for one")
+    kept.unlink()  # it belongs to another version of the file than the server has now
     _fetch(url, target, expected_bytes, progress)
 
 
 def _extent(response: Any) -> tuple[int, int | None]:
-    """(offset of the first byte sent, length of the whole file if the server tells)."""
+    """(offset of the first byte sent, length of the whole file if the server gives it)."""
     if response.status == http.client.PARTIAL_CONTENT:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not found:
@@ -98,7 +98,7 @@ def _extent(response: Any) -> tuple[int, int | None]:
 
 
 def _partial_path(target: Path, response: Any, total: int | None) -> Path:
-    """Where the beginning of exactly this version of the file is kept: its name tells two versions apart."""
+    """Path of the incomplete file, whose name identifies this version of the file."""
     version = f"{total} {response.headers.get('ETag')} {response.headers.get('Last-Modified')}"
     return target.with_name(f"{target.name}.{hashlib.blake2b(version.encode(), digest_size=4).hexdigest()}.partial")
 
@@ -112,7 +112,7 @@ def _receive(
     url: str,
     progress: Progress | None,
 ) -> None:
-    """Append the response to `partial` from byte `start`; returns only when the file is whole and on the disk."""
+    """Append the response to `partial` from byte `start`; returns only when the file is complete and on the disk."""
     done = start
     with partial.open("ab" if start else "wb") as file:
         for piece in files.pieces(response):
@@ -123,7 +123,7 @@ def _receive(
             if expected_bytes is not None and done > expected_bytes:
                 break
         file.flush()
-        os.fsync(file.fileno())  # unlike the corpus cache, a download is known to be whole by its size alone
+        os.fsync(file.fileno())  # unlike the corpus cache, a download has no checksum that would show a loss
     if total is not None and done < total:
         raise ConnectionError(f"the connection ended after {done} of {total} bytes")
     if expected_bytes is not None and done != expected_bytes:

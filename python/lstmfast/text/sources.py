@@ -23,7 +23,7 @@ from lstmfast.text.download import download
 from lstmfast.text.files import Progress
 
 # Tests, tables and generated files would teach the model little Python; without them the text has about 8.8 million
-# characters on Python 3.11. What is third-party or depends on this machine is left out as well.
+# characters on Python 3.11. Third-party code and files that depend on this machine are left out too.
 _NOT_LIBRARY = re.compile(
     r"__pycache__|site-packages|dist-packages|tests?|idle_test|idlelib|lib2to3|turtledemo|ensurepip"
     r"|encodings|pydoc_data|config-.*|_sysconfigdata.*"
@@ -46,12 +46,13 @@ class Part:
 
     @property
     def identity(self) -> list[str | int]:
-        """What changes when the bytes do."""
+        """Values that change when the bytes do."""
         status = self.path.stat()
         member = self.member.filename if self.member else ""
         return [str(self.path), status.st_size, status.st_mtime_ns, member, self.ascii_only]
 
     def pieces(self) -> Iterator[bytes]:
+        """The bytes, a piece at a time. Raises ValueError if an archive is damaged."""
         if self.member is None:
             with self.path.open("rb") as file:
                 yield from files.pieces(file)
@@ -64,7 +65,7 @@ class Part:
 
 
 def _zip_parts(path: Path) -> list[Part]:
-    """The text members of an archive, in its order: a lone member whatever it is, of several those without NUL."""
+    """The text members of an archive, in its order: a single member whatever it holds, else those without NUL bytes."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [
@@ -73,7 +74,7 @@ def _zip_parts(path: Path) -> list[Part]:
                 if not member.is_dir() and not member.filename.startswith("__MACOSX/")
             ]
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a zip archive that can be read: {error}") from error
+        raise ValueError(f"{path} is not a readable zip archive: {error}") from error
     parts = [Part(f"{path}:{member.filename}", path, member) for member in members]
     if len(parts) > 1:
         parts = [part for part in parts if b"\0" not in next(part.pieces(), b"")]
@@ -92,11 +93,12 @@ def standard_library_parts() -> list[Part]:
             if name.endswith(".py") and not _NOT_LIBRARY.fullmatch(name):
                 parts.append(Part(os.path.join(here, name), Path(here, name), ascii_only=True))
     if not parts:
-        raise ValueError(f"this Python has no library sources in {folder}; name a text file to learn from")
+        raise ValueError(f"this Python has no library sources in {folder}; name a text file to train on")
     return parts
 
 
 def file_parts(path: Path) -> list[Part]:
+    """The file itself, or the text members of a zip archive."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name the text files in it")
     if not path.exists():
@@ -105,12 +107,12 @@ def file_parts(path: Path) -> list[Part]:
 
 
 def to_ascii(piece: bytes) -> bytes:
-    """Printable ASCII and newlines alone, with four spaces for a tab."""
+    """Keep printable ASCII and newlines; replace a tab by four spaces."""
     return piece.replace(b"\t", b"    ").translate(None, _NOT_ASCII)
 
 
 def _keep_stream(stream: IO[bytes], folder: Path) -> Path:
-    """Copy what can be read only once into the cache, under a name made of its content: a run resumes from there."""
+    """Copy a stream into the cache, named by its content: it can be read only once, and a run resumes from the copy."""
     digest = hashlib.blake2b(digest_size=16)
     with files.new_file(folder) as (file, rename_to):
         for piece in files.pieces(stream):
@@ -123,11 +125,12 @@ def _keep_stream(stream: IO[bytes], folder: Path) -> Path:
 
 
 def is_url(source: str) -> bool:
+    """Whether a source is an http(s) address."""
     return source.lower().startswith(("http://", "https://"))
 
 
 def local_path(source: str, folder: Path, expected_bytes: int | None, progress: Progress | None) -> Path:
-    """Bring a source onto this disk. Raises ValueError if it has not `expected_bytes`."""
+    """Path of a source on this disk, downloaded or copied if needed. Raises ValueError if its size is wrong."""
     if is_url(source):
         return download(source, folder, expected_bytes=expected_bytes, progress=progress)
     path = Path(source).absolute()
@@ -142,6 +145,7 @@ def local_path(source: str, folder: Path, expected_bytes: int | None, progress: 
 
 
 def name_of(sources: Sequence[str]) -> str:
+    """A short name of a list of sources, for display."""
     if not sources:
         return f"the standard library of Python {platform.python_version()}"
     shown = {"-": "standard input"}

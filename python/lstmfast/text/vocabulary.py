@@ -59,7 +59,7 @@ class Vocabulary:
 
     @classmethod
     def bytes_(cls) -> Vocabulary:
-        """All 256 bytes: any file can be learnt, whatever its encoding."""
+        """All 256 bytes: for any file, whatever its encoding."""
         return cls("bytes", None)
 
     @property
@@ -83,7 +83,7 @@ class Vocabulary:
         return self._encode_piece(text, where, 0)
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        """Text of ids (any shape, read in C order). Raises ValueError if an id lies outside the vocabulary."""
+        """Text of ids (any shape, read in C order). Raises ValueError if an id is outside the vocabulary."""
         check.unmasked("ids", ids)
         flat = np.asarray(ids).ravel()
         if not flat.size:
@@ -95,7 +95,7 @@ class Vocabulary:
         return text_of(code_points(self.symbols)[flat])
 
     def to_json(self) -> dict[str, str | None]:
-        """What `from_json` reads: {"kind": ..., "symbols": ...}."""
+        """The form that `from_json` reads: {"kind": ..., "symbols": ...}."""
         return {"kind": self.kind, "symbols": self.symbols}
 
     @classmethod
@@ -112,7 +112,7 @@ class Vocabulary:
 
     @functools.cached_property
     def _id_of_code_point(self) -> npt.NDArray[np.int32]:
-        """Id by code point, -1 for strangers; the last entry stands for everything beyond the highest symbol."""
+        """Id by code point, -1 for unknown characters; the last entry covers all code points above the symbols."""
         points = code_points(self.symbols or "")
         table = np.full(int(points[-1]) + 2, -1, np.int32)
         table[points] = np.arange(points.size)
@@ -123,17 +123,17 @@ class Vocabulary:
         ids = self._id_of_code_point.take(code_points(text), mode="clip")
         if ids.size and ids.min() < 0:
             first = int((ids < 0).argmax())
-            raise ValueError(self._stranger(where, text[first], position + first))
+            raise ValueError(self._unknown_character(where, text[first], position + first))
         return ids.astype(self.dtype)
 
-    def _stranger(self, where: str, character: str, position: int) -> str:
+    def _unknown_character(self, where: str, character: str, position: int) -> str:
         found = f"{where}: character {character!r} (U+{ord(character):04X}) at position {position} is not one of the"
         if self.kind == "udacity":
             return (
                 f"{found} 27 symbols of the udacity vocabulary (space and a to z); --fold reduces a text to them: "
                 "lower case, and every run of other characters becomes one space"
             )
-        return f"{found} {self.size} characters of this vocabulary; take it out of the text, or train on a text with it"
+        return f"{found} {self.size} characters of this vocabulary; remove it, or train on a text that has it"
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:
@@ -150,10 +150,10 @@ _FOLDED = bytes(ord(chr(byte).lower()) if chr(byte).isascii() and chr(byte).isal
 def fold_to_udacity(text: str) -> str:
     """Reduce a text to the 27 udacity symbols as text8 was made: lower case, every other run becomes one space.
 
-    Only A to Z have a lower case here; an accented letter is an "other character".
+    Only A to Z are lowered; accented letters count as other characters.
     """
     letters = np.frombuffer(text.encode("ascii", errors="replace").translate(_FOLDED), np.uint8)
     kept = letters != ord(" ")
-    kept[1:] |= kept[:-1]  # the first space after a letter stays, those behind it go
+    kept[1:] |= kept[:-1]  # the first space after a letter is kept, the others are dropped
     kept[:1] = True
     return str(letters[kept].tobytes(), "ascii")
