@@ -7,6 +7,7 @@ Refuses to check shapes (see `arguments`) and to be traced (see `operators`).
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any, NamedTuple
 
@@ -133,9 +134,11 @@ def _run_forward(
 def saved_size(x: Tensor, weights: Weights, options: CallOptions) -> int:
     """How many values `forward` leaves for `backward`: gates and cells of every step of every row."""
     updates = x.shape[0] * x.shape[1] if options.lengths is None else int(options.lengths.sum())
-    return _core.saved_size(
-        updates, len(weights.weight_hh) // 4, weights.weight_hr is not None, x.dtype is torch.float64
-    )
+    hidden_size = weights.weight_hh.shape[0] // 4
+    return _saved_size(updates, hidden_size, weights.weight_hr is not None, x.dtype is torch.float64)
+
+
+_saved_size = functools.lru_cache(maxsize=256)(_core.saved_size)
 
 
 def backward(
@@ -205,8 +208,9 @@ def _shared(values: Array | None) -> Tensor | None:
 
 
 class LayerFunction(torch.autograd.Function):
-    """`forward` for autograd: (x, h0, c0, *Weights, CallOptions, keep_layer_axis) -> (h, h_n, c_n).
+    """`forward` for autograd: (x, h0, c0, *Weights, CallOptions, keep_layer_axis, own) -> (h, h_n, c_n).
 
+    own: the memory of the weights, where the caller has it as arrays.
     All that backward reads is saved through autograd, which then checks that nobody has written into it, hands it to
     hooks, drops it for checkpointing, and frees it.
     """
@@ -224,13 +228,14 @@ class LayerFunction(torch.autograd.Function):
         weight_hr: Tensor | None,
         options: CallOptions,
         keep_layer_axis: bool,
+        own: Arrays | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
         # As torch's operations do, backward reads aliases, which stay where they are when a parameter's `data` is
         # exchanged, and leaves alone what no gradient depends on: writes there are no error.
         w_ih, w_hh, w_hr = weight_ih.detach(), weight_hh.detach(), None if weight_hr is None else weight_hr.detach()
         given = Inputs(
-            array(x), _optional(h0), _optional(c0), arrays(Weights(w_ih, w_hh, bias_ih, bias_hh, w_hr))
+            array(x), _optional(h0), _optional(c0), own or arrays(Weights(w_ih, w_hh, bias_ih, bias_hh, w_hr))
         )
         saved = of_thread.arrays.empty((saved_size(x, weights, options),), given.x.dtype)
         sequence = sequence_for_one_call(given.weights, options)
@@ -271,7 +276,7 @@ class LayerFunction(torch.autograd.Function):
                 elif not differentiable:
                     weights = Weights(*(None if w is None else w.detach().requires_grad_() for w in given_back))
             found = composite.gradients(x, h0, c0, weights, ctx.options, *upstream, need, create_graph=differentiable)
-            return (*found, None, None)
+            return (*found, None, None, None)
         wanted = Wanted(need[0], need[1], need[2], any(need[3:8]))
         known, ctx.arrays = ctx.arrays, None  # which would outlive what autograd frees after this
         has_bias = weights.bias_ih is not None
@@ -286,7 +291,7 @@ class LayerFunction(torch.autograd.Function):
             known = given, values, array(saved), []
         given, values, kept, _ = known
         d = _run_backward(given, ctx.options, values, kept, upstream, wanted, has_bias=has_bias)
-        return (d.x, d.h0, d.c0, *(d.weights or _NO_WEIGHTS), None, None)
+        return (d.x, d.h0, d.c0, *(d.weights or _NO_WEIGHTS), None, None, None)
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:
@@ -294,7 +299,10 @@ def _addresses(*tensors: Tensor | None) -> list[int]:
 
 
 def _versions(weights: Weights) -> list[int | None]:
-    return [None if w is None or w.is_inference() else w._version for w in weights]
+    try:
+        return [None if w is None else w._version for w in weights]
+    except RuntimeError:  # tensors made in inference mode have none
+        return [None if w is None or w.is_inference() else w._version for w in weights]
 
 
 def _check_versions(weights: Weights, versions: list[int | None]) -> None:

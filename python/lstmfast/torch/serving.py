@@ -268,28 +268,29 @@ def _fast_layer(
     None where a weight is of an unusual type, dtype or place.
     """
     kernels.follow_torchs_threads()
-    options = CallOptions(matmul_precision=precision)
-    if not torch.is_grad_enabled():
-        (workspace,) = weights.workspaces(module, 1)
-        arrays = workspace.view.of_module(module, names)
-        if arrays is not None and arrays.kernel[0].dtype == kernels.NUMPY[x.dtype] and weights.frozen(module) is None:
-            return kernels.forward(
-                x, h0, c0, arrays, options, workspace.sequence(arrays), keep_layer_axis=keep_layer_axis
-            )[:3]
-    own = weights.flat(module)
+    options, records = CallOptions(matmul_precision=precision), torch.is_grad_enabled()
+    (workspace,) = weights.workspaces(module, 1)
+    arrays = workspace.view.of_module(module, names)
+    if arrays is not None and arrays.kernel[0].dtype != kernels.NUMPY[x.dtype]:
+        arrays = None
+    if arrays is not None and not records and weights.frozen(module) is None:
+        sequence = workspace.sequence(arrays)
+        return kernels.forward(x, h0, c0, arrays, options, sequence, keep_layer_axis=keep_layer_axis)[:3]
+    own = weights.flat(module) if arrays is None else workspace.view.tensors()
     if len(own) != len(names):
         return None
     wanted = x.requires_grad or (h0 is not None and h0.requires_grad) or (c0 is not None and c0.requires_grad)
     for weight in own:
-        if (type(weight) is not nn.Parameter and type(weight) is not Tensor) or weight.dtype is not x.dtype:
+        if type(weight) is not nn.Parameter and type(weight) is not Tensor:
             return None
-        if not weight.is_cpu or weight.layout is not torch.strided:
+        # Those of a view are where they were when it was made.
+        if arrays is None and not (weight.dtype is x.dtype and weight.is_cpu and weight.layout is torch.strided):
             return None
         wanted = wanted or weight.requires_grad
     given = Weights(*own, *_NOTHING[len(own) :])
-    if wanted and torch.is_grad_enabled():
-        return kernels.LayerFunction.apply(_to_be_saved(x, given), h0, c0, *given, options, keep_layer_axis)
-    (workspace,) = weights.workspaces(module, 1)
+    if wanted and records:
+        arrays = arrays or workspace.view.of(given)
+        return kernels.LayerFunction.apply(_to_be_saved(x, given), h0, c0, *given, options, keep_layer_axis, arrays)
     frozen = weights.frozen(module)
     arrays = workspace.view.of(given if frozen is None else frozen[0])
     sequence = workspace.sequence(arrays, frozen=frozen is not None)

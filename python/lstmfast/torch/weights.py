@@ -84,6 +84,10 @@ class View:
         assert self.arrays is not None
         return self.arrays
 
+    def tensors(self) -> list[Tensor]:
+        """The weights that the arrays are the memory of."""
+        return [mark[0] for mark in self._marks]
+
     def of_module(self, module: nn.Module, names: Sequence[str]) -> Arrays | None:
         """The arrays, if they are those of a module of one layer whose parameters have these names; else None.
 
