@@ -139,6 +139,8 @@ def lstm_backward(
 
 def _cell_of(forget_bias: Any, peepholes: Any, projection: Any, cell_clip: Any, coupled_gates: Any) -> Cell:
     """The cell that these arguments of `lstm` ask for."""
+    if projection is None and peepholes is None and cell_clip is None and not coupled_gates:
+        return _cell(check.finite("forget_bias", forget_bias))
     size = None
     if projection is not None:
         size = check.array("projection", projection, ("hidden_size", "projection_size")).shape[1]

@@ -25,6 +25,7 @@ from lstmfast import _checks as check
 from lstmfast import _core, functional, runtime
 from lstmfast._checks import Array, State
 from lstmfast._engine.buffers import OfParameters, ParameterBuffer, Scratch
+from lstmfast._engine import cpu
 from lstmfast._engine.cpu import CPU
 from lstmfast._engine.devices import is_on_device
 from lstmfast._engine.engine import Engine
@@ -150,7 +151,12 @@ class LSTMCell(OfParameters, _OfCell):
         """
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state must be a pair of arrays (h, c), got {type(state).__name__}")
-        cell = self.cell
+        cell, weights = self.cell, self.parameters
+        if isinstance(x, np.ndarray):  # `functional.lstm_step` would make the cell of its options again
+            return cpu.lstm_step(
+                x, *state, weights["kernel"], weights["bias"], cell=cell, peepholes=weights.get("peepholes"),
+                projection=weights.get("projection"),
+            )
         return functional.lstm_step(
             x, *state, self.kernel, self.bias, forget_bias=cell.forget_bias, peepholes=self.peepholes,
             projection=self.projection, cell_clip=cell.cell_clip, coupled_gates=cell.coupled_gates,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,8 +53,7 @@ class _CpuEngine:
 CPU = _CpuEngine()
 
 
-@dataclass(frozen=True, eq=False)
-class Weights:
+class Weights(NamedTuple):
     """The weights of one layer in one direction, checked, and the sizes they have."""
 
     kernel: Array
@@ -90,13 +89,14 @@ def lstm_step(
     """As `functional.lstm_step`."""
     weights = check_weights(kernel, bias, peepholes, projection, x, h, axes=1)
     x = _input(x, weights, ("batch",))
-    batch, dtype = len(x), weights.dtype
-    h, c = _states(("h", h, weights.output_size), ("c", c, weights.hidden_size), batch=batch, dtype=dtype)
-    h_next, output = np.empty((2, batch, weights.output_size), dtype)
-    c_next = np.empty((batch, weights.hidden_size), dtype)
+    kernel, bias, peepholes, projection, hidden_size, output_size = weights
+    batch, dtype = len(x), kernel.dtype
+    h, c = _states(("h", h, output_size), ("c", c, hidden_size), batch=batch, dtype=dtype)
+    h_next, output = np.empty((2, batch, output_size), dtype)
+    c_next = np.empty((batch, hidden_size), dtype)
     # By position, as in `LSTM.forward_into`.
     sequence = _step_workspace.sequence(cell)
-    sequence.load(weights.kernel, weights.bias, weights.peepholes, weights.projection, False, True)
+    sequence.load(kernel, bias, peepholes, projection, False, True)
     sequence.forward(x[None], output[None], h_next, c_next, h, c)
     return h_next, c_next
 

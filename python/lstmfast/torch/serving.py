@@ -289,7 +289,8 @@ def _fast_layer(
         wanted = wanted or weight.requires_grad
     given = Weights(*own, *_NOTHING[len(own) :])
     if wanted and records:
-        arrays = arrays or workspace.view.of(given)
+        if arrays is None and not any(map(paths.is_wrapped, own)):  # as transforms of another thread leave them
+            arrays = workspace.view.of(given)
         return kernels.LayerFunction.apply(_to_be_saved(x, given), h0, c0, *given, options, keep_layer_axis, arrays)
     frozen = weights.frozen(module)
     arrays = workspace.view.of(given if frozen is None else frozen[0])
