@@ -9,7 +9,7 @@ Models can be copied and pickled, streams cannot.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,14 @@ BatchLoss: TypeAlias = Callable[[Array, Any], tuple[float, Array]]
 """A batch loss: (logits [N, classes], labels as they were given) -> (loss, its derivative by the logits)."""
 
 DEVICES = ("cpu", "cuda")
+
+
+class _Layers(NamedTuple):
+    """The layers of a model that compute: its own, or twins of them on a device."""
+
+    lstm: LSTM
+    projection: Linear
+    embedding: Embedding | None
 
 
 class _Model(OfParameters):
@@ -100,13 +108,13 @@ class _Model(OfParameters):
     def _begin(self) -> None:
         """Choose the engine, and the layers that compute: on the CPU the model's own, elsewhere twins of them."""
         self._engine, self._mirror = CPU, None
-        self._layers = self.lstm, self.projection, self.embedding
+        self._layers = _Layers(self.lstm, self.projection, self.embedding)
         if self.device == "cuda":
             engine = CudaEngine.default()
             check_features(self.cell.features, engine.features, engine.place)
             self._engine, self._mirror = engine, Mirror(engine, self._storage)
             there = self._mirror.storage
-            self._layers = (
+            self._layers = _Layers(
                 self.lstm._on(engine, there.part("lstm.")),
                 self.projection._on(engine, there.part("projection.")),
                 self.embedding and self.embedding._on(engine, there.one("embedding", under="table")),
@@ -116,13 +124,13 @@ class _Model(OfParameters):
 
     def _project(self, features: Array, logits: Array) -> Array:
         """Fill logits [N, output_size] from features [N, hidden_size or twice that] and return them."""
-        self._layers[1].forward_into(logits, features)
+        self._layers.projection.forward_into(logits, features)
         return logits
 
     def _project_backward(self, features: Array, d_logits: Array) -> Array:
         """Fill the projection's gradients; return the derivative by what went into the dropout before it."""
         d_features = self._scratch("d_features", tuple(features.shape))
-        self._layers[1].backward_into(d_features, features, d_logits)
+        self._layers.projection.backward_into(d_features, features, d_logits)
         self._dropouts[1].backward_into(d_features)
         return d_features
 
@@ -257,7 +265,7 @@ class CharLM(_Model):
         self, ids: Array, state: State | None, keep_for_backward: bool = False, rng: np.random.Generator | None = None
     ) -> tuple[Array, Array, State]:
         """Return the ids and the top layer's outputs [T*B, H], in scratch, on the engine; and the final state."""
-        if self._layers[0].cell is not self.lstm.cell:  # a twin of what the layer was before it was changed
+        if self._layers.lstm.cell is not self.lstm.cell:  # a twin of what the layer was before it was changed
             self._begin()
         engine, (lstm, _, embedding) = self._engine, self._layers
         h0, c0 = self.lstm.check_state("state", state, ids.shape[1])
