@@ -24,8 +24,8 @@ import numpy.typing as npt
 from lstmfast import _checks as check
 from lstmfast import _core, functional, runtime
 from lstmfast._checks import Array, State
-from lstmfast._engine.buffers import OfParameters, ParameterBuffer, Scratch
 from lstmfast._engine import cpu
+from lstmfast._engine.buffers import OfParameters, ParameterBuffer, Scratch
 from lstmfast._engine.cpu import CPU
 from lstmfast._engine.devices import is_on_device
 from lstmfast._engine.engine import Engine
