@@ -109,3 +109,12 @@ def test_outputs_and_gradients_that_are_kept_stay_what_they_are() -> None:
         torch.testing.assert_close(h, wanted, rtol=1e-4, atol=1e-5)
     for a, b in zip(kept[-1][3], kept[-1][2], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_that_a_call_computed_are_let_go_of_with_its_graph() -> None:
+    cell = torch.nn.utils.parametrizations.weight_norm(torch.nn.LSTMCell(3, 4), "weight_hh")
+    ours.convert(cell)
+    output = cell(torch.randn(2, 3, requires_grad=True))[0]  # its graph is not run, and dies with it
+    del output
+    for parameter in cell.parameters():  # torch counts what refers to it
+        torch.utils.swap_tensors(parameter, torch.nn.Parameter(torch.randn_like(parameter)))
