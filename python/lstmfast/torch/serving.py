@@ -289,7 +289,7 @@ def _fast_layer(
         wanted = wanted or weight.requires_grad
     given = Weights(*own, *_NOTHING[len(own) :])
     if wanted and records:
-        # A view holds its tensors: no graph of computed weights, and no wrappers that transforms of another thread made.
+        # A view holds its tensors: no computed weights with their graph, no wrappers of a transform in another thread.
         if arrays is None and all(w.is_leaf and not paths.is_wrapped(w) for w in own):
             arrays = workspace.view.of(given)
         return kernels.LayerFunction.apply(_to_be_saved(x, given), h0, c0, *given, options, keep_layer_axis, arrays)
