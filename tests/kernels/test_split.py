@@ -114,6 +114,19 @@ def relative_error(actual: Array, expected: Array) -> float:
     return float(np.linalg.norm(actual - expected) / norm) if norm > 0 else float(np.abs(actual).sum())
 
 
+def sizes_of(a: Array, b: Array) -> Array:
+    """The sizes that a product adds up."""
+    return exact(np.abs(a), np.abs(b))
+
+
+def assert_error(actual: Array, expected: Array, sizes: Array, parts: int, depth: int) -> None:
+    """Hold a result to `error_of`. That is a bound of averages: few numbers are each held to `LARGEST_ERROR`."""
+    if expected.size >= 64:
+        assert relative_error(actual, expected) <= error_of(parts, depth)
+    else:
+        assert (np.abs(actual - expected) <= LARGEST_ERROR[parts] * sizes).all()
+
+
 def to_panels(rows: Array) -> Array:
     """[rows, 4*hidden] as gate panels [blocks, rows, 64], zero past the last unit."""
     count, hidden = rows.shape[0], rows.shape[1] // 4
@@ -138,7 +151,7 @@ def from_panels(panels: Array, hidden: int) -> Array:
 def test_error_of_a_product_is_what_its_parts_promise(rng, shape, parts):
     rows, depth, columns = shape
     a, b = normal(rng, rows, depth), normal(rng, depth, columns)
-    assert relative_error(product(a, b, parts), exact(a, b)) <= error_of(parts, depth)
+    assert_error(product(a, b, parts), exact(a, b), sizes_of(a, b), parts, depth)
 
 
 @pytest.mark.parametrize("depth", [8, 16, 33, 64, 100, 300, 1000])
@@ -147,14 +160,15 @@ def test_three_parts_are_more_accurate_than_numpys_float32_product(rng, depth):
     assert relative_error(product(a, b, HIGHEST), exact(a, b)) < relative_error(a @ b, exact(a, b))
 
 
-@pytest.mark.parametrize("depth", [8, 33, 100, 300, 2000, 5000])
-def test_three_parts_lose_half_of_what_a_float32_sum_in_order_loses(rng, depth):
-    # One rounding per partial product and 32 of depth, 6 in place of 32: the root of that is 0.43.
+@pytest.mark.parametrize(("depth", "share"), [(8, 0.6), (33, 0.7), (100, 0.6), (300, 0.6), (2000, 0.6), (5000, 0.6)])
+def test_three_parts_lose_half_of_what_a_float32_sum_in_order_loses(rng, depth, share):
+    # One rounding per partial product and 32 of depth or a part of it, 6 in place of 32: the root of that is 0.43; at a
+    # depth of 33 it is 12 in place of 33, 0.60.
     a, b = normal(rng, 70, depth), normal(rng, depth, 64)
     in_order = np.zeros((70, 64), np.float32)
     for k in range(depth):
         in_order += a[:, k : k + 1] * b[k]
-    assert relative_error(product(a, b, HIGHEST), exact(a, b)) < 0.6 * relative_error(in_order, exact(a, b))
+    assert relative_error(product(a, b, HIGHEST), exact(a, b)) < share * relative_error(in_order, exact(a, b))
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -216,7 +230,8 @@ def test_rows_by_pointer_and_rows_of_a_matrix_are_the_same(rng, shape):
 def test_a_product_starts_from_its_bias(rng, shape):
     rows, depth, columns = shape
     a, b, bias = normal(rng, rows, depth), normal(rng, depth, columns), rng.standard_normal(columns).astype(np.float32)
-    assert relative_error(product(a, b, HIGHEST, bias=bias), exact(a, b) + bias) <= error_of(HIGHEST, depth)
+    sizes = sizes_of(a, b) + np.abs(bias)
+    assert_error(product(a, b, HIGHEST, bias=bias), exact(a, b) + bias, sizes, HIGHEST, depth)
 
 
 @pytest.mark.parametrize("by_pointer", [True, False])
@@ -224,9 +239,9 @@ def test_a_product_starts_from_its_bias(rng, shape):
 def test_a_product_may_be_added_to_what_is_there(rng, shape, by_pointer):
     rows, depth, columns = shape
     a, b, out = normal(rng, rows, depth), normal(rng, depth, columns), normal(rng, rows, columns)
-    expected = out + exact(a, b)
+    expected, sizes = out + exact(a, b), np.abs(out) + sizes_of(a, b)
     product(a, b, HIGHEST, out, add=True, by_pointer=by_pointer)
-    assert relative_error(out, expected) <= error_of(HIGHEST, depth)
+    assert_error(out, expected, sizes, HIGHEST, depth)
 
 
 @pytest.mark.parametrize("with_init", [True, False], ids=["init", "in place"])
@@ -237,7 +252,8 @@ def test_a_gate_product_is_added_to_its_starting_values(rng, shape, with_init):
     init = to_panels(start)
     panels = np.full_like(init, np.nan) if with_init else init.copy()
     assert testing.bf16x_gates(a, kernel, panels, HIGHEST, init=init if with_init else None)
-    assert relative_error(from_panels(panels, hidden), start + exact(a, kernel)) <= error_of(HIGHEST, depth)
+    sizes = np.abs(start) + sizes_of(a, kernel)
+    assert_error(from_panels(panels, hidden), start + exact(a, kernel), sizes, HIGHEST, depth)
 
 
 @pytest.mark.parametrize("shape", GATE_SHAPES, ids=str)
@@ -257,7 +273,7 @@ def test_gradients_of_gates_go_back_through_the_kernel(rng, shape, parts):
     d_gates, kernel = rng.standard_normal((rows, 4 * hidden)).astype(np.float32), normal(rng, columns, 4 * hidden)
     out = np.full((rows, columns), np.nan, np.float32)
     assert testing.bf16x_gates_back(to_panels(d_gates), kernel, out, parts)
-    assert relative_error(out, exact(d_gates, kernel.T)) <= error_of(parts, 4 * hidden)
+    assert_error(out, exact(d_gates, kernel.T), sizes_of(d_gates, kernel.T), parts, 4 * hidden)
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -267,7 +283,7 @@ def test_the_transposed_product_with_gate_panels_is_the_kernels_gradient(rng, sh
     a, d_gates = normal(rng, rows, m), rng.standard_normal((rows, 4 * hidden)).astype(np.float32)
     out = np.full((m, 4 * hidden), np.nan, np.float32)
     assert testing.bf16x_transposed_product(a, to_panels(d_gates), out, parts, hidden=hidden)
-    assert relative_error(out, exact(a.T, d_gates)) <= error_of(parts, rows)
+    assert_error(out, exact(a.T, d_gates), sizes_of(a.T, d_gates), parts, rows)
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -277,7 +293,7 @@ def test_the_transposed_product_of_plain_matrices_is_right(rng, shape, parts):
     a, b = normal(rng, rows, m), normal(rng, rows, columns)
     out = np.full((m, columns), np.nan, np.float32)
     assert testing.bf16x_transposed_product(a, b, out, parts)
-    assert relative_error(out, exact(a.T, b)) <= error_of(parts, rows)
+    assert_error(out, exact(a.T, b), sizes_of(a.T, b), parts, rows)
 
 
 # --- nothing but the output is written --------------------------------------------------------------------------------
