@@ -75,7 +75,7 @@ def run(options: BenchOptions) -> int:
         report.check_markers(str(path), text, SECTIONS)
     for target in filter(None, (options.json, options.plot)):
         if not Path(target).absolute().parent.is_dir():
-            raise ValueError(f"{target} lies in a folder that does not exist")
+            raise ValueError(f"{target} is in a folder that does not exist")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install matplotlib")
 
@@ -158,12 +158,12 @@ def _contenders(options: BenchOptions) -> list[Contender]:
     """lstmfast under this interpreter, and each peer under its own or this one."""
     names = _names(options.against)
     if unknown := [name for name in names if name not in PEERS]:
-        raise ValueError(f"against must name contenders out of {', '.join(PEERS)}, got {unknown[0]!r}")
+        raise ValueError(f"against must name contenders from {', '.join(PEERS)}, got {unknown[0]!r}")
     contenders = [Contender.of("lstmfast")]
     for name in names:
         python = getattr(options, f"python_{name}") or sys.executable
         if shutil.which(python) is None:
-            raise ValueError(f"--python-{name} must be a Python interpreter, got {python!r}, which is no program")
+            raise ValueError(f"--python-{name} must be a Python interpreter, got {python!r}, which is not a program")
         contenders.append(Contender.of(name, python))
     return contenders
 

@@ -20,10 +20,10 @@ class Options(argparse.ArgumentParser):
     def __init__(self, doc: str, *, steps: int, text: bool = True) -> None:
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         if text:
-            learnt = "text files, zip archives or addresses to learn; none: the source of Python's standard library"
+            learnt = "text files, zip archives or addresses to train on; none: the source of Python's standard library"
             self.add_argument("text", nargs="*", metavar="TEXT", help=learnt)
-        self.add_number("--steps", steps, "batches to learn from")
-        self.add_number("--seed", 0, "another number, another run", at_least=0)
+        self.add_number("--steps", steps, "batches to train on")
+        self.add_number("--seed", 0, "random seed", at_least=0)
         self.add_number("--threads", 0, "threads to use; 0: as many as there are cores", at_least=0)
 
     def add_number(self, name: str, default: int, what: str, *, at_least: int = 1) -> None:

@@ -216,7 +216,7 @@ def _inspection(
             continue
         said += weights.assumptions
         if lstm.arrays.forget_bias:
-            said.append(f"Forget bias {lstm.arrays.forget_bias:g} is added at run time and is no variable.")
+            said.append(f"Forget bias {lstm.arrays.forget_bias:g} is added at run time and is not a variable.")
         named = [part for part in parts if part[0] in lstm.names]  # a bias of zeros may stand for one that is not there
         roles |= {lstm.names[name]: (variable, sizes) for name, variable, sizes in named}
         infos.append(_info(lstm, weights))
@@ -333,7 +333,7 @@ def _in_words(layout: Layout, present: tuple[Variable, ...]) -> list[str]:
             shapes, lie = (f"{names[0]} is I x 4H", f"{names[1]} {h} x 4H"), "side by side, H columns each"
         lines = [
             f"{read} It multiplies both",
-            f"for all four gates at once, which lie {lie}: {order}.",
+            f"for all four gates at once, which are {lie}: {order}.",
             f"So {shapes[0]}, {shapes[1]}, with {each} of 4H: together {_product(biases, h)} variables.",
         ]
     if "peepholes" in by_role:
@@ -341,7 +341,7 @@ def _in_words(layout: Layout, present: tuple[Variable, ...]) -> list[str]:
             "Through peepholes the gates i, f and o see the cell state c: a vector of H for each, 3H variables."
         )
     if "projection" in by_role:
-        lines.append("The projection makes the P numbers of h out of the H of every step: H x P variables.")
+        lines.append("The projection maps the H numbers of every step to the P numbers of h: H x P variables.")
     return lines
 
 

@@ -91,11 +91,11 @@ def _lacking(cell: Any, compute_dtype: str) -> str:
     ):
         if given not in known:
             word = getattr(given, "__name__", given)
-            return f"{name} must be {known[0].__name__}, got {word}; keras.layers.LSTM has others"
+            return f"{name} must be {known[0].__name__}, got {word}; keras.layers.LSTM supports others"
     if cell.recurrent_dropout:
         return (
             f"recurrent_dropout must be 0, got {cell.recurrent_dropout:g}: it changes the state inside the loop; "
-            "keras.layers.LSTM has it"
+            "keras.layers.LSTM supports it"
         )
     if cell.dropout and cell.implementation != 2:
         return (
@@ -123,13 +123,13 @@ def convert(model: Any, *, partly: bool = False) -> Any:
         raise TypeError(f"model must be a keras.Model, got {type(model).__name__}")
     found = list(_lstms(model))
     if all(each.ours for each in found):
-        none = f"{model.name}, which has lstmfast's already" if found else f"{model.name} without one"
+        none = f"{model.name}, which already uses lstmfast" if found else f"{model.name} without one"
         raise ValueError(f"model must have a keras.layers.LSTM to replace, got {none}")
     if not (isinstance(model, keras.Sequential) or _is_functional(model)):
         names = ", ".join(each.name for each in found)
         raise ValueError(
             f"model must be Sequential or functional to be copied, got {model.name} of the class "
-            f"{type(model).__name__}; make its LSTMs ({names}) of lstmfast.keras.LSTM in its code"
+            f"{type(model).__name__}; in its code, make its LSTMs ({names}) lstmfast.keras.LSTM layers"
         )
     left = [each for each in found if each.why_not]
     chosen = {id(each.layer) for each in found if not each.ours and not each.why_not}
@@ -138,7 +138,7 @@ def convert(model: Any, *, partly: bool = False) -> Any:
     result, made = _copy_of(model, chosen)
     pairs = [pair for old, new in made for pair in _pairs(old, new)]
     still_theirs = {id(old) for old, new in pairs if id(old) in chosen and not isinstance(new, LSTM)}
-    why_not = "the layer around it makes it by itself: have that one make a lstmfast.keras.LSTM"
+    why_not = "the layer around it creates it: make that layer create a lstmfast.keras.LSTM"
     left += [replace(each, why_not=why_not) for each in found if id(each.layer) in still_theirs]
     if left and not (partly and chosen - still_theirs):
         raise ValueError(_left_over(model, found, left))
@@ -191,7 +191,7 @@ def _lstms(model: Any) -> Iterator[_Found]:
         elif isinstance(layer, keras.layers.RNN) and any(_is_lstm_cell(part) for part in _parts(layer, True)):
             yield _Found(name, layer, False, _why_no_lstm(layer))
         elif _is_lstm_cell(layer):
-            yield _Found(name, layer, False, "a cell that is called step by step; lstmfast.keras has whole loops alone")
+            yield _Found(name, layer, False, "a cell that is called step by step; lstmfast.keras has only whole loops")
         else:
             for part in _parts(layer):
                 yield from within(part, f"{name}/{part.name}" if name else part.name)
@@ -223,7 +223,7 @@ def _why_no_lstm(layer: Any) -> str:
 
 
 def _class_of_its_own(layer: Any) -> str:
-    return f"{type(layer).__name__} is a class of its own, and what it does otherwise is not known"
+    return f"{type(layer).__name__} is a custom class, and how it differs is not known"
 
 
 def _is_functional(model: Any) -> bool:
@@ -264,7 +264,7 @@ def _copy_of(model: Any, chosen: set[int]) -> tuple[Any, list[tuple[Any, Any]]]:
         except Exception as error:  # whatever a layer of the user's own raises
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"{layer.name} of the class {type(layer).__name__} cannot be made again from its settings: {reason}"
+                f"{layer.name} of the class {type(layer).__name__} cannot be rebuilt from its settings: {reason}"
             ) from error
         if isinstance(layer, keras.layers.Layer) and copy is not layer:  # else an operation, or shared
             made.append((layer, copy))
@@ -356,8 +356,8 @@ def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
     parts, copies = _parts(old), _parts(new)
     if len(parts) != len(copies):
         raise ValueError(
-            f"{old.name} of the class {type(old).__name__} cannot be copied: it has {len(parts)} layers in it, and "
-            f"what its settings make has {len(copies)}"
+            f"{old.name} of the class {type(old).__name__} cannot be copied: it contains {len(parts)} layers, but "
+            f"rebuilt from its settings it contains {len(copies)}"
         )
     for part, copy in zip(parts, copies, strict=True):
         yield from _pairs(part, copy)
@@ -513,7 +513,7 @@ class _Loop:
 # derivative. A backend is imported with its first call: Keras has done so before.
 
 
-_FIRST_ALONE = "lstmfast.keras.LSTM has first derivatives only; keras.layers.LSTM has second ones"
+_FIRST_ALONE = "lstmfast.keras.LSTM has only first derivatives; keras.layers.LSTM supports second ones"
 
 
 def _in_tensorflow(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...]:

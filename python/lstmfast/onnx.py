@@ -260,13 +260,13 @@ def _operator_weights(layer: LSTM) -> dict[str, Array]:
     weights = LSTMWeights.from_layer(layer)
     if weights.has_projection:
         raise ValueError(
-            "model must have no projection_size: ONNX's LSTM operator feeds back the state that it puts out, and has "
-            "no weights to project it"
+            "model must have no projection_size: ONNX's LSTM operator feeds back the state it outputs and has no "
+            "projection weights"
         )
     if weights.cell_clip is not None:
         raise ValueError(
-            f"model must have no cell_clip, got {weights.cell_clip:g}: `clip` of ONNX's LSTM operator bounds what goes "
-            "into the gates' functions, not the cell state"
+            f"model must have no cell_clip, got {weights.cell_clip:g}: `clip` of ONNX's LSTM operator bounds the "
+            "inputs of the activations, not the cell state"
         )
     return dict(to_arrays(weights, "onnx"))
 

@@ -90,7 +90,7 @@ def test_a_dense_layer_and_an_embedding_are_listed_without_gates() -> None:
 
 def test_the_run_time_forget_bias_is_said_to_be_no_variable() -> None:
     assert lf.inspect(lf.LSTM(3, 2, forget_bias=0.7)).notes == (
-        "Forget bias 0.7 is added at run time and is no variable.",
+        "Forget bias 0.7 is added at run time and is not a variable.",
     )
 
 

@@ -228,7 +228,7 @@ def test_the_default_of_tensorflow_1_is_taken_and_said() -> None:
     arrays = dict(to_arrays(marked("i"), "tf1"))
     there = convert(arrays, source="tf1", target="pytorch")
     assert there.assumptions[0].startswith(
-        "tf1 adds a forget bias at run time that its arrays do not hold: 1 was taken"
+        "tf1 adds a forget bias at run time that its arrays do not contain: assuming its default, 1"
     )
     assert_array_equal(forget_part(there["bias_hh_l0"], "pytorch"), [1] * H)
 
@@ -257,7 +257,7 @@ def test_pytorch_without_biases_has_zeros_and_that_is_said(rng: Any) -> None:
     arrays = {name: values for name, values in to_arrays(stack(rng), "pytorch").items() if "weight" in name}
     there = convert(arrays, source="pytorch", target="keras")
     assert not there["lstm/lstm_cell/bias"].any()
-    assert "There is no bias among the arrays of pytorch: zeros were taken." in there.assumptions
+    assert "The arrays of pytorch contain no bias: assuming zeros." in there.assumptions
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def zeros(*shape: int) -> Any:
         (
             "keras",
             {"dense__kernel": zeros(2)},
-            "weights hold what is no variable of keras: dense/kernel; a cell there has",
+            "weights contain arrays that are not variables of keras: dense/kernel; its cells have",
         ),
         ("pytorch", {"weight_ih_l2": zeros(8, 3)}, "weights lack variables of pytorch: weight_hh_l2"),
         (
@@ -338,7 +338,7 @@ def zeros(*shape: int) -> Any:
         (
             "tf1",
             {"rnn__basic_lstm_cell__kernel": zeros(2, 8)},
-            "must have at least one row for the input beside 2 for h",
+            "must have at least one input row in addition to 2 for h",
         ),
         ("onnx", {"B": zeros(1, 8)}, r"B must have shape \(16,\) = \(8\*hidden_size,\): both biases, got \(8,\)"),
         ("onnx", {"W": zeros(3, 8, 3)}, "must have 1 or 2 directions along its first axis"),
@@ -364,7 +364,7 @@ def test_layers_with_a_gap_are_refused(rng: Any) -> None:
 
 def test_layers_that_do_not_stack_are_refused(rng: Any) -> None:
     arrays = {**to_arrays(stack(rng), "keras"), "lstm_1/kernel": zeros(7, 8), "lstm_1/recurrent_kernel": zeros(2, 8)}
-    with pytest.raises(ValueError, match="layer 1 must have input_size 2 to stand in this stack, got 7"):
+    with pytest.raises(ValueError, match="layer 1 must have input_size 2 to fit this stack, got 7"):
         from_arrays({**arrays, "lstm_1/bias": zeros(8)}, "keras")
 
 
@@ -382,13 +382,13 @@ def test_half_precision_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(LAYOUTS) - PEEPHOLES))
 def test_peepholes_are_refused_where_there_is_no_place_for_them(name: str, rng: Any) -> None:
-    with pytest.raises(ValueError, match=f"{name} has no place for peepholes"):
+    with pytest.raises(ValueError, match=f"{name} cannot store peepholes"):
         to_arrays(stack(rng, peepholes=True), name)
 
 
 @pytest.mark.parametrize("name", sorted(set(LAYOUTS) - PROJECTION))
 def test_a_projection_is_refused_where_there_is_no_place_for_it(name: str, rng: Any) -> None:
-    with pytest.raises(ValueError, match=f"{name} has no place for projection"):
+    with pytest.raises(ValueError, match=f"{name} cannot store projection"):
         to_arrays(stack(rng, projection=1), name)
 
 

@@ -136,19 +136,19 @@ def test_slots_of_optimizers_and_states_of_generators_are_left_out_and_that_is_s
 ) -> None:
     weights = load(save(tmp_path / "w.npz", rng, **{scope: {**cell, **others}}))
     names = ", ".join(scope.replace("__", "/") + name for name in others)
-    assert f"Not read, since these are no weights: {names}." in weights.assumptions
+    assert f"Not read, because these are not weights: {names}." in weights.assumptions
 
 
 def test_a_counter_beside_the_weights_is_left_out_and_that_is_said(tmp_path: Path, rng: Any) -> None:
     arrays = to_arrays(LSTMWeights.from_layer(lf.LSTM(IN, H, forget_bias=0.0, rng=rng)), "pytorch")
     np.savez(tmp_path / "w.npz", **arrays, num_batches_tracked=np.array(7))
-    assert load(tmp_path / "w.npz").assumptions == ("Not read, since these are no weights: num_batches_tracked.",)
+    assert load(tmp_path / "w.npz").assumptions == ("Not read, because these are not weights: num_batches_tracked.",)
 
 
 def test_a_layout_that_is_named_takes_its_names_alone_and_says_what_it_left(tmp_path: Path, rng: Any) -> None:
     path = save(tmp_path / "w.npz", rng, **{"": {**TORCH_LAYER, "fc.weight": (2, H)}})
     weights = load(path, layout="pytorch")
-    assert weights.assumptions == ("Not read, since only the names of pytorch were asked for: fc.weight.",)
+    assert weights.assumptions == ("Not read, because only names of pytorch were requested: fc.weight.",)
 
 
 def test_a_layout_that_is_named_does_not_take_a_norm_in_a_cell_for_nothing(tmp_path: Path, rng: Any) -> None:
@@ -166,7 +166,7 @@ def test_cells_of_tensorflow_that_are_known_to_be_others_are_refused_by_name(
     cell: str, tmp_path: Path, rng: Any
 ) -> None:
     path = save(tmp_path / "w.npz", rng, **{f"rnn__{cell}__": {"kernel": (IN + H, 4 * H)}})
-    with pytest.raises(ValueError, match=f"rnn/{cell} is by its name a cell with other equations"):
+    with pytest.raises(ValueError, match=f"rnn/{cell} is by its name a cell whose equations differ"):
         load(path)
 
 
@@ -230,7 +230,7 @@ def test_what_has_no_recurrent_kernel_of_four_gates_is_no_lstm_of_keras(
 )
 def test_a_cell_that_its_program_named_is_taken_and_that_is_said(scope: str, tmp_path: Path, rng: Any) -> None:
     weights = load(save(tmp_path / "w.npz", rng, **{f"{scope.replace('/', '__')}__": TF1_CELL}))
-    assert f"{scope} is taken for a cell of TensorFlow 1 by its name and shapes." in weights.assumptions
+    assert f"{scope} is assumed to be a TensorFlow 1 cell from its name and shapes." in weights.assumptions
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_scope_that_a_program_named_is_no_cell_where_shapes_are_not_those_of_o
 
 def test_names_that_keras_and_haste_share_are_said_to_be_taken_as_those_of_keras(tmp_path: Path, rng: Any) -> None:
     weights = load(save(tmp_path / "w.npz", rng, **{"": KERAS_CELL}))
-    assert weights.assumptions == ("The names are those of Keras and of haste: Keras' order of gates was taken.",)
+    assert weights.assumptions == ("Keras and haste share these names: assuming Keras' gate order.",)
 
 
 # --- weight drop and reparametrizations of PyTorch --------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_a_layout_that_is_named_does_not_read_a_dropped_copy(tmp_path: Path, rng
 
 def test_a_layout_that_is_named_does_not_read_an_unknown_parametrization(tmp_path: Path, rng: Any) -> None:
     cell = {**TORCH_LAYER, "parametrizations.weight_hh_l0.original": (16, 4)}
-    with pytest.raises(ValueError, match="makes weight_hh_l0 out of"):
+    with pytest.raises(ValueError, match="computes weight_hh_l0 from"):
         load(save(tmp_path / "w.npz", rng, **{"": cell}), layout="pytorch")
 
 
@@ -389,14 +389,14 @@ def test_a_parametrization_that_the_file_does_not_tell_is_refused_by_name(
     else:
         utils.parametrize.register_parametrization(module, "weight_hh_l0", Own())
     torch.save({f"rnn.{name}": values for name, values in module.state_dict().items()}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"rnn makes weight_hh_l0 out of rnn\.parametrizations\.weight_hh_l0\.\w"):
+    with pytest.raises(ValueError, match=r"rnn computes weight_hh_l0 from rnn\.parametrizations\.weight_hh_l0\.\w"):
         load(tmp_path / "w.pth")
 
 
 def test_a_mask_of_another_shape_is_refused(tmp_path: Path, rng: Any) -> None:
     cell = {**TORCH_LAYER, "weight_hh_l0_orig": (16, 4), "weight_hh_l0_mask": (16, 1)}
     del cell["weight_hh_l0"]
-    with pytest.raises(ValueError, match="makes weight_hh_l0 out of weight_hh_l0_mask, weight_hh_l0_orig"):
+    with pytest.raises(ValueError, match="computes weight_hh_l0 from weight_hh_l0_mask, weight_hh_l0_orig"):
         load(save(tmp_path / "w.npz", rng, **{"": cell}))
 
 

@@ -218,7 +218,7 @@ def test_the_trap_works_on_a_loader_that_executes(tmp_path: Path) -> None:
 def test_a_pickle_inside_of_an_npz_is_refused_and_never_executed(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", kernel=np.array([Trap(tmp_path / "sprung")], dtype=object))
     with pytest.raises(
-        ValueError, match=r"w\.npz is no \.npz archive.*: it holds pickled objects, which are not loaded"
+        ValueError, match=r"w\.npz is not a usable \.npz archive.*: it contains pickled objects, which are not loaded"
     ):
         read(tmp_path / "w.npz")
     assert not (tmp_path / "sprung").exists()
@@ -281,7 +281,7 @@ def test_keras_layers_that_feed_each_other_are_a_stack(suffix: str, tmp_path: Pa
     [found] = read((tmp_path / "w.keras").with_suffix(suffix)).lstms
     weights = found.weights()
     assert (weights.num_layers, weights.input_size, weights.hidden_size) == (2, 3, 4)
-    assert found.notes == ("lstm, lstm_1 are taken as one stack: each reads what the one before gives.",)
+    assert found.notes == ("lstm, lstm_1 are treated as one stack: each reads the output of the previous one.",)
 
 
 def test_keras_layers_that_do_not_feed_each_other_are_two_lstms(tmp_path: Path, rng: Any) -> None:
@@ -328,7 +328,7 @@ def test_several_data_files_are_read_and_bfloat16_is_widened() -> None:
 
 def test_a_partitioned_variable_is_left_out_and_that_is_said() -> None:
     contents = read(FILES / "part")
-    assert contents.notes == ("rnn/basic_lstm_cell/kernel is partitioned, which is not read, and was left out.",)
+    assert contents.notes == ("rnn/basic_lstm_cell/kernel is partitioned, which is not supported, and was left out.",)
     assert (list(contents.arrays), contents.lstms) == (["rnn/basic_lstm_cell/bias"], ())
 
 
@@ -428,7 +428,7 @@ def test_compressed_blocks_are_refused_in_a_sentence(tmp_path: Path) -> None:
     crc = tensor_bundle._masked_crc(bytes(whole[offset : offset + size + 1]))
     whole[offset + size + 1 : offset + size + 5] = crc.to_bytes(4, "little")
     index.write_bytes(whole)
-    with pytest.raises(ValueError, match=r"its blocks are compressed \(kind 1\), which is not read"):
+    with pytest.raises(ValueError, match=r"its blocks are compressed \(kind 1\), which is not supported"):
         read(index)
 
 
@@ -493,7 +493,7 @@ def test_an_onnx_node_that_computes_something_else_is_listed_but_not_loaded(tmp_
     node = onnx.helper.make_node("LSTM", ["x", "w", "r"], ["y"], name="n", hidden_size=2, clip=3.0)
     save_graph(onnx, node, {"w": (1, 8, 3), "r": (1, 8, 2)}, tmp_path / "w.onnx", rng)
     assert [each.name for each in read(tmp_path / "w.onnx").lstms] == ["n"]
-    with pytest.raises(ValueError, match=r"w\.onnx: LSTM node n clips what enters its gates' functions to 3"):
+    with pytest.raises(ValueError, match=r"w\.onnx: LSTM node n clips the inputs of its activations to 3"):
         load(tmp_path / "w.onnx")
 
 
@@ -591,7 +591,7 @@ def test_a_file_without_an_lstm_lists_its_arrays(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_and_a_folder_without_a_checkpoint_are_os_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing does not exist"):
         read(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint, neither of lstmfast nor of TensorFlow"):
+    with pytest.raises(FileNotFoundError, match="contains neither an lstmfast or TensorFlow checkpoint"):
         read(tmp_path)
 
 

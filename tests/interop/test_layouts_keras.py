@@ -71,7 +71,7 @@ def test_weights_of_an_old_keras_come_with_a_sentence_on_hard_sigmoid(
 ) -> None:
     weights = load(write_h5(h5py, tmp_path / "w.h5", lstm_arrays(rng), version))
     [said] = [words for words in weights.assumptions if "hard_sigmoid" in words]
-    assert "the recurrent_activation of lstm_1: sigmoid was taken" in said
+    assert "the recurrent_activation of lstm_1: assuming sigmoid" in said
     assert (f"Keras {version}" if version else "an unknown version of Keras") in said
 
 
@@ -143,7 +143,7 @@ def test_a_layer_of_a_class_of_its_program_is_named(h5py: Any, tmp_path: Path, r
     config = sequential(("Custom>ZoneoutLSTM", PLAIN))
     weights = load(write_h5(h5py, tmp_path / "w.h5", lstm_arrays(rng), "2.9.0", config))
     assert weights.assumptions == (
-        "lstm_1 is a Custom>ZoneoutLSTM of its program, or stands in one: it was taken to compute what Keras' LSTM "
+        "lstm_1 is a Custom>ZoneoutLSTM, a custom class, or is inside one: assuming it computes what Keras' LSTM "
         "does.",
     )
 
@@ -153,7 +153,7 @@ def test_a_layer_that_the_configuration_does_not_name_is_said_to_be_assumed(
 ) -> None:
     config = sequential(("Encoder", {"name": "encoder", "units": 4}))
     weights = load(write_h5(h5py, tmp_path / "w.h5", lstm_arrays(rng), "2.9.0", config))
-    assert weights.assumptions == ("The file's settings say nothing of lstm_1: tanh and sigmoid were taken.",)
+    assert weights.assumptions == ("The file's settings do not mention lstm_1: assuming tanh and sigmoid.",)
 
 
 def test_layers_of_a_sequential_with_another_between_are_two_lstms(h5py: Any, tmp_path: Path, rng: Any) -> None:
@@ -181,7 +181,7 @@ def test_a_file_of_weights_that_names_its_layers_in_order_tells_what_stands_betw
 @pytest.mark.parametrize("wrapper", ["weight_normalization", "spectral_normalization_1"])
 def test_a_layer_within_a_wrapper_that_normalizes_is_refused(wrapper: str, tmp_path: Path, rng: Any) -> None:
     np.savez(tmp_path / "w.npz", **{f"{wrapper}/{name}": values for name, values in lstm_arrays(rng).items()})
-    with pytest.raises(ValueError, match=f"stands in {wrapper}, by its name a wrapper that changes its kernels"):
+    with pytest.raises(ValueError, match=f"is inside {wrapper}, by its name a wrapper that changes its kernels"):
         load(tmp_path / "w.npz")
 
 
@@ -191,7 +191,7 @@ def test_a_checkpoint_of_tensorflow_1_with_a_layer_of_keras_is_said_to_hold_no_a
     arrays = {name.removesuffix(":0"): values for name, values in lstm_arrays(rng, "lstm").items()}
     monkeypatch.setattr(tensor_bundle, "read", lambda index: (arrays, []))
     files = Path(__file__).parent / "files"
-    assert "TensorFlow 1 were tanh and hard_sigmoid" in load(files / "tf1-2").assumptions[0]
+    assert "TensorFlow 1 used tanh and hard_sigmoid" in load(files / "tf1-2").assumptions[0]
 
 
 # --- CuDNNLSTM --------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_the_twelve_arrays_of_keras_1_are_read(scope: str, end: str, tmp_path: P
 def test_keras_1_is_said_to_have_had_hard_sigmoid(tmp_path: Path, rng: Any) -> None:
     np.savez(tmp_path / "w.npz", **{f"lstm_1/{name}": v for name, v in keras1_arrays(rng, "lstm_1").items()})
     assert load(tmp_path / "w.npz").assumptions == (
-        "The file does not say the inner_activation of lstm_1: sigmoid was taken; the default of Keras 1 was "
+        "The file does not give the inner_activation of lstm_1: assuming sigmoid; the default of Keras 1 was "
         "hard_sigmoid.",
     )
 
@@ -428,7 +428,7 @@ def test_a_class_of_a_program_with_the_variables_of_an_lstm_is_named(
     if inner:
         model = keras.Sequential([keras.Input((None, IN)), model])
     words = load(saved(model, tmp_path / file)).assumptions[0]
-    assert words.lower().partition(" is a ")[2].startswith("zoneout of its program")
+    assert words.lower().partition(" is a ")[2].startswith("zoneout, a custom class")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -81,8 +81,8 @@ def test_slots_of_the_optimizer_are_no_variables_of_a_model() -> None:
 
 def test_a_checkpoint_of_objects_is_said_to_hold_no_activations() -> None:
     assert load(FILES / "tf2", name="layer_with_weights-3").assumptions == (
-        "The file does not say the activations of layer_with_weights-3: tanh and sigmoid were taken, the defaults of "
-        "TensorFlow 2; those of tf.keras in TensorFlow 1 were tanh and hard_sigmoid.",
+        "The file does not give the activations of layer_with_weights-3: assuming tanh and sigmoid, the defaults of "
+        "TensorFlow 2; tf.keras in TensorFlow 1 used tanh and hard_sigmoid.",
     )
 
 
@@ -227,12 +227,12 @@ def test_a_saved_model_whose_settings_cannot_be_read_is_said_to_hold_no_activati
 ) -> None:
     shutil.copytree(SAVED, tmp_path / "model")
     (tmp_path / "model" / "keras_metadata.pb").write_bytes(contents)
-    assert "does not say the activations of lstm_5" in load(tmp_path / "model", name="lstm_5").assumptions[0]
+    assert "does not give the activations of lstm_5" in load(tmp_path / "model", name="lstm_5").assumptions[0]
 
 
 def test_a_folder_of_a_model_without_variables_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match="no variables of a SavedModel"):
+    with pytest.raises(FileNotFoundError, match="nor the variables of a SavedModel"):
         read(tmp_path)
 
 
@@ -250,5 +250,5 @@ def test_an_object_graph_that_is_damaged_is_refused(tmp_path: Path) -> None:
     whole = bytearray(data.read_bytes())
     whole[entry.offset : entry.offset + 2] = b"\xff\x00"  # another length
     data.write_bytes(whole)
-    with pytest.raises(ValueError, match=r"tf2\.index has a graph of objects that cannot be used"):
+    with pytest.raises(ValueError, match=r"tf2\.index has an unusable object graph"):
         read(tmp_path / "tf2")

@@ -378,7 +378,7 @@ def test_other_states_are_refused_and_left_out_where_that_is_asked_for(learnt: s
     model, x = with_states(rng, before, stored, inputs=inputs), sequence(rng)
     feeds = {"x": x} | ({"given": np.arctanh(np.tanh(h))} if inputs else {})
     h = np.tanh(h) if inputs else h
-    with pytest.raises(ValueError, match=r"LSTM node lstm has initial states that the (file holds|graph computes)"):
+    with pytest.raises(ValueError, match=r"LSTM node lstm has initial states that the (file contains|graph computes)"):
         lstmfast.onnx.load(model)
     layer = lstmfast.onnx.load(model, weights_only=True)
     np.testing.assert_allclose(layer(x, (h, c))[0], run(model, feeds)[0][:, 0], **CLOSE)
@@ -410,7 +410,7 @@ def test_states_with_other_axes_than_ours_are_refused(rng: np.random.Generator) 
     states = {"h": (TensorProto.FLOAT, ["batch", 2, HIDDEN_SIZE])}
     nodes = [lstm("lstm", "x", "", "", "h", direction="bidirectional", layout=1)]
     model = model_of(nodes, weights(rng, directions=2), ["lstm_y"], inputs=states)
-    with pytest.raises(ValueError, match="LSTM node lstm has initial states that the graph computes or turns round"):
+    with pytest.raises(ValueError, match="LSTM node lstm has initial states that the graph computes or rearranges"):
         lstmfast.onnx.load(model)
 
 
@@ -431,7 +431,7 @@ def test_lengths_in_the_file_are_refused_unless_they_are_those_of_whole_sequence
         return model_of([lstm("lstm", "x", "", "n")], stored, ["lstm_y"], (TIME_STEPS, BATCH, INPUT_SIZE))
 
     assert lstmfast.onnx.load(model(TIME_STEPS, TIME_STEPS)).num_layers == 1
-    with pytest.raises(ValueError, match="LSTM node lstm has lengths of its rows that the file holds"):
+    with pytest.raises(ValueError, match="LSTM node lstm has lengths of its rows that the file contains"):
         lstmfast.onnx.load(model(TIME_STEPS, 2))
     assert lstmfast.onnx.load(model(TIME_STEPS, 2), weights_only=True).num_layers == 1
 
@@ -599,7 +599,7 @@ def test_weights_that_the_file_does_not_hold_are_refused_by_name(case: str, rng:
     nodes, stored, cause = REFUSED_WEIGHTS[case]
     held = {name: values for name, values in weights(rng).items() if name != "W"}
     model = model_of([*nodes, lstm("lstm")], held | stored, ["lstm_y"])
-    with pytest.raises(ValueError, match=f"W of LSTM node lstm depends on {cause}, so that the file does not hold it"):
+    with pytest.raises(ValueError, match=f"W of LSTM node lstm depends on {cause}, so the file does not contain it"):
         lstmfast.onnx.load(model)
 
 
@@ -618,12 +618,12 @@ def test_data_in_a_file_of_their_own_are_read_with_the_path_only(tmp_path: Path,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hidden_size": 5}, "R of LSTM node lstm must have 4 \\* 5 rows, as hidden_size says, got 16"),
+        ({"hidden_size": 5}, "R of LSTM node lstm must have 4 \\* 5 rows to match hidden_size, got 16"),
         ({"direction": "both"}, "direction of LSTM node lstm must be one of forward, reverse, bidirectional, got"),
         ({"direction": "bidirectional"}, "W of LSTM node lstm, which is bidirectional, must have 2 along its first"),
         ({"clip": "none"}, "clip of LSTM node lstm must be of the attribute type 1, got 3"),
-        ({"clip": 0.0}, "LSTM node lstm clips what enters its gates' functions to 0"),
-        ({"activations": ["Sigmoid", "Tanh"]}, "LSTM node lstm has activations sigmoid, tanh; only"),
+        ({"clip": 0.0}, "LSTM node lstm clips the inputs of its activations to 0"),
+        ({"activations": ["Sigmoid", "Tanh"]}, "LSTM node lstm has activations sigmoid, tanh; an LSTM here has"),
         ({"activations": ["Affine", "Tanh", "Tanh"], "activation_alpha": [1.0]}, "has activations affine, tanh, tanh"),
     ],
 )

@@ -194,9 +194,9 @@ def test_a_layer_that_two_others_read_ends_its_stack(rng: np.random.Generator) -
     [
         (
             {"activations": ["HardSigmoid", "Tanh", "Tanh"]},
-            "LSTM node lstm has activations hardsigmoid, tanh, tanh; only",
+            "LSTM node lstm has activations hardsigmoid, tanh, tanh; an LSTM here has sigmoid",
         ),
-        ({"clip": 3.0}, "LSTM node lstm clips what enters its gates' functions to 3"),
+        ({"clip": 3.0}, "LSTM node lstm clips the inputs of its activations to 3"),
         ({"direction": "reverse"}, "LSTM node lstm has no forward direction"),
     ],
 )
@@ -228,7 +228,7 @@ def test_other_graphs_and_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="path must have an LSTM node in its graph, got nodes of the kinds Relu"):
         lstmfast.onnx.load(graph_of(helper.make_node("Relu", ["x"], ["y"])))
     (tmp_path / "text.onnx").write_text("not a model at all")
-    with pytest.raises(ValueError, match="text.onnx is no ONNX model that can be used"):
+    with pytest.raises(ValueError, match="text.onnx is not a usable ONNX model"):
         lstmfast.onnx.load(tmp_path / "text.onnx")
     with pytest.raises(FileNotFoundError):
         lstmfast.onnx.load(tmp_path / "missing.onnx")

@@ -130,7 +130,7 @@ def test_sharing_a_variable_of_another_shape_is_an_error(rng):
         assert scope.name == "s"
     with (
         tf.variable_scope(tf.VariableScope("", reuse=True)),
-        pytest.raises(ValueError, match=r"Variable w is to be shared with shape \(3, 3\), but has shape \(2, 3\)"),
+        pytest.raises(ValueError, match=r"Variable w must have shape \(3, 3\) to be shared, got \(2, 3\)"),
     ):
         tf.get_variable("w", [3, 3])
 
@@ -621,7 +621,7 @@ MISTAKES = {
     "clip": (lambda: LSTMCell(3, cell_clip=-1.0), ValueError, "cell_clip must be positive or None, got -1"),
     "shards": (lambda: LSTMCell(3, num_unit_shards=2), ValueError, "num_unit_shards and num_proj_shards must be None"),
     "dtype": (lambda: BasicLSTMCell(3, dtype="float16"), TypeError, "dtype must be float32 or float64"),
-    "keep probability": (lambda: tf.DropoutWrapper(BasicLSTMCell(3), 0.0), ValueError, r"input_keep_prob must lie in"),
+    "keep probability": (lambda: tf.DropoutWrapper(BasicLSTMCell(3), 0.0), ValueError, r"input_keep_prob must be in"),
     "no cells": (lambda: MultiRNNCell([]), ValueError, "at least one cell"),
     "not a list": (lambda: MultiRNNCell(BasicLSTMCell(3)), TypeError, "cells must be a list or tuple of cells"),
     "not cells": (lambda: MultiRNNCell([3]), TypeError, r"cells\[0\] must be a cell of lstmfast.compat.tf1.*got 3"),
@@ -722,34 +722,36 @@ def test_every_path_of_tensorflow_1_leads_to_the_same_objects():
     ("path", "words"),
     [
         ("placeholder", "no tf.placeholder: placeholders become arguments"),
-        ("Session", "no tf.Session: there is no session, a call computes at once"),
+        ("Session", "no tf.Session: there is no session and calls compute immediately"),
         ("train.AdamOptimizer", "no tf.train: optimizers are lstmfast.optimizers.SGD"),
         ("train.Saver", "checkpoints are read by lstmfast.layouts"),
-        ("global_variables_initializer", "variables have their first values as soon as they are made"),
+        ("global_variables_initializer", "variables are initialized when they are created"),
         ("gradients", r"derivatives come from a GradientTape: tape.gradients\(ys, xs, grad_ys\)"),
-        ("matmul", "no tf.matmul: what lies between them is NumPy: numpy.matmul"),
+        ("matmul", "no tf.matmul: between them, use NumPy: numpy.matmul"),
         ("reduce_mean", "numpy.mean"),
         ("int32", "types are NumPy's"),
         ("compat.v1", "take names from it"),
-        ("__version__", "no tf.__version__: this is no TensorFlow"),
+        ("__version__", "no tf.__version__: this is not TensorFlow"),
         ("nn.softmax", "no tf.nn.softmax: .* divided by its sum"),
         ("nn.sparse_softmax_cross_entropy_with_logits", "lstmfast.losses.softmax_cross_entropy"),
         ("nn.embedding_lookup", r"table\[ids\]"),
         ("nn.LSTMCell", "no tf.nn.LSTMCell: it is tf.LSTMCell"),
-        ("nn.rnn_cell.GRUCell", "no tf.nn.rnn_cell.GRUCell: there are LSTM cells alone"),
+        ("nn.rnn_cell.GRUCell", "no tf.nn.rnn_cell.GRUCell: only LSTM cells are available"),
         ("nn.rnn_cell.dynamic_rnn", "it is tf.dynamic_rnn"),
         ("contrib.seq2seq.BasicDecoder", "no tf.contrib.seq2seq: call the cell step by step"),
         ("contrib.rnn.LSTMBlockCell", "no tf.contrib.rnn.LSTMBlockCell: LSTMCell has its equations"),
-        ("contrib.rnn.GRUCell", "there are LSTM cells alone"),
+        ("contrib.rnn.GRUCell", "only LSTM cells are available"),
         ("contrib.layers.fully_connected", "no tf.contrib.layers: layers are"),
-        ("something_new", "no tf.something_new: what lies between them is NumPy"),
-        ("nn.something_new", "no tf.nn.something_new: what lies"),
+        ("something_new", "no tf.something_new: between them, use NumPy"),
+        ("nn.something_new", "no tf.nn.something_new: between"),
     ],
 )
 def test_a_name_of_tensorflow_that_is_not_here_says_what_stands_in_its_place(path, words):
     with pytest.raises(AttributeError, match=words) as raised:
         operator.attrgetter(path)(tf)
-    assert str(raised.value).startswith("lstmfast.compat.tf1 has LSTM cells, what unrolls and differentiates them, and")
+    assert str(raised.value).startswith(
+        "lstmfast.compat.tf1 has LSTM cells, functions that unroll and differentiate them, and"
+    )
 
 
 def test_a_name_of_a_tool_or_of_python_is_an_ordinary_attribute_error():

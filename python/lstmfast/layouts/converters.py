@@ -3,7 +3,7 @@
 Columns and rows are moved, never computed with, so that there and back is the same bits. The one thing that can need
 arithmetic is the bias: where the target has fewer places for it than the source, addends become a sum. That is said in
 `assumptions`, and the arrays that are returned remember the addends, so that converting them back takes the sum apart.
-Refuses to drop what a layout has no place for (peepholes, projections), and to convert dtypes.
+Refuses to drop what a layout cannot store (peepholes, projections), and to convert dtypes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from lstmfast.layouts.weights import CellWeights, LSTMWeights, common_forget_bia
 
 
 class LayoutArrays(dict[str, Array]):
-    """Arrays by the names of a layout, and what is to be known of them.
+    """Arrays by the names of a layout, with its run-time settings.
 
-    layout: its name. forget_bias: what is to be added at run time, None where the layout has nothing of the kind.
-    assumptions: sentences, what was taken for granted and what was changed on the way.
+    layout: its name. forget_bias: the value to add at run time, None if the layout adds none.
+    assumptions: sentences that state what was assumed and what was changed.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class LayoutArrays(dict[str, Array]):
 
 @dataclass(frozen=True, eq=False)
 class _Sum:
-    """A bias that was made of several, and the cell that had these."""
+    """A bias formed by summing others, and the cell that held them."""
 
     total: Array
     addends: CellWeights
 
     def before(self, cell: CellWeights) -> CellWeights:
-        """The cell with the biases there were."""
+        """The cell with its original biases."""
         was = self.addends
         return replace(cell, bias=was.bias, recurrent_bias=was.recurrent_bias, forget_bias=was.forget_bias)
 
@@ -102,8 +102,8 @@ def from_arrays(weights: Mapping[str, Array], source: str, *, forget_bias: float
         at_run_time = layout.forget_bias if known is None else check.finite("forget_bias", known)
         if known is None:
             assumptions.append(
-                f"{layout.name} adds a forget bias at run time that its arrays do not hold: {at_run_time:g} was "
-                "taken, its default."
+                f"{layout.name} adds a forget bias at run time that its arrays do not contain: assuming its default, "
+                f"{at_run_time:g}."
             )
     groups, directions = _cells_of(weights, layout)
     cells = [_decoded(group, layout, at_run_time) for group in groups]
@@ -112,7 +112,7 @@ def from_arrays(weights: Mapping[str, Array], source: str, *, forget_bias: float
     if not any(
         variable.role in _BIASES and variable.name in group for variable in layout.variables for group in groups
     ):
-        assumptions.append(f"There is no bias among the arrays of {layout.name}: zeros were taken.")
+        assumptions.append(f"The arrays of {layout.name} contain no bias: assuming zeros.")
     return LSTMWeights(in_layers(cells, directions), assumptions=tuple(assumptions))
 
 
@@ -206,15 +206,15 @@ def _fit_one_bias(
     if two:
         assumptions.append(f"The two biases of every cell were added, because {layout.name} has one.")
     if moved:
-        why = "adds none at run time" if layout.forget_bias is None else f"is to add {at_run_time:g} at run time"
+        why = "adds none at run time" if layout.forget_bias is None else f"adds {at_run_time:g} at run time"
         assumptions.append(
             f"Forget bias {', '.join(f'{value:g}' for value in moved)} was added into the bias, because "
             f"{layout.name} {why}."
         )
     if two or moved:
         assumptions.append(
-            f"Sums are rounded to {cells[0].dtype}. These very arrays remember their addends and convert back bit for "
-            "bit; once stored and read again they do not."
+            f"Sums are rounded to {cells[0].dtype}. The returned arrays remember their addends and convert back bit "
+            "for bit, but not after they are stored and read again."
         )
     if layout.forget_bias is not None and at_run_time != layout.forget_bias:
         assumptions.append(
@@ -236,8 +236,8 @@ def _fit_two_biases(
         fitted.append(replace(cell, recurrent_bias=second, forget_bias=0.0))
     if moved := sorted({cell.forget_bias for cell in cells} - {0.0}):
         assumptions.append(
-            f"The run-time forget bias {', '.join(f'{value:g}' for value in moved)} stands in the forget gate's part "
-            f"of the second bias, because {layout.name} adds none at run time; the first bias is as it was."
+            f"The run-time forget bias {', '.join(f'{value:g}' for value in moved)} was stored in the forget gate's "
+            f"part of the second bias, because {layout.name} adds none at run time; the first bias is unchanged."
         )
     return fitted, [None] * len(fitted)
 
@@ -246,10 +246,10 @@ def _fit_two_biases(
 
 
 def _settings(weights: LSTMWeights, layout: Layout) -> list[str]:
-    """What is no array and must be set in the target, in words. Raises ValueError for what it has no place for."""
+    """Settings that no array stores, as sentences. Raises ValueError for what the target cannot store."""
     for role, there in (("peepholes", weights.has_peepholes), ("projection", weights.has_projection)):
         if there and not layout.has(role):
-            raise ValueError(f"{layout.name} has no place for {role}, and these weights have one in every cell")
+            raise ValueError(f"{layout.name} cannot store {role}, which every cell of these weights has")
     words = []
     for name, value, there in (
         ("cell_clip", weights.cell_clip, layout.cell_clip),
@@ -258,8 +258,8 @@ def _settings(weights: LSTMWeights, layout: Layout) -> list[str]:
         if not value:
             continue
         if not there:
-            raise ValueError(f"{layout.name} has no {name}, and these weights are of an LSTM with {name}={value}")
-        words.append(f"The LSTM must be built with {name}={value}, which is no array.")
+            raise ValueError(f"{layout.name} has no {name}, but these weights belong to an LSTM with {name}={value}")
+        words.append(f"The LSTM must be built with {name}={value}, which no array stores.")
     return words
 
 
@@ -295,7 +295,7 @@ def _gates_out_of(values: Array, variable: Variable) -> Array:
 
 
 def _turned(values: Array, variable: Variable) -> Array:
-    """Between the columns of ours and the shape of a variable; forward and back are the same but for `rows`."""
+    """Convert between our columns and a variable's shape; the same operation both ways, except for `rows`."""
     if variable.rows:
         return values.reshape(len(variable.gates), -1)
     return values.T if variable.transposed else values
@@ -335,7 +335,7 @@ def _decoded(group: _Group, layout: Layout, at_run_time: float) -> CellWeights:
 
 
 def _gates_into(ours: dict[str, Array], values: Array, variable: Variable, sizes: Sizes) -> None:
-    """Copy the gates of a variable to where they lie in ours."""
+    """Copy the gates of a variable to their places in ours."""
     if variable.role == "projection":
         ours["projection"] = np.array(values, order="C")
         return
@@ -371,7 +371,7 @@ def _sizes_of(group: _Group, layout: Layout) -> Sizes:
     input_size = found["input"][0] if "input" in found else rows - output_size
     if input_size < 1:
         name = next(group[v.name][0] for v in layout.variables if v.role in ("kernel", "input"))
-        raise ValueError(f"{name} must have at least one row for the input beside {output_size} for h, got {rows}")
+        raise ValueError(f"{name} must have at least one input row in addition to {output_size} for h, got {rows}")
     return Sizes(input_size, hidden_size, output_size)
 
 
@@ -418,8 +418,8 @@ def _cells_of(weights: Mapping[str, Array], layout: Layout) -> tuple[list[_Group
         group[variable] = name, values
     if extra:
         raise ValueError(
-            f"weights hold what is no variable of {layout.name}: {', '.join(extra)}; "
-            f"a cell there has {', '.join(variable.name for variable in layout.variables)}"
+            f"weights contain arrays that are not variables of {layout.name}: {', '.join(extra)}; "
+            f"its cells have {', '.join(variable.name for variable in layout.variables)}"
         )
     if not places:
         raise ValueError(f"weights must hold at least one cell of {layout.name}, got no arrays")
@@ -435,7 +435,7 @@ def _cells_of(weights: Mapping[str, Array], layout: Layout) -> tuple[list[_Group
         if place not in places:
             direction = "reverse" if place.reverse else "forward"
             raise ValueError(
-                f"layer {place.layer} of {layout.name} has no {direction} direction, but a reverse one is there"
+                f"layer {place.layer} of {layout.name} has no {direction} direction, but the stack is bidirectional"
             )
     return [places[place] for place in wanted], directions
 
@@ -462,7 +462,8 @@ def _directions_apart(places: Mapping[Place, _Group]) -> dict[Place, _Group]:
         if directions not in ({1}, {2}):
             name, values = next(iter(group.values()))
             raise ValueError(
-                f"{name} must have 1 or 2 directions along its first axis like its others, got {values.shape}"
+                f"{name} must have 1 or 2 directions along its first axis, like the others of its cell, "
+                f"got {values.shape}"
             )
         for reverse in (False, True)[: directions.pop()]:
             apart[Place(place.layer, reverse)] = {

@@ -34,7 +34,7 @@ from lstmfast.training.config import stored_config
 
 @dataclass(frozen=True, eq=False)
 class File:
-    """What a file holds: `kind` in words, arrays by name, and what else it says.
+    """Contents of a file: `kind` in words, arrays by name, and further metadata.
 
     forget_bias: what its program adds at run time, where it tells. settings: of Keras layers, by layer name, with
     `name`, `class_name`, `source` (the layer it reads first) and `path` (what its variables' names begin with).
@@ -53,15 +53,15 @@ class File:
     cell: Cell | None = None
 
 
-def need(module: str, extra: str, what: str) -> ModuleType:
-    """Import a library that is not always there. Raises ImportError naming the extra that brings it."""
+def import_extra(module: str, extra: str, what: str) -> ModuleType:
+    """Import an optional library. Raises ImportError naming the extra that brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{what} needs {module}, which is not installed: pip install 'lstmfast[{extra}]'") from error
 
 
-# What the readers of NumPy, h5py and zipfile raise for files that are damaged or lie about themselves.
+# What NumPy, h5py and zipfile raise for damaged or inconsistent files.
 _DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError)
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error)
 
@@ -86,12 +86,12 @@ class Format:
 
 
 def supported() -> str:
-    """The formats that are read, in words."""
+    """The supported formats, in words."""
     return ", ".join([*(each.title for each in FORMATS.values() if each.title), "lstmfast run folders"])
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a file: a key of `FORMATS`. Raises ValueError in one sentence if it is none, or not as named."""
+    """The kind of a file, a key of `FORMATS`. Raises ValueError if it is unsupported or differs from its name."""
     claimed = next((kind for kind, each in FORMATS.items() if path.suffix.lower() in each.suffixes), None)
     found = _kind_by_contents(path)
     if found == "pickle" and claimed in ("torch", None):
@@ -128,7 +128,7 @@ def _kind_of_zip(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (*_DAMAGED, *_DAMAGED_ZIP) as error:
-        raise ValueError(f"{path} begins like a zip archive, but is cut short or damaged") from error
+        raise ValueError(f"{path} begins like a zip archive but is truncated or damaged") from error
     if "model.weights.h5" in names:
         return "keras"
     if any(name.endswith("data.pkl") for name in names):
@@ -140,8 +140,8 @@ def _kind_of_zip(path: Path) -> str | None:
 
 
 def read_torch(path: Path) -> File:
-    """What torch.save wrote: a state_dict, or dicts that hold some. No code in it is executed: it is refused."""
-    torch = need("torch", "torch", f"reading {path}")
+    """What torch.save wrote: a state_dict, or dicts that hold some. Code in it is refused, never executed."""
+    torch = import_extra("torch", "torch", f"reading {path}")
     try:
         contents = pickles.load(path, torch)
     except Exception as error:
@@ -161,21 +161,21 @@ def read_torch(path: Path) -> File:
         try:
             arrays[name] = tensor.detach().resolve_conj().numpy()
         except (TypeError, RuntimeError):  # sparse, quantized, or of a type that NumPy has not
-            notes.append(f"{name} is a {tensor.dtype} tensor of a kind that NumPy has not, and was left out.")
+            notes.append(f"{name} is a {tensor.dtype} tensor of a kind that NumPy does not support, and was left out.")
     if not arrays and not notes:
-        raise ValueError(f"{path} holds no tensors by name: it holds a {type(contents).__name__}")
+        raise ValueError(f"{path} contains no named tensors; it contains a {type(contents).__name__}")
     return File(path, "PyTorch state_dict", arrays, notes=tuple(notes))
 
 
 def _torch_refusal(path: Path, said: str) -> str:
-    """One sentence of what PyTorch says in a page."""
+    """Summarize PyTorch's long error in one sentence."""
     if name := pickles.refused_name(said):
         return f"{path} holds code ({name}), which is not executed: save model.state_dict() instead of the model"
     if "TorchScript" in said:
-        return f"{path} is a TorchScript archive, whose code is not executed: save the state_dict() of what it loads as"
+        return f"{path} is a TorchScript archive, whose code is not executed: save the loaded module's state_dict()"
     if "weights only" in said.lower() or "weights_only" in said:
         return f"{path} holds more than weights, which is refused: save model.state_dict() instead of the model"
-    return f"{path} is no file of torch.save that can be used: {' '.join(said.split())[:160]}"
+    return f"{path} is not a usable torch.save file: {' '.join(said.split())[:160]}"
 
 
 def _collect(
@@ -203,7 +203,7 @@ def read_safetensors(path: Path) -> File:
         for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
             dtype = _SAFETENSORS_DTYPES.get(tensor["dtype"])
             if dtype is None:
-                notes.append(f"{name} is of type {tensor['dtype']}, which is not read, and was left out.")
+                notes.append(f"{name} has type {tensor['dtype']}, which is not supported, and was left out.")
                 continue
             values = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
             if tensor["dtype"] == "BF16":
@@ -211,7 +211,7 @@ def read_safetensors(path: Path) -> File:
                 notes.append(_WIDENED.format(name))
             arrays[name] = values.astype(values.dtype.newbyteorder("="), copy=False)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file that can be used: {_reason(error)}") from error
+        raise ValueError(f"{path} is not a usable safetensors file: {_reason(error)}") from error
     return File(path, "safetensors", arrays, notes=tuple(notes))
 
 
@@ -236,8 +236,8 @@ def read_npz(path: Path) -> File:
         with np.load(path, allow_pickle=False) as archive:
             return File(path, "NumPy archive", {name: archive[name] for name in archive.files})
     except (*_DAMAGED, *_DAMAGED_ZIP) as error:
-        why = "it holds pickled objects, which are not loaded" if "allow_pickle" in str(error) else _reason(error)
-        raise ValueError(f"{path} is no .npz archive that can be used: {why}") from error
+        why = "it contains pickled objects, which are not loaded" if "allow_pickle" in str(error) else _reason(error)
+        raise ValueError(f"{path} is not a usable .npz archive: {why}") from error
 
 
 def read_bundle(path: Path) -> File:
@@ -286,8 +286,8 @@ def _by_object_names(arrays: Mapping[str, Array], full_names: Mapping[str, str],
 
 _OF_OBJECT = "/.ATTRIBUTES/VARIABLE_VALUE"
 _UNSAID_BY_TENSORFLOW = (
-    "The file does not say the activations of {}: tanh and sigmoid were taken, the defaults of TensorFlow 2; those of "
-    "tf.keras in TensorFlow 1 were tanh and hard_sigmoid."
+    "The file does not give the activations of {}: assuming tanh and sigmoid, the defaults of TensorFlow 2; tf.keras "
+    "in TensorFlow 1 used tanh and hard_sigmoid."
 )
 
 
@@ -310,7 +310,7 @@ _CELL_VARIABLES = ("kernel", "recurrent_kernel", "bias")
 
 def read_hdf5(path: Path) -> File:
     """Keras' .weights.h5, or its older .h5 of a whole model or of weights."""
-    h5py = need("h5py", "keras", f"reading {path}")
+    h5py = import_extra("h5py", "keras", f"reading {path}")
     try:
         with h5py.File(path, "r") as file:
             config = file.attrs.get("model_config")
@@ -321,7 +321,7 @@ def read_hdf5(path: Path) -> File:
             arrays = _arrays_of_hdf5(file, h5py)
             return File(path, "Keras HDF5 weights", arrays, settings=settings, unsaid=_unsaid_by_hdf5(file))
     except _DAMAGED as error:
-        raise ValueError(f"{path} is no HDF5 file of Keras that can be used: {_reason(error)}") from error
+        raise ValueError(f"{path} is not a usable Keras HDF5 file: {_reason(error)}") from error
 
 
 def _order_of_layers(file: Any) -> dict[str, dict[str, Any]]:
@@ -362,15 +362,15 @@ def _unsaid_by_hdf5(file: Any) -> str:
     if number and (int(number[1]), int(number[2])) >= (2, 3):
         return ""
     return (
-        f"The file is of {f'Keras {version}' if version else 'an unknown version of Keras'} and does not say the "
-        "recurrent_activation of {}: sigmoid was taken; the default of Keras before 2.3, and of tf.keras in "
+        f"The file was written by {f'Keras {version}' if version else 'an unknown version of Keras'} and does not give "
+        "the recurrent_activation of {}: assuming sigmoid; the default of Keras before 2.3, and of tf.keras in "
         "TensorFlow 1, was hard_sigmoid."
     )
 
 
 def read_keras(path: Path) -> File:
     """Keras 3's archive: settings in config.json, numbers in model.weights.h5. No class that it names is made."""
-    h5py = need("h5py", "keras", f"reading {path}")
+    h5py = import_extra("h5py", "keras", f"reading {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
@@ -379,7 +379,7 @@ def read_keras(path: Path) -> File:
                 _add_paths(settings, config, file.get("layers", file.get(_LAYERS_ONCE, {})))
                 return File(path, "Keras model", _arrays_of_hdf5(file, h5py), settings=settings)
     except (*_DAMAGED, *_DAMAGED_ZIP) as error:
-        raise ValueError(f"{path} is no Keras archive that can be used: {_reason(error)}") from error
+        raise ValueError(f"{path} is not a usable Keras archive: {_reason(error)}") from error
 
 
 def _arrays_of_hdf5(file: Any, h5py: ModuleType) -> dict[str, Array]:
@@ -495,13 +495,13 @@ def _snake_case(name: str) -> str:
 
 def read_onnx(path: Path) -> File:
     """The stored arrays of an ONNX model, and its LSTM nodes, whose weights the graph may also make of stored ones."""
-    onnx = need("onnx", "onnx", f"reading {path}")
+    onnx = import_extra("onnx", "onnx", f"reading {path}")
     model = onnx_nodes.read_model(path)
     try:
         arrays = {each.name: np.asarray(onnx.numpy_helper.to_array(each)) for each in model.graph.initializer}
         nodes = onnx_nodes.lstm_nodes(Graph(model))
     except _DAMAGED as error:
-        raise ValueError(f"{path} is no ONNX model that can be used: {_reason(error)}") from error
+        raise ValueError(f"{path} is not a usable ONNX model: {_reason(error)}") from error
     lstms = []
     for stack in onnx_nodes.stacks(nodes):
         names: dict[str, str] = {}

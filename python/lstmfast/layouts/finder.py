@@ -129,7 +129,7 @@ def _named(
     chosen = layout(layout_name)
     names = {name: name for name in arrays if chosen.read(name)}
     if not names:
-        raise ValueError(f"there is no variable of {layout_name} among {', '.join(arrays) or 'no arrays'}")
+        raise ValueError(f"no variable of {layout_name} was found among {', '.join(arrays) or 'no arrays'}")
     candidate = _Candidate(layout_name, "", names, forget_bias)
     for each in known:
         if each.layout == layout_name and {*each.names.values(), *each.parts} & set(names):
@@ -141,7 +141,7 @@ def _named(
     candidate.scopes = {_scope(name) for name in names} - {""}
     left = [name for name in arrays if name not in candidate.names.values() and name not in candidate.parts]
     if left:
-        candidate.notes.append(f"Not read, since only the names of {layout_name} were asked for: {_listed(left)}.")
+        candidate.notes.append(f"Not read, because only names of {layout_name} were requested: {_listed(left)}.")
     return candidate
 
 
@@ -173,13 +173,13 @@ def _mind_strangers(candidate: _Candidate, arrays: Mapping[str, Array], taken: s
             continue
         (harmless if _is_no_weight(name, arrays, candidate.names.values()) else others).append(name)
     if harmless:
-        candidate.notes.append(f"Not read, since these are no weights: {_listed(harmless)}.")
+        candidate.notes.append(f"Not read, because these are not weights: {_listed(harmless)}.")
     if others:
         candidate.differs.insert(
             0,
             f"{candidate.name or 'the LSTM'} has variables that no cell of {candidate.layout} has: {_listed(others)}; "
-            "with them it computes something else than an LSTM here (if they are no part of it, give the others to "
-            "layouts.from_arrays)",
+            "with them it is not an LSTM as defined here (if they are not part of it, pass the arrays without "
+            "them to layouts.from_arrays)",
         )
 
 
@@ -292,13 +292,13 @@ def _put_together(candidate: _Candidate, name: str, parts: Names, arrays: Mappin
             dtype = np.asarray(arrays[parts[main]]).dtype
             candidate.computed[name] = values.astype(np.float32 if dtype == np.float16 else dtype)
             words = words.format(*(parts[part] for part in known))
-            left = f" {parts['']} beside it, a copy, was left out." if "" in parts else ""
+            left = f" Its copy {parts['']} was left out." if "" in parts else ""
             candidate.notes.append(f"{name} was taken {words}.{left}")
             return
     shown = [part for part in ("", ".original", ".original1", "_orig", "_v", "_raw") if part in parts]
     candidate.names[name] = parts[shown[0] if shown else min(kinds)]
     candidate.differs.append(
-        f"{candidate.name or 'the LSTM'} makes {name} out of {_listed(sorted(parts.values()))}, and the file does not "
+        f"{candidate.name or 'the LSTM'} computes {name} from {_listed(sorted(parts.values()))}, but the file does not "
         "say how: remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations) and save again"
     )
 
@@ -449,7 +449,7 @@ def _mind_norms_without_variables(candidate: _Candidate) -> None:
         normed = re.search(r"layer_?norm_?basic", scope.rpartition("/")[2], re.IGNORECASE)
         biased = {f"{scope}/bias", f"{scope}/bias:0"} & set(candidate.names.values())
         if variable == "kernel" and normed and not biased:
-            candidate.differs.append(f"{scope} is by its name a cell with other equations than an LSTM here")
+            candidate.differs.append(f"{scope} is by its name a cell whose equations differ from an LSTM here")
 
 
 def _is_cell(cell: str, parts: list[str], arrays: Mapping[str, Array]) -> bool:
@@ -478,10 +478,10 @@ def _scope_of_cell(parts: list[str], cell: str) -> str:
 
 def _say_what_cell(candidate: _Candidate, scope: str, cell: str) -> None:
     if _OTHER_CELL.fullmatch(cell):
-        words = f"{scope} is by its name a cell with other equations than an LSTM here"
+        words = f"{scope} is by its name a cell whose equations differ from an LSTM here"
         candidate.differs += [words] if words not in candidate.differs else []
     elif not _PLAIN_CELL.fullmatch(cell):
-        words = f"{scope} is taken for a cell of TensorFlow 1 by its name and shapes."
+        words = f"{scope} is assumed to be a TensorFlow 1 cell from its name and shapes."
         candidate.notes += [words] if words not in candidate.notes else []
 
 
@@ -635,7 +635,7 @@ def _keras_candidate(stack: list[_KerasLayer], settings: Mapping[str, Mapping[st
         for part in layer.name.split("/"):
             if _NORMALIZING.search(part):
                 candidate.differs.append(
-                    f"{layer.name} stands in {part}, by its name a wrapper that changes its kernels"
+                    f"{layer.name} is inside {part}, by its name a wrapper that changes its kernels"
                 )
         if not _mind_settings(candidate, layer.name, settings):
             silent.append(layer.name)
@@ -644,12 +644,12 @@ def _keras_candidate(stack: list[_KerasLayer], settings: Mapping[str, Mapping[st
         if candidate.layout == "keras-1":
             words = _UNSAID_BY_KERAS_1
         elif any("order_alone" not in each for each in settings.values()):
-            words = unsaid or "The file's settings say nothing of {}: tanh and sigmoid were taken."
+            words = unsaid or "The file's settings do not mention {}: assuming tanh and sigmoid."
         candidate.notes += [words.format(", ".join(silent))] if words else []
     if candidate.name == "" and candidate.layout == "keras":
-        candidate.notes.append("The names are those of Keras and of haste: Keras' order of gates was taken.")
+        candidate.notes.append("Keras and haste share these names: assuming Keras' gate order.")
     if len(stack) > 1:
-        candidate.notes.append(f"{candidate.name} are taken as one stack: each reads what the one before gives.")
+        candidate.notes.append(f"{candidate.name} are treated as one stack: each reads the output of the previous one.")
     return candidate
 
 
@@ -659,7 +659,7 @@ _WANTED = {
 }
 _CLASSES = {"LSTM", "CuDNNLSTM", "LSTMCell", "RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed"}
 _UNSAID_BY_KERAS_1 = (
-    "The file does not say the inner_activation of {}: sigmoid was taken; the default of Keras 1 was hard_sigmoid."
+    "The file does not give the inner_activation of {}: assuming sigmoid; the default of Keras 1 was hard_sigmoid."
 )
 
 
@@ -676,7 +676,7 @@ def _mind_settings(candidate: _Candidate, name: str, settings: Mapping[str, Mapp
         kind = found.get("class_name")
         if isinstance(kind, str) and kind not in _CLASSES and kind != "None":
             candidate.notes.append(
-                f"{name} is a {kind} of its program, or stands in one: it was taken to compute what Keras' LSTM does."
+                f"{name} is a {kind}, a custom class, or is inside one: assuming it computes what Keras' LSTM does."
             )
         for setting, value in {**_WANTED, **found.get("wanted", {})}.items():
             if setting in found and found[setting] != value:

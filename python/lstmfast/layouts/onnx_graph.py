@@ -155,10 +155,10 @@ class Graph:
                 raise NotKnown("the shapes of the graph's inputs")
             raise NotKnown(self._cause(value))
         except NotKnown as error:
-            raise ValueError(f"{meaning} depends on {error}, so that the file does not hold it") from error
+            raise ValueError(f"{meaning} depends on {error}, so the file does not contain it") from error
         except Exception as error:
             words = " ".join(str(error).split())[:160] or type(error).__name__
-            raise ValueError(f"{meaning} is made by the graph in a way that cannot be worked out: {words}") from error
+            raise ValueError(f"{meaning} is computed by the graph and cannot be evaluated: {words}") from error
 
     def is_zero(self, value: Value) -> bool:
         """Whether a value is proved to be nothing but zeros, whatever its shape."""
@@ -343,11 +343,11 @@ class Graph:
                 name = current.name.removeprefix(f"{current.input_of}/")
                 return f"{current.input_of}'s input {name}"
             if current.maker is None:
-                return f"{current.name}, which nothing makes"
+                return f"{current.name}, which no node produces"
             if not self._passes(current.maker):
                 return f"chance ({current.maker.kind})"
             waiting += reversed(current.maker.taken)
-        return "what the graph computes"
+        return "values that the graph computes"
 
     # --- evaluating ---------------------------------------------------------------------------------------------------
 
@@ -363,7 +363,7 @@ class Graph:
             seen.add(current)
             maker = current.maker
             if maker is None or maker.kind == "LSTM" or not self._passes(maker):
-                raise NotKnown(self._cause(current) if maker is None else f"what {maker.kind} {maker.name} gives")
+                raise NotKnown(self._cause(current) if maker is None else f"the output of {maker.kind} {maker.name}")
             found.add(maker)
             if not _shape_alone(maker, given):
                 waiting += maker.taken
@@ -382,7 +382,7 @@ class Graph:
         from onnx.reference import ReferenceEvaluator
 
         if node.kind in _BROADCASTING and node.opset < 7 and "axis" in node.attributes:
-            raise ValueError(f"{node.kind} had another way to broadcast before version 7 of ONNX's operators")
+            raise ValueError(f"{node.kind} broadcasts differently before version 7 of ONNX's operators")
         if node.kind == "Constant" and "sparse_value" in node.attributes:
             return [array_of(node.attributes["sparse_value"].sparse_tensor)]
 
@@ -503,7 +503,7 @@ def array_of(stored: Any) -> Array:
         return _dense(stored)
     if stored.data_location == onnx.TensorProto.EXTERNAL:
         place = next((each.value for each in stored.external_data if each.key == "location"), "")
-        raise ValueError(f"its data are in the file {place}, which was not loaded with the model: give the path")
+        raise ValueError(f"its data are in the file {place}, which was not loaded with the model: pass the path")
     return np.array(onnx.numpy_helper.to_array(stored))
 
 

@@ -27,7 +27,7 @@ _DEFAULT_ACTIVATIONS = ("sigmoid", "tanh", "tanh")  # ONNX does not mind their c
 _TYPES = {"clip": 1, "hidden_size": 2, "input_forget": 2, "layout": 2, "direction": 3, "activations": 8}
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 _WORDS = {"states": "initial states", "lengths": "lengths of its rows"}
-_NOT_GIVEN = {"held": "the file holds", "computed": "the graph computes or turns round"}
+_NOT_GIVEN = {"held": "the file contains", "computed": "the graph computes or rearranges"}
 _ROWS = 3  # of a state whose batch is not known
 _EXACT = 2**24  # whole numbers below are exact in float32
 _NO_CLIP = float(np.finfo(np.float32).max)
@@ -73,12 +73,12 @@ class LSTMNode:
             raise ValueError(self.trouble)
         if self.activations != _DEFAULT_ACTIVATIONS * self.directions:
             raise ValueError(
-                f"LSTM node {self.name} has activations {', '.join(self.activations)}; only "
-                f"{', '.join(_DEFAULT_ACTIVATIONS)} are an LSTM here"
+                f"LSTM node {self.name} has activations {', '.join(self.activations)}; "
+                f"an LSTM here has {', '.join(_DEFAULT_ACTIVATIONS)}"
             )
         if self.clip is not None:
             raise ValueError(
-                f"LSTM node {self.name} clips what enters its gates' functions to {self.clip:g}, and no LSTM here does"
+                f"LSTM node {self.name} clips the inputs of its activations to {self.clip:g}, which no LSTM here does"
             )
         if self.direction == "reverse":
             raise ValueError(f"LSTM node {self.name} has no forward direction, which every LSTM here has")
@@ -89,7 +89,7 @@ class LSTMNode:
             ):
                 if origin in _NOT_GIVEN:
                     raise ValueError(
-                        f"LSTM node {self.name} has {_WORDS[what]} that {_NOT_GIVEN[origin]}, and an LSTM here "
+                        f"LSTM node {self.name} has {_WORDS[what]} that {_NOT_GIVEN[origin]}, but an LSTM here "
                         f"{instead}: lstmfast.onnx.load(..., weights_only=True) reads it without them"
                     )
 
@@ -120,7 +120,7 @@ class LSTMNode:
         for what, origin in (("states", self.states), ("lengths", self.lengths)):
             if origin in _NOT_GIVEN:
                 words.append(
-                    f"LSTM node {self.name} has {_WORDS[what]} that {_NOT_GIVEN[origin]}, which are no weights."
+                    f"LSTM node {self.name} has {_WORDS[what]} that {_NOT_GIVEN[origin]}, which are not weights."
                 )
         return tuple(words)
 
@@ -156,9 +156,9 @@ def read_model(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is no ONNX model that can be used: {' '.join(str(error).split())[:160]}") from error
+        raise ValueError(f"{path} is not a usable ONNX model: {' '.join(str(error).split())[:160]}") from error
     if not model.graph.node:
-        raise ValueError(f"{path} is no ONNX model that can be used: it has no nodes")
+        raise ValueError(f"{path} is not a usable ONNX model: it has no nodes")
     return model
 
 
@@ -287,7 +287,7 @@ def _misfit(name: str, arrays: dict[str, Array], direction: str, hidden_size: in
             )
     rows = arrays["R"].shape[1]
     if hidden_size is not None and rows != 4 * hidden_size:
-        return f"R of LSTM node {name} must have 4 * {hidden_size} rows, as hidden_size says, got {rows}"
+        return f"R of LSTM node {name} must have 4 * {hidden_size} rows to match hidden_size, got {rows}"
     if len({array.dtype for array in arrays.values()}) > 1:
         types = ", ".join(f"{letter} {array.dtype}" for letter, array in arrays.items())
         return f"The weights of LSTM node {name} must be of one type, got {types}"

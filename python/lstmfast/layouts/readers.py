@@ -60,7 +60,7 @@ def load(
     layout: str | None = None,
     forget_bias: float | None = None,
 ) -> LSTMWeights:
-    """The weights of the LSTM in a file; `name` chooses where there are several. Otherwise as `read` and `convert`.
+    """The weights of the LSTM in a file; `name` selects one of several. Other arguments as in `read` and `convert`.
 
     Raises ValueError listing the names if there are several, or none of this name.
     """
@@ -69,13 +69,13 @@ def load(
     if len(found) != 1:
         if not contents.lstms:
             raise ValueError(
-                f"{path} holds no LSTM: its arrays are {', '.join(contents.arrays) or 'none'} (layout tells whose they "
-                "are where their names do not)"
+                f"{path} holds no LSTM: its arrays are {', '.join(contents.arrays) or 'none'} (pass layout if the "
+                "names do not identify the library)"
             )
         names = ", ".join(repr(each.name) for each in contents.lstms)
         if name is None:
             raise ValueError(f"name must choose one of the LSTMs in {path}: {names}")
-        raise ValueError(f"name must be that of one LSTM in {path}: {names}, got {name!r}")
+        raise ValueError(f"name must be one of the LSTMs in {path}: {names}, got {name!r}")
     try:
         return found[0].weights(forget_bias=forget_bias)
     except (TypeError, ValueError) as error:
@@ -94,7 +94,7 @@ def _resolved(path: Path) -> Path:
         if (path / "checkpoint").exists():
             return _latest(path)
         raise FileNotFoundError(
-            f"{path} holds no checkpoint, neither of lstmfast nor of TensorFlow, and no variables of a SavedModel"
+            f"{path} contains neither an lstmfast or TensorFlow checkpoint nor the variables of a SavedModel"
         )
     index = path.with_name(f"{path.name}.index")
     if not path.exists() and index.exists():
@@ -112,5 +112,5 @@ def _latest(folder: Path) -> Path:
     words = (folder / "checkpoint").read_text(encoding="utf-8", errors="replace")
     match = re.search(r'^model_checkpoint_path: "([^"]+)"', words, re.MULTILINE)
     if match is None:
-        raise ValueError(f"{folder / 'checkpoint'} names no checkpoint of TensorFlow")
+        raise ValueError(f"{folder / 'checkpoint'} does not name a TensorFlow checkpoint")
     return folder / f"{Path(match[1]).name}.index"

@@ -50,8 +50,8 @@ class Stack(NamedTuple):
     plain: bool  # neither peepholes nor projection: TensorFlow 1 has a class of its own for these cells
 
 
-Write: TypeAlias = Callable[[str, Place, Stack], str]
-Read: TypeAlias = Callable[[str], "tuple[str, Place] | None"]
+NameOf: TypeAlias = Callable[[str, Place, Stack], str]
+ParseName: TypeAlias = Callable[[str], "tuple[str, Place] | None"]
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Layout:
     title: str
     gate_order: str
     variables: tuple[Variable, ...]
-    write: Write
-    read: Read
+    write: NameOf
+    read: ParseName
     forget_bias: float | None = None
     directions_stacked: bool = False
     cell_clip: bool = False
@@ -89,7 +89,7 @@ class Layout:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def _reader(pattern: str, first_layer: int = 0) -> Read:
+def _reader(pattern: str, first_layer: int = 0) -> ParseName:
     """A reader of names by a pattern with the groups `variable` and, where there are any, `layer` and `reverse`."""
     compiled = re.compile(pattern)
 
@@ -177,7 +177,7 @@ def _tf1_name(name: str, place: Place, stack: Stack) -> str:
     return f"rnn/multi_rnn_cell/cell_{place.layer}/{cell}" if stack.num_layers > 1 else f"rnn/{cell}"
 
 
-def _tf1_reader(variables: str) -> Read:
+def _tf1_reader(variables: str) -> ParseName:
     """Whatever the scopes are: `cell_K` counts layers, `fw` and `bw` are directions (once Cell K, FW and BW)."""
     pattern = re.compile(rf"(?P<scope>.*?/)?(?P<variable>{variables})(?::0)?")
 

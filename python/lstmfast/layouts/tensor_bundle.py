@@ -63,11 +63,11 @@ def read(index: Path) -> tuple[dict[str, Array], list[str]]:
     tensors, left_out = {}, []
     for name, entry in described.items():
         if entry.slices:
-            left_out.append(f"{name} is partitioned, which is not read, and was left out.")
+            left_out.append(f"{name} is partitioned, which is not supported, and was left out.")
         elif entry.dtype in _DTYPES or entry.dtype == _BFLOAT16:
             tensors[name] = _tensor(name, entry, files)
         elif entry.dtype != _STRING:
-            left_out.append(f"{name} is of TensorFlow's type {entry.dtype}, which is not read, and was left out.")
+            left_out.append(f"{name} has TensorFlow's type {entry.dtype}, which is not supported, and was left out.")
     return tensors, left_out
 
 
@@ -88,7 +88,7 @@ def full_names(index: Path) -> dict[str, str] | None:
                 names[_text(fields.get(3, b""))] = _text(fields.get(2, b""))  # checkpoint_key, full_name
         return names
     except (IndexError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} has a graph of objects that cannot be used: {error}") from error
+        raise ValueError(f"{index} has an unusable object graph: {error}") from error
 
 
 def keras_metadata(folder: Path) -> list[str]:
@@ -120,7 +120,7 @@ def _described(index: Path) -> tuple[dict[str, _Entry], list[Path]]:
         # The parts of partitioned variables have names that begin with a zero byte.
         described = {_text(name): _entry(value) for name, value in entries.items() if name[0]}
     except (IndexError, ValueError) as error:
-        raise ValueError(f"{index} is no index of a TensorFlow checkpoint that can be used: {error}") from error
+        raise ValueError(f"{index} is not a usable TensorFlow checkpoint index: {error}") from error
     return described, [prefix.with_name(f"{prefix.name}.data-{number:05}-of-{shards:05}") for number in range(shards)]
 
 
@@ -130,7 +130,7 @@ def _described(index: Path) -> tuple[dict[str, _Entry], list[Path]]:
 def _entries(contents: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Every key and value of a table, in order."""
     if len(contents) < _FOOTER_BYTES or not contents.endswith(_MAGIC):
-        raise ValueError("it does not end as one: it is of another kind, or cut short")
+        raise ValueError("it is truncated or not an index")
     footer = contents[-_FOOTER_BYTES:]
     _, at = _varint(footer, 0)  # a block of meta data, which these tables leave empty
     _, at = _varint(footer, at)
@@ -145,11 +145,11 @@ def _block(contents: bytes, handle: bytes, at: int) -> Iterator[tuple[bytes, byt
     block = contents[offset : offset + size]
     trailer = contents[offset + size : offset + size + _TRAILER_BYTES]
     if len(block) != size or len(trailer) != _TRAILER_BYTES or size < 4:
-        raise ValueError("a block lies outside of the file: it is cut short or damaged")
+        raise ValueError("a block extends beyond the file: it is truncated or damaged")
     if _masked_crc(block + trailer[:1]) != int.from_bytes(trailer[1:], "little"):
         raise ValueError("a block's checksum is wrong: it is damaged")
     if trailer[0]:
-        raise ValueError(f"its blocks are compressed (kind {trailer[0]}), which is not read")
+        raise ValueError(f"its blocks are compressed (kind {trailer[0]}), which is not supported")
     end = size - 4 - 4 * int.from_bytes(block[-4:], "little")
     key, at = b"", 0
     while at < end:
@@ -232,9 +232,9 @@ def _shards(header: bytes) -> int:
     if not isinstance(shards, int):
         raise ValueError("it is a checkpoint of version 1, which only TensorFlow itself reads")
     if fields.get(2):
-        raise ValueError("its numbers are big-endian, which is not read")
+        raise ValueError("its numbers are big-endian, which is not supported")
     if not 1 <= shards <= 100_000:
-        raise ValueError(f"it speaks of {shards} data files")
+        raise ValueError(f"it claims {shards} data files")
     return shards
 
 
@@ -266,13 +266,13 @@ def _text(name: bytes) -> str:
 def _data(name: str, entry: _Entry, files: list[Path]) -> bytes:
     """The bytes of a tensor."""
     if entry.shard >= len(files):
-        raise ValueError(f"{name} lies in data file {entry.shard} of {len(files)}")
+        raise ValueError(f"{name} is in data file {entry.shard} of {len(files)}")
     path = files[entry.shard]
     with path.open("rb") as file:
         file.seek(entry.offset)
         data = file.read(entry.size)
     if len(data) != entry.size:
-        raise ValueError(f"{path} ends before {name} does: it is cut short, or belongs to another index")
+        raise ValueError(f"{path} ends before {name} does: it is truncated or belongs to another index")
     return data
 
 
@@ -281,14 +281,14 @@ def _string(entry: _Entry, files: list[Path]) -> bytes:
     data = _data(_OBJECT_GRAPH, entry, files)
     length, at = _varint(data, 0)
     if entry.dtype != _STRING or len(data) != at + 4 + length:
-        raise ValueError("it is no single string")
+        raise ValueError("it is not a single string")
     return data[at + 4 :]
 
 
 def _tensor(name: str, entry: _Entry, files: list[Path]) -> Array:
     dtype = np.dtype("<u2" if entry.dtype == _BFLOAT16 else _DTYPES[entry.dtype])
     if math.prod(entry.shape) * dtype.itemsize != entry.size:
-        raise ValueError(f"{name} of shape {entry.shape} cannot take the {entry.size} bytes that its index says")
+        raise ValueError(f"{name} of shape {entry.shape} does not match the {entry.size} bytes given by its index")
     values = np.frombuffer(_data(name, entry, files), dtype).reshape(entry.shape)
     if entry.dtype == _BFLOAT16:
         return widened_bfloat16(values)

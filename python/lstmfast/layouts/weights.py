@@ -142,7 +142,7 @@ class LSTMWeights:
         }
         for name, value in wanted.items():
             if (given := getattr(cell, name)) != value:
-                raise ValueError(f"layer {k} must have {name} {value} to stand in this stack, got {given}")
+                raise ValueError(f"layer {k} must have {name} {value} to fit this stack, got {given}")
         for name in ("peepholes", "projection"):
             if (getattr(cell, name) is None) != (getattr(first, name) is None):
                 raise ValueError(f"layer {k} must have {name} if and only if the other cells of its stack do")

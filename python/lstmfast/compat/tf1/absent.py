@@ -10,22 +10,22 @@ import sys
 from typing import Any
 
 _HERE = __name__.rpartition(".")[0]
-_COVERS = f"{_HERE} has LSTM cells, what unrolls and differentiates them, and variables in scopes"
-_REST = "what lies between them is NumPy"
+_COVERS = f"{_HERE} has LSTM cells, functions that unroll and differentiate them, and variables in scopes"
+_REST = "between them, use NumPy"
 
-_SESSION = "there is no session, a call computes at once: session.run becomes the call itself"
-_FIRST_VALUES = "variables have their first values as soon as they are made"
-_ALL_VARIABLES = "trainable_variables() returns all there are"
+_SESSION = "there is no session and calls compute immediately: replace session.run by the call itself"
+_FIRST_VALUES = "variables are initialized when they are created"
+_ALL_VARIABLES = "trainable_variables() returns all variables"
 _DERIVATIVES = "derivatives come from a GradientTape: tape.gradients(ys, xs, grad_ys)"
-_PYTHON = "nothing is deferred, so Python's own statements do"
-_LSTM_ALONE = "there are LSTM cells alone"
+_PYTHON = "nothing is deferred, so use Python's own statements"
+_LSTM_ALONE = "only LSTM cells are available"
 _OPTIMIZERS = (
     "optimizers are lstmfast.optimizers.SGD, Momentum, RMSprop and Adam, schedules lstmfast.schedules, and checkpoints "
     "are read by lstmfast.layouts"
 )
 _LAYERS = "layers are lstmfast.LSTM, Linear and Embedding, with NumPy for the rest"
 _CROSS_ENTROPY = "lstmfast.losses.softmax_cross_entropy returns the loss and its derivative by the logits"
-_NO_TENSORFLOW = "this is no TensorFlow; use Python's own libraries for it"
+_NO_TENSORFLOW = "this is not TensorFlow; use Python's own libraries for it"
 
 _SENTENCES = {
     _SESSION: "Session InteractiveSession get_default_session ConfigProto GPUOptions RunOptions",

@@ -384,7 +384,7 @@ def _refuse_shared(cells: list[RNNCell]) -> None:
             raise ValueError(
                 f"cells must be different objects, got the same {what} at {', '.join(map(str, places))}: every layer "
                 f"needs weights of its own. TensorFlow said 'Attempt to reuse RNNCell with a different variable scope "
-                f"than its first use' or 'Dimensions must be equal', or had the layers share weights without a word. "
+                f"than its first use' or 'Dimensions must be equal', or silently shared the weights between layers. "
                 f"Instead of MultiRNNCell([cell] * {len(cells)}) write "
                 f"MultiRNNCell([{what}(num_units) for _ in range({len(cells)})])"
             )
@@ -393,7 +393,7 @@ def _refuse_shared(cells: list[RNNCell]) -> None:
 def _only_tanh(activation: Any) -> None:
     name = activation if isinstance(activation, str) else getattr(activation, "__name__", repr(activation))
     if activation is not None and name != "tanh":
-        raise ValueError(f"activation must be tanh, the one that the kernels have, got {name}")
+        raise ValueError(f"activation must be tanh, the only one the kernels support, got {name}")
 
 
 def _positive(name: str, value: Any) -> float | None:

@@ -55,7 +55,7 @@ class DropoutWrapper(RNNCell):
         if name.endswith("_keep_prob"):
             value = check.finite(name, value)
             if not 0.0 < value <= 1.0:
-                raise ValueError(f"{name} must lie in (0, 1], got {value:g}")
+                raise ValueError(f"{name} must be in (0, 1], got {value:g}")
         super().__setattr__(name, value)
 
     @property

@@ -258,13 +258,13 @@ def get_variable(
                 "reset_default_graph()"
             )
         if wanted is not None and wanted != found.shape:
-            raise ValueError(f"Variable {full_name} is to be shared with shape {wanted}, but has shape {found.shape}")
+            raise ValueError(f"Variable {full_name} must have shape {wanted} to be shared, got {found.shape}")
         if check.float_dtype(dtype) != found.dtype:
-            raise TypeError(f"Variable {full_name} is to be shared as {np.dtype(dtype)}, but is {found.dtype}")
+            raise TypeError(f"Variable {full_name} must be {np.dtype(dtype)} to be shared, got {found.dtype}")
         return found
     if reuse is True:
         raise ValueError(
-            f"Variable {full_name} does not exist, and reuse=True makes none: use reuse=AUTO_REUSE, or make it first"
+            f"Variable {full_name} does not exist, and reuse=True creates none: use reuse=AUTO_REUSE or create it first"
         )
     if initializer is None:
         initializer = graph.scope.initializer

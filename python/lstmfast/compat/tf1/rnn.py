@@ -245,5 +245,5 @@ def _check_two(cell_fw: Any, cell_bw: Any) -> None:
     if any(leaf is other for leaf in cell_fw.leaves for other in cell_bw.leaves):
         raise ValueError(
             "cell_fw and cell_bw must be different objects, got the same: each direction needs weights of its own "
-            "(TensorFlow said 'Attempt to reuse RNNCell', or had them share weights without a word); make two cells"
+            "(TensorFlow said 'Attempt to reuse RNNCell', or silently shared the weights); make two cells"
         )

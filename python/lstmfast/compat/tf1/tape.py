@@ -70,8 +70,8 @@ class GradientTape:
         for (name, y), gradient in zip(outputs, given, strict=True):
             if id(y) not in returned:
                 raise ValueError(
-                    f"{name} is not an array that a call within this tape returned; a slice or a copy of one is "
-                    "another array: give the whole one, with zeros in grad_ys where nothing comes back"
+                    f"{name} is not an array that a call within this tape returned; a slice or copy is a "
+                    "different array: pass the whole array, with zeros in grad_ys where there is no gradient"
                 )
             if gradient is not None:
                 add(y, gradient)
@@ -85,7 +85,7 @@ class GradientTape:
             if id(x) not in known and not isinstance(x, Variable):
                 raise ValueError(
                     f"{name} is neither a variable nor an array that a call within this tape read or returned; a slice "
-                    "or a copy of one is another array"
+                    "or copy is a different array"
                 )
             found = sums.get(id(x))
             results.append(found.copy() if any(found is own for own in given) and found is not None else found)
