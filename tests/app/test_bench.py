@@ -227,10 +227,10 @@ def test_a_document_without_a_known_block_is_an_error(text: str) -> None:
     [
         (["steps"], "a section must be one of step, sequence, "),
         (["step", "--shapes", "enormous"], "a shape must be one of tiny, udacity, "),
-        (["step", "--against", "theano"], "against must name contenders out of torch, onnxruntime, jax, keras, got"),
+        (["step", "--against", "theano"], "against must name contenders from torch, onnxruntime, jax, keras, got"),
         (["step", "--python-torch", "nowhere/python"], "--python-torch must be a Python interpreter, got 'nowhere"),
         (["step", "--rounds", "0"], "rounds must be 1 or more, got 0"),
-        (["step", "--json", "nowhere/result.json"], "nowhere/result.json lies in a folder that does not exist"),
+        (["step", "--json", "nowhere/result.json"], "nowhere/result.json is in a folder that does not exist"),
         (["--from", "nowhere.json"], "nowhere.json: No such file or directory"),
     ],
 )

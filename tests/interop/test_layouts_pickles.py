@@ -157,7 +157,7 @@ def test_a_class_of_a_program_is_still_refused_by_name(module: Any, tmp_path: Pa
 @pytest.mark.filterwarnings("ignore")
 def test_an_archive_of_torchscript_is_told_what_it_is(module: Any, tmp_path: Path) -> None:
     torch.jit.script(module).save(tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"w\.pt is a TorchScript archive, whose code is not executed: save the state"):
+    with pytest.raises(ValueError, match=r"w\.pt is a TorchScript archive, whose code is not executed: save the"):
         read(tmp_path / "w.pt")
 
 
