@@ -57,10 +57,10 @@ class Part:
             with self.path.open("rb") as file:
                 yield from files.pieces(file)
             return
-        try:
+        try:  # zipfile raises RuntimeError for a password, and a subclass of it for a method it does not have
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
                 yield from files.pieces(file)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise ValueError(f"{self.name} cannot be unpacked: {error}") from error
 
 
