@@ -167,4 +167,12 @@ inline void check_ids(const ArrayArg<const int>& ids, Index vocabulary) {
     }
 }
 
+// Of every row.
+template <typename T>
+std::vector<T*> pointers(MatrixView<T> matrix, Index rows) {
+  std::vector<T*> all(static_cast<std::size_t>(rows));
+  for (Index r = 0; r < rows; ++r) all[r] = matrix.row(r);
+  return all;
+}
+
 }  // namespace lstmfast::bindings

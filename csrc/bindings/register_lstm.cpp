@@ -84,16 +84,22 @@ struct Pair {
 
 // What a call of these sizes would do, for those who explain it.
 py::dict plan_of(Index time_steps, Index batch, Index input_size, Index hidden_size, const std::string& dtype,
-                 const std::string& matmul_precision, bool is_plain, bool token_input) {
+                 const std::string& matmul_precision, bool is_plain, bool token_input, bool training,
+                 const std::string& weights) {
   CallShape call{time_steps, batch, time_steps * batch, token_input ? 0 : input_size, hidden_size, is_plain, 0,
-                 precision_of(matmul_precision)};
+                 precision_of(matmul_precision), weight_format_of(weights), false, training};
   const Choice choice = dtype == "float32" ? choose_path(kernels<float>(), call) : choose_path(kernels<double>(), call);
   const char* const refusals[] = {"", "dtype", "cell", "isa", "size"};
+  const char* const paths[] = {"packed", "unpacked", "bf16x", "int16", "int16 and bf16x", "int8"};
   const int parts = bf16x_parts(call.precision);
   py::dict plan;
   plan["isa"] = current_isa().name;
   plan["hoists_input"] = choice.hoists_input;
-  plan["bf16x_refusal"] = refusals[static_cast<int>(choice.bf16x_refusal)];
+  plan["path"] = paths[static_cast<int>(choice.path)];
+  plan["refusal"] = refusals[static_cast<int>(choice.refusal)];
+  plan["has_dot_products"] = current_kernels().dots->int8.faster_than_float32;
+  const Bf16xKernels* bf16x = current_kernels().bf16x;
+  plan["bf16x_unit"] = !bf16x ? "" : bf16x->most_parts > 1 ? "tiles of AMX" : "dot products of AVX512_BF16";
   plan["bf16x_parts"] = parts;
   plan["bf16x_products"] = parts * (parts + 1) / 2;  // of two parts whose product is above what rounding loses
   plan["bf16x_largest"] = kBf16xLargest;
@@ -167,13 +173,16 @@ class PySequence {
   }
 
   void load(const py::object& kernel, const py::object& bias, const py::object& peepholes, const py::object& projection,
-            bool frozen, bool serves_one_call) {
+            bool frozen, bool serves_one_call, const std::string& format) {
     const InUse in_use(running_, "Sequence");
     with_float_type(Pair::is(kernel) ? Pair(kernel, "kernel").second : kernel, "kernel", [&](auto type) {
       using T = decltype(type);
       SequenceWeights<T> weights = checked_weights<T>(kernel, bias, peepholes, projection);
       weights.are_frozen = frozen;
       weights.serve_one_call = serves_one_call;
+      weights.format = weight_format_of(format);
+      if (weights.format == WeightFormat::kBFloat16 || (!std::is_same_v<T, float> && format != "float32"))
+        throw py::value_error("weights of a sequence must be float32 or, of float32, int8, got " + format);
       if (!std::holds_alternative<Sequence<T>>(sequence_))
         sequence_.template emplace<Sequence<T>>(reverse_, std::get<Cell<T>>(cells_));
       std::get<Sequence<T>>(sequence_).load(weights);
@@ -573,7 +582,8 @@ void register_lstm(py::module_& module) {
       py::arg("updates"), py::arg("hidden_size"), py::arg("has_projection"), py::arg("is_float64"));
   module.def("fingerprint", fingerprint, py::arg("values"));
   module.def("plan_of", plan_of, py::arg("time_steps"), py::arg("batch"), py::arg("input_size"), py::arg("hidden_size"),
-             py::arg("dtype"), py::arg("matmul_precision"), py::arg("is_plain"), py::arg("token_input"));
+             py::arg("dtype"), py::arg("matmul_precision"), py::arg("is_plain"), py::arg("token_input"),
+             py::arg("training"), py::arg("weights"));
   module.def("release_memory", [] {
     PySequence::release_all_memory();
     release_linear_workspaces();
@@ -584,7 +594,8 @@ void register_lstm(py::module_& module) {
   py::class_<PySequence>(module, "Sequence", "One direction of one LSTM layer; owns and reuses its workspace.")
       .def(py::init<bool, const py::object&>(), py::arg("reverse"), py::arg("cell"))
       .def("load", &PySequence::load, py::arg("kernel"), py::arg("bias"), py::arg("peepholes") = none,
-           py::arg("projection") = none, py::arg("frozen") = false, py::arg("serves_one_call") = false)
+           py::arg("projection") = none, py::arg("frozen") = false, py::arg("serves_one_call") = false,
+           py::arg("weights") = "float32")
       // No argument must be named: pybind11 looks every name up by a new string, 100 ns each.
       .def("forward", &PySequence::forward, py::arg("x"), py::arg("h"), py::arg("h_n"), py::arg("c_n"),
            py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none, py::arg("resets") = none,

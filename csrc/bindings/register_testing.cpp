@@ -5,6 +5,7 @@
 #include "bindings/register.h"
 #include "cpu/dispatch.h"
 #include "lstm/fingerprint.h"
+#include "lstm/products.h"
 
 namespace lstmfast::bindings {
 namespace {
@@ -22,6 +23,38 @@ void activations(const std::string& kind, const py::object& x, const py::object&
   });
 }
 
+// z [rows, 4*hidden] = bias + x·kernel, of factors rounded to "int16" or "int8".
+void rounded_product(const py::object& x, const py::object& kernel, const py::object& bias, const py::object& z,
+                     const std::string& format) {
+  const ArrayArg<const float> x_arg(x, "x"), kernel_arg(kernel, "kernel");
+  const Index rows = x_arg.must_have_ndim(2, "[rows, depth]").size(0), depth = x_arg.size(1);
+  const Index columns = kernel_arg.must_have_ndim(2, "[depth, 4*hidden_size]").size(1), hidden = columns / kGateCount;
+  kernel_arg.must_have_shape({depth, kGateCount * hidden});
+  const KernelTable<float>& k = kernels<float>();
+  const PanelSizes<float> sizes(k);
+  const auto products = make_dot_products(k, format == "int8" ? current_kernels().dots->int8
+                                                              : current_kernels().dots->int16,
+                                          make_fma_products<float>(k));
+  products->prepare(1);
+  if (!products->pack({kernel_arg.matrix(), depth}, {{}, 0}, hidden))
+    throw py::value_error("kernel cannot be rounded");
+  StartingValues<float> init;
+  init.pack_bias(k, ArrayArg<const float>(bias, "bias").must_have_shape({columns}).contiguous(), 0.0f, hidden);
+  AlignedBuffer<float> panels;
+  GateProductArgs<float> product{};
+  product.row_end = rows;
+  product.block_end = sizes.gate_blocks(hidden);
+  product.init = init.of_all();
+  const std::vector<const float*> x_rows = pointers(x_arg.matrix(), rows);
+  product.x = x_rows.data();
+  product.input_size = depth;
+  product.z_block_stride = rows * sizes.gate_width();
+  product.z = panels.resize(product.block_end * product.z_block_stride);
+  products->multiply_inputs(product, 0);
+  const std::vector<float*> z_rows = pointers(ArrayArg<float>(z, "z").must_have_shape({rows, columns}).matrix(), rows);
+  k.unpack_gates(product.z, product.z_block_stride, hidden, z_rows.data(), rows);
+}
+
 py::tuple keys_of_fingerprints() {
   const FingerprintKeys& keys = fingerprint_keys();
   return py::make_tuple(py::make_tuple(keys.points[0], keys.points[1]),
@@ -35,6 +68,8 @@ void register_testing(py::module_& module) {
   testing.def("set_isa", [](const std::string& name) { set_isa(parse_isa(name)); }, py::arg("name"));
   testing.def("activations", activations, py::arg("kind"), py::arg("x"), py::arg("out"));
   testing.def("fingerprint_keys", keys_of_fingerprints);
+  testing.def("rounded_product", rounded_product, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::arg("z"),
+              py::arg("format"));
   register_testing_bf16x(testing);
 }
 

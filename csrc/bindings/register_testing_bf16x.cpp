@@ -25,13 +25,6 @@ int checked(int parts) {
   return parts;
 }
 
-template <typename T>
-std::vector<T*> pointers(MatrixView<T> matrix, Index rows) {
-  std::vector<T*> all(static_cast<std::size_t>(rows));
-  for (Index r = 0; r < rows; ++r) all[r] = matrix.row(r);
-  return all;
-}
-
 // Rows of gate panels, as a left factor.
 std::vector<const float*> panel_rows(SequenceView<const float> panels, Index rows) {
   std::vector<const float*> all(static_cast<std::size_t>(rows));
@@ -182,7 +175,7 @@ bool transposed_product(const py::object& a, const py::object& b, const py::obje
 
 void register_testing_bf16x(py::module_& testing) {
   using py::arg;
-  testing.def("has_bf16x", [] { return current_kernels().bf16x != nullptr; });
+  testing.def("bf16x_most_parts", [] { return current_kernels().bf16x ? current_kernels().bf16x->most_parts : 0; });
   testing.def("bf16x_product", product, arg("a"), arg("b"), arg("out"), arg("parts"), py::kw_only(),
               arg("bias") = py::none(), arg("transposed") = false, arg("add") = false, arg("by_pointer") = true,
               arg("tile_begin") = 0, arg("tile_end") = -1);

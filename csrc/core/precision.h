@@ -1,8 +1,11 @@
-// How exact matrix products must be. `runtime.py` says in words what each allows.
+// How exact matrix products and kept weights must be. `runtime.py` says in words what each precision allows.
 #pragma once
 
 namespace lstmfast {
 
 enum class MatmulPrecision { kHighest, kHigh, kMedium };
+
+// In what form weights are kept that nobody changes any more.
+enum class WeightFormat { kFloat32, kBFloat16, kInt8 };
 
 }  // namespace lstmfast

@@ -85,6 +85,8 @@ struct Bf16xToRowsArgs {
 };
 
 struct Bf16xKernels {
+  int most_parts;  // that the unit multiplies faster than float32 is
+
   // Left factors. Rows [0, count); or columns [begin, end) of `depth` rows, transposed.
   bool (*pack_rows)(const Bf16xRows&, Index count, int parts, Bfloat16* left);
   bool (*pack_rows_transposed)(const float* const* rows, Index depth, Index begin, Index end, int parts, Bfloat16* left);

@@ -7,8 +7,10 @@
 #include <stdexcept>
 #include <string_view>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -19,6 +21,9 @@ const lstmfast::Kernels* lstmfast_kernels_generic() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_neon() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_avx2() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_avx512() noexcept;
+const lstmfast::DotKernelSet* lstmfast_kernels_avx2_vnni() noexcept;
+const lstmfast::DotKernelSet* lstmfast_kernels_avx512_vnni() noexcept;
+const lstmfast::Bf16xKernels* lstmfast_kernels_avx512_bf16() noexcept;
 const lstmfast::Bf16xKernels* lstmfast_kernels_amx() noexcept;
 }
 
@@ -40,6 +45,21 @@ bool has_avx512() {
          LSTMFAST_CPU_SUPPORTS("avx512vl") && LSTMFAST_CPU_SUPPORTS("fma");
 }
 
+// VNNI comes in two encodings, each with a CPUID bit of its own. Compilers differ in the names that they know.
+bool has_avx2_vnni() {
+#if defined(__x86_64__)
+  constexpr unsigned kAvxVnni = 1u << 4;
+  unsigned eax, ebx, ecx, edx;
+  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kAvxVnni);
+#else
+  return false;
+#endif
+}
+
+bool has_avx512_vnni() { return has_avx512() && LSTMFAST_CPU_SUPPORTS("avx512vnni"); }
+
+bool has_avx512_bf16() { return has_avx512_vnni() && LSTMFAST_CPU_SUPPORTS("avx512bf16"); }
+
 // Whether the CPU has AMX tiles with bfloat16, the operating system keeps their 8 KB, and lets this process use them. The
 // permission is asked for once and holds for all threads and children. Linux refuses it, for one, to a process whose
 // signal handlers run on stacks too small for the tiles.
@@ -60,13 +80,34 @@ bool may_use_tiles() {
 }
 
 bool has_amx() {
-  static const bool usable = has_avx512() && may_use_tiles();
+  static const bool usable = has_avx512_vnni() && may_use_tiles();
   return usable;
 }
 
-const Kernels* avx512_kernels_with_tiles() {  // every CPU with AMX has AVX-512
-  const Kernels& avx512 = *lstmfast_kernels_avx512();
-  static const Kernels kernels{avx512.float32, avx512.float64, avx512.compressed, lstmfast_kernels_amx()};
+Kernels with_dots(Kernels kernels, const DotKernelSet* dots) {
+  kernels.dots = dots;
+  return kernels;
+}
+Kernels with_bf16x(Kernels kernels, const Bf16xKernels* bf16x) {
+  kernels.bf16x = bf16x;
+  return kernels;
+}
+
+// The same float kernels with dot products, and these with bf16x products: every CPU with AMX or BF16 has VNNI.
+const Kernels* avx2_kernels_with_dots() {
+  static const Kernels kernels = with_dots(*lstmfast_kernels_avx2(), lstmfast_kernels_avx2_vnni());
+  return &kernels;
+}
+const Kernels* avx512_kernels_with_dots() {
+  static const Kernels kernels = with_dots(*lstmfast_kernels_avx512(), lstmfast_kernels_avx512_vnni());
+  return &kernels;
+}
+const Kernels* avx512_kernels_with_bf16() {
+  static const Kernels kernels = with_bf16x(*avx512_kernels_with_dots(), lstmfast_kernels_avx512_bf16());
+  return &kernels;
+}
+const Kernels* avx512_kernels_with_tiles() {
+  static const Kernels kernels = with_bf16x(*avx512_kernels_with_dots(), lstmfast_kernels_amx());
   return &kernels;
 }
 
@@ -80,7 +121,10 @@ constexpr Isa kIsas[] = {
     LSTMFAST_ISA(generic, every_machine_has, lstmfast_kernels_generic),
     LSTMFAST_ISA(neon, every_machine_has, lstmfast_kernels_neon),  // it is a part of AArch64
     LSTMFAST_ISA(avx2, has_avx2, lstmfast_kernels_avx2),
+    LSTMFAST_ISA(avx2_vnni, has_avx2_vnni, avx2_kernels_with_dots),
     LSTMFAST_ISA(avx512, has_avx512, lstmfast_kernels_avx512),
+    LSTMFAST_ISA(avx512_vnni, has_avx512_vnni, avx512_kernels_with_dots),
+    LSTMFAST_ISA(avx512_bf16, has_avx512_bf16, avx512_kernels_with_bf16),
     LSTMFAST_ISA(amx, has_amx, avx512_kernels_with_tiles),
 };
 

@@ -55,16 +55,11 @@ struct StepForwardArgs {
   const CellVariant<T>* variant;  // for variant_step_forward alone
 };
 
-// The same step with weights of fewer bits, float32 alone. A unit's four gates in one row lie in whole words of 32 bits:
-//   bfloat16   [block][row][2][V]: the halves of the first word are gates 0 (low) and 1 (high), of the second 2 and 3
-//   int8       [block][row][V]: the word is the number g0 + 2^8 g1 + 2^16 g2 + 2^24 g3, the g from -127 to 127
-struct CompressedPanels {
-  const int* panels;
-  const float* scales;  // int8: gate blocks of one row, what a g stands for, divided by 2^24; null for bfloat16
-};
-struct CompressedStepArgs {
+// The same step with weights in bfloat16: [block][row][2][V] words, the halves of the first word gates 0 (low) and 1
+// (high), of the second 2 and 3.
+struct BFloat16StepArgs {
   StepForwardArgs<float> step;  // its own panels are not read
-  CompressedPanels input, recurrent;
+  const int *input, *recurrent;
 };
 
 // The input's part of z for many steps at once: z[r] = init + x[r]·input_panels for rows [row_begin, row_end) and gate
@@ -244,15 +239,13 @@ struct KernelTable {
   T (*read_probe)(const T* data, Index count);
 };
 
-struct CompressedKernels {
-  void (*step_bfloat16)(const CompressedStepArgs&);
-  void (*step_int8)(const CompressedStepArgs&);
-};
+struct DotKernelSet;  // dot_kernels.h
 
 struct Kernels {
   KernelTable<float> float32;
   KernelTable<double> float64;
-  CompressedKernels compressed;
+  void (*step_bfloat16)(const BFloat16StepArgs&);
+  const DotKernelSet* dots;
   const Bf16xKernels* bf16x = nullptr;  // null where the ISA multiplies no bfloat16, or not faster than float32
 };
 

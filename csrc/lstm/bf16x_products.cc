@@ -183,7 +183,8 @@ std::unique_ptr<Products<float>> make_bf16x_products(const KernelTable<float>& k
 // Fewer parts pay sooner.
 // Below a tile of rows the unit computes zeros.
 bool bf16x_products_pay(MatmulPrecision precision, Index batch, Index hidden) {
-  return current_kernels().bf16x != nullptr && batch >= kBf16xRows &&
+  const Bf16xKernels* bf16x = current_kernels().bf16x;
+  return bf16x != nullptr && bf16x_parts(precision) <= bf16x->most_parts && batch >= kBf16xRows &&
          hidden >= (precision == MatmulPrecision::kHighest ? 128 : 64);
 }
 

@@ -44,7 +44,7 @@ CallShape Pass<T>::shape() const {
   const bool once = args.keep_for_backward || w.serve_one_call;
   const Index rows_unpacked = once ? kRowsUnpacked : w.are_frozen ? 0 : kRowsUnlooked;
   return {plan.steps(), plan.batch, updates(), weights.input_rows(), w.hidden_size, weights.is_plain(), rows_unpacked,
-          args.precision};
+          args.precision, w.format, once, args.keep_for_backward};
 }
 
 template <typename T>

@@ -19,31 +19,59 @@ bool hoisting_pays(const KernelTable<T>& k, const CallShape& call) {
 }
 
 template <typename T>
-Bf16xRefusal bf16x_refusal(const CallShape& call) {
-  if (!std::is_same_v<T, float>) return Bf16xRefusal::kDtype;
-  if (!call.is_plain) return Bf16xRefusal::kCell;
-  if (!current_kernels().bf16x) return Bf16xRefusal::kIsa;
-  if (!bf16x_products_pay(call.precision, call.batch, call.hidden_size)) return Bf16xRefusal::kSize;
-  return Bf16xRefusal::kNone;
+bool reads_weights_unpacked(const CallShape& call) {
+  return call.is_plain && call.updates > 0 && call.updates <= call.rows_unpacked;
+}
+
+template <typename T>
+Refusal bf16x_refusal(const CallShape& call) {
+  if (!std::is_same_v<T, float>) return Refusal::kDtype;
+  if (!call.is_plain) return Refusal::kCell;
+  if (!current_kernels().bf16x) return Refusal::kIsa;
+  if (!bf16x_products_pay(call.precision, call.batch, call.hidden_size)) return Refusal::kSize;
+  return Refusal::kNone;
+}
+
+// Rounding weights takes as long as multiplying some 50 rows with them.
+constexpr Index kRowsThatPayRounding = 64;
+
+template <typename T>
+Refusal int16_refusal(const CallShape& call) {
+  if (!std::is_same_v<T, float>) return Refusal::kDtype;
+  if (!current_kernels().dots->int16.faster_than_float32) return Refusal::kIsa;
+  if (reads_weights_unpacked<T>(call) || (call.serves_one_call && call.updates < kRowsThatPayRounding))
+    return Refusal::kSize;
+  return Refusal::kNone;
+}
+
+// Tiles of bfloat16 are several times as fast as dot products. Those of bfloat16 are as fast as those of int16 and ten times
+// less exact, so that they serve the backward pass alone, where the size of numbers varies more than int16 can hold.
+template <typename T>
+Choice choose_medium(const CallShape& call, bool hoists) {
+  const Refusal int16 = int16_refusal<T>(call), bf16x = bf16x_refusal<T>(call);
+  const bool has_tiles = bf16x == Refusal::kNone && current_kernels().bf16x->most_parts > 1;
+  if (int16 != Refusal::kNone || has_tiles) return {Path::kBf16x, bf16x, call.input_size > 0};
+  return {call.is_training && bf16x == Refusal::kNone ? Path::kInt16Bf16x : Path::kInt16, Refusal::kNone, hoists};
 }
 
 }  // namespace
 
 template <typename T>
 Choice choose_path(const KernelTable<T>& k, const CallShape& call) {
-  const Bf16xRefusal refusal = bf16x_refusal<T>(call);
-  if (refusal != Bf16xRefusal::kNone) {
-    Choice choice = choose_multiply_adds(k, call);
-    choice.bf16x_refusal = refusal;
-    return choice;
-  }
-  return {Path::kBf16x, refusal, call.input_size > 0};  // they keep pre-activations anyway
+  const bool hoists = call.input_size > 0 && hoisting_pays(k, call);
+  if (call.weights == WeightFormat::kInt8) return {Path::kInt8, Refusal::kNone, hoists};
+  Choice choice{Path::kBf16x, bf16x_refusal<T>(call), call.input_size > 0};  // they keep pre-activations anyway
+  if (call.precision == MatmulPrecision::kMedium) choice = choose_medium<T>(call, hoists);
+  if (choice.refusal == Refusal::kNone) return choice;
+  const Refusal refusal = choice.refusal;
+  choice = choose_multiply_adds(k, call);
+  choice.refusal = refusal;
+  return choice;
 }
 
 template <typename T>
 Choice choose_multiply_adds(const KernelTable<T>& k, CallShape call) {
-  const bool unpacked = call.is_plain && call.updates > 0 && call.updates <= call.rows_unpacked;
-  return {unpacked ? Path::kUnpacked : Path::kPacked, Bf16xRefusal::kNone,
+  return {reads_weights_unpacked<T>(call) ? Path::kUnpacked : Path::kPacked, Refusal::kNone,
           call.input_size > 0 && hoisting_pays(k, call)};
 }
 
@@ -54,16 +82,28 @@ Products<T>& ProductsByPath<T>::prepare(Path path, const KernelTable<T>& k, Matm
     fma_ = make_fma_products<T>(k);
     unpacked_ = make_unpacked_products<T>(k);
     bf16x_.reset();
+    int16_.reset();
+    int16_bf16x_.reset();
+    int8_.reset();
     ++generation_;
   }
   Products<T>* products = path == Path::kUnpacked ? unpacked_.get() : fma_.get();
   if constexpr (std::is_same_v<T, float>) {
+    const Kernels& kernels = current_kernels();
     if (path == Path::kBf16x && (!bf16x_ || bf16x_precision_ != precision)) {
-      bf16x_ = make_bf16x_products(k, *current_kernels().bf16x, precision);
+      bf16x_ = make_bf16x_products(k, *kernels.bf16x, precision);
       bf16x_precision_ = precision;
       ++generation_;
     }
+    if (path == Path::kInt16 && !int16_)
+      int16_ = make_dot_products(k, kernels.dots->int16, make_fma_products<float>(k));
+    if (path == Path::kInt16Bf16x && !int16_bf16x_)
+      int16_bf16x_ = make_dot_products(k, kernels.dots->int16, make_bf16x_products(k, *kernels.bf16x, precision));
+    if (path == Path::kInt8 && !int8_) int8_ = make_dot_products(k, kernels.dots->int8, make_fma_products<float>(k));
     if (path == Path::kBf16x) products = bf16x_.get();
+    if (path == Path::kInt16) products = int16_.get();
+    if (path == Path::kInt16Bf16x) products = int16_bf16x_.get();
+    if (path == Path::kInt8) products = int8_.get();
   }
   products->prepare(num_threads());
   return *products;
@@ -71,8 +111,7 @@ Products<T>& ProductsByPath<T>::prepare(Path path, const KernelTable<T>& k, Matm
 
 template <typename T>
 void ProductsByPath<T>::release_workspaces() {
-  for (Products<T>* products : {fma_.get(), unpacked_.get(), bf16x_.get()})
-    if (products) products->release_workspaces();
+  for_each([](Products<T>& products) { products.release_workspaces(); });
 }
 
 template <typename T>

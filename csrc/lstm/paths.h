@@ -11,7 +11,7 @@
 
 namespace lstmfast {
 
-enum class Path { kPacked, kUnpacked, kBf16x };  // FmaProducts and so on, see products.h
+enum class Path { kPacked, kUnpacked, kBf16x, kInt16, kInt16Bf16x, kInt8 };  // see products.h
 
 struct CallShape {
   Index steps, batch;
@@ -21,6 +21,9 @@ struct CallShape {
   bool is_plain;
   Index rows_unpacked;  // up to this many updates, weights are read where they lie: one of the two below, or 0
   MatmulPrecision precision;
+  WeightFormat weights;
+  bool serves_one_call;  // packed weights do
+  bool is_training;      // a backward follows
 };
 
 // Up to this many rows in all, weights that serve one call are read where they lie. A training step of one row and 256 units
@@ -30,18 +33,18 @@ constexpr Index kRowsUnpacked = 4;
 // two rows with them. One row of 256 units takes 23 us, and 48 with a look and packed weights; four rows 91 and 59.
 constexpr Index kRowsUnlooked = 2;
 
-// Why factors are not split in parts of bfloat16: a word of `explain`.
-enum class Bf16xRefusal { kNone, kDtype, kCell, kIsa, kSize };
+// Why products are no less exact than float32: a word of `explain`.
+enum class Refusal { kNone, kDtype, kCell, kIsa, kSize };
 
 struct Choice {
   Path path;
-  Bf16xRefusal bf16x_refusal;
+  Refusal refusal;
   bool hoists_input;  // whether the input's product is made for many steps at once, and not with the state's in every step
 };
 
 template <typename T>
 Choice choose_path(const KernelTable<T>& k, const CallShape& call);
-// The same without bf16x products, for values that they do not take.
+// The same in float32, for values that other products do not take.
 template <typename T>
 Choice choose_multiply_adds(const KernelTable<T>& k, CallShape call);
 
@@ -56,9 +59,16 @@ class ProductsByPath {
   std::size_t size_bytes() const;
 
  private:
+  template <typename Body>
+  void for_each(const Body& body) const {
+    for (Products<T>* products : {fma_.get(), unpacked_.get(), bf16x_.get(), int16_.get(), int16_bf16x_.get(),
+                                  int8_.get()})
+      if (products) body(*products);
+  }
+
   const KernelTable<T>* made_for_ = nullptr;
   MatmulPrecision bf16x_precision_ = MatmulPrecision::kHighest;
-  std::unique_ptr<Products<T>> fma_, unpacked_, bf16x_;
+  std::unique_ptr<Products<T>> fma_, unpacked_, bf16x_, int16_, int16_bf16x_, int8_;
   int generation_ = 0;
 };
 

@@ -13,6 +13,7 @@
 
 #include "core/aligned_buffer.h"
 #include "core/precision.h"
+#include "cpu/dot_kernels.h"
 #include "cpu/kernel_table.h"
 #include "lstm/packed_weights.h"
 
@@ -62,6 +63,10 @@ std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k);
 // Plain cells only.
 std::unique_ptr<Products<float>> make_bf16x_products(const KernelTable<float>& k, const Bf16xKernels& bf16x,
                                                      MatmulPrecision precision);
+
+// For every cell, if `backward` is: forward on factors rounded to short integers, backward by other products.
+std::unique_ptr<Products<float>> make_dot_products(const KernelTable<float>& k, const DotKernels& dots,
+                                                   std::unique_ptr<Products<float>> backward);
 
 // Parts of bfloat16 that stand for a float32 factor.
 int bf16x_parts(MatmulPrecision precision);

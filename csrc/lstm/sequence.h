@@ -40,8 +40,10 @@ class Sequence {
   void release_memory(bool backward_may_come);
   std::size_t size_bytes();
 
-  // Whether the last forward made bf16x products.
-  bool used_bf16x_products() const { return pass_.choice.path == Path::kBf16x; }
+  // Whether the last pass made bf16x products, or its backward does.
+  bool used_bf16x_products() const {
+    return pass_.choice.path == Path::kBf16x || pass_.choice.path == Path::kInt16Bf16x;
+  }
 
  private:
   void begin(const SequenceForwardArgs<T>& args);

@@ -35,6 +35,7 @@ struct SequenceWeights {
   const T* peepholes;                    // [3, H] or null
   MatrixView<const T> projection;        // [H, P] or absent
   bool are_frozen;       // the caller's promise that nobody writes to them: spares all looks but the first
+  WeightFormat format;  // in which products keep them; kInt8 for float32 alone
   bool serve_one_call;  // that no other call will have them; of calls that backward follows it is taken for granted
 
   bool has_projection() const { return projection || transposed.projection; }

@@ -2,6 +2,7 @@
 #include "lstm/stream.h"
 
 #include <algorithm>
+#include <stdexcept>
 #include <type_traits>
 
 #include "cpu/dispatch.h"
@@ -11,7 +12,8 @@ namespace lstmfast {
 template <typename T>
 Stream<T>::Stream(const std::vector<StreamLayer<T>>& layers, Index hidden_size, Index batch, bool takes_tokens,
                   T forget_bias, WeightFormat format)
-    : k_(&kernels<T>()),
+    : kernels_(&current_kernels()),
+      k_(&kernels<T>()),
       hidden_(hidden_size),
       batch_(batch),
       input_size_(layers.front().input_size),
@@ -43,11 +45,17 @@ void Stream<T>::pack(Layer& layer, const StreamLayer<T>& given, bool by_id, T fo
     step.input_panels = weights.input.data();
     step.recurrent_panels = weights.recurrent.data();
   } else if constexpr (std::is_same_v<T, float>) {
-    Compressed& weights = layer.weights.template emplace<Compressed>();
-    if (!by_id) weights.input.pack(*k_, given.kernel, input_size, hidden_, format);
-    weights.recurrent.pack(*k_, recurrent, hidden_, hidden_, format);
-    const CompressedKernels& kernels = current_kernels().compressed;
-    weights.kernel = format == WeightFormat::kInt8 ? kernels.step_int8 : kernels.step_bfloat16;
+    if (format == WeightFormat::kInt8) {
+      Int8& weights = layer.weights.template emplace<Int8>();
+      const DotKernels& dots = kernels_->dots->int8;
+      if (!weights.input.pack(*k_, dots, {given.kernel, input_size}, hidden_) ||
+          !weights.recurrent.pack(*k_, dots, {recurrent, hidden_}, hidden_))
+        throw std::invalid_argument("kernel must be finite, and at most 2.8e14, where weights are int8");
+    } else {
+      BFloat16& weights = layer.weights.template emplace<BFloat16>();
+      if (!by_id) weights.input.pack(*k_, given.kernel, input_size, hidden_);
+      weights.recurrent.pack(*k_, recurrent, hidden_, hidden_);
+    }
   }
   step.row_end = batch_;
   step.hidden_size = hidden_;
@@ -120,9 +128,10 @@ const T* Stream<T>::advance() {
   // Fewer threads than a step inside a sequence would get: others may let the pool fall asleep between two steps, and
   // waking it takes some 50 microseconds.
   const Index threads = std::min<Index>(threads_for_work(multiply_adds_ / 4), blocks);
+  if (static_cast<Index>(workspaces_.size()) < threads) workspaces_.resize(static_cast<std::size_t>(threads));
   run_parallel(static_cast<int>(threads), [&](int part, int parts) {
     for (const Layer& layer : layers_) {
-      run(layer, split(blocks, part, parts));
+      run(layer, split(blocks, part, parts), part);
       if (&layer != &layers_.back()) between_layers_.wait(parts);
     }
   });
@@ -131,15 +140,20 @@ const T* Stream<T>::advance() {
 }
 
 template <typename T>
-void Stream<T>::run(const Layer& layer, Range blocks) const {
+void Stream<T>::run(const Layer& layer, Range blocks, [[maybe_unused]] int part) {
   StepForwardArgs<T> step = layer.step;
   step.block_begin = blocks.begin;
   step.block_end = blocks.end;
   if (std::holds_alternative<Packed>(layer.weights)) {
     k_->step_forward(step);
   } else if constexpr (std::is_same_v<T, float>) {
-    const Compressed& weights = std::get<Compressed>(layer.weights);
-    weights.kernel({step, weights.input.panels(), weights.recurrent.panels()});
+    if (const BFloat16* weights = std::get_if<BFloat16>(&layer.weights)) {
+      kernels_->step_bfloat16({step, weights->input.panels(), weights->recurrent.panels()});
+    } else {
+      const Int8& rounded = std::get<Int8>(layer.weights);
+      step_forward_rounded(*k_, kernels_->dots->int8, step, rounded.input.panels(), rounded.recurrent.panels(),
+                           workspaces_[static_cast<std::size_t>(part)]);
+    }
   }
 }
 

@@ -5,10 +5,12 @@
 #include <vector>
 
 #include "core/aligned_buffer.h"
+#include "core/precision.h"
 #include "cpu/kernel_table.h"
 #include "cpu/parallel.h"
-#include "lstm/compressed_weights.h"
+#include "lstm/bfloat16_weights.h"
 #include "lstm/packed_weights.h"
+#include "lstm/rounded_weights.h"
 
 namespace lstmfast {
 
@@ -23,7 +25,8 @@ template <typename T>
 class Stream {
  public:
   // All layers have hidden_size units. Copies the weights, in another format if float32; biases and the kernel rows that
-  // token ids select stay as they are, because nothing waits for them. `takes_tokens`: the first layer's input is an id.
+  // token ids select stay as they are, because nothing waits for them. Throws std::invalid_argument for int8 where a
+  // weight is not finite. `takes_tokens`: the first layer's input is an id.
   Stream(const std::vector<StreamLayer<T>>& layers, Index hidden_size, Index batch, bool takes_tokens, T forget_bias,
          WeightFormat format = WeightFormat::kFloat32);
   Stream(const Stream&) = delete;
@@ -50,12 +53,14 @@ class Stream {
   struct Packed {
     PackedGates<T> input, recurrent;
   };
-  struct Compressed {
-    CompressedGates input, recurrent;
-    decltype(CompressedKernels::step_int8) kernel;
+  struct BFloat16 {
+    BFloat16Gates input, recurrent;
+  };
+  struct Int8 {
+    RoundedGates input, recurrent;
   };
   struct Layer {
-    std::variant<Packed, Compressed> weights;
+    std::variant<Packed, BFloat16, Int8> weights;
     StartingValues<T> starting_values;
     std::vector<const T*> init, x, c_prev;  // [batch]
     std::vector<const T*> h_prev[2];        // by the copy of h that is current
@@ -65,8 +70,9 @@ class Stream {
   void pack(Layer& layer, const StreamLayer<T>& given, bool by_id, T forget_bias, WeightFormat format);
   void point_to_state(Index layer);
   const T* advance();
-  void run(const Layer& layer, Range blocks) const;
+  void run(const Layer& layer, Range blocks, int part);
 
+  const Kernels* kernels_;  // those that the weights are packed for
   const KernelTable<T>* k_;
   Index hidden_, batch_, input_size_;
   bool takes_tokens_;
@@ -74,6 +80,7 @@ class Stream {
   std::vector<Layer> layers_;
   AlignedBuffer<T> h_[2], c_;  // h in two copies: a step reads all units of the old one while it writes the new one
   int current_ = 0;
+  std::vector<RoundedWorkspace> workspaces_;  // one for each thread, of int8
   Barrier between_layers_;
 };
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -25,6 +26,8 @@ _BYTE, _ULONGLONG = np.dtype(np.byte).num, np.dtype(np.ulonglong).num  # between
 _MaskedArray, _Matrix = np.ma.MaskedArray, np.matrix  # looked up once: single steps notice
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 STREAM_WEIGHTS = ("float32", "bfloat16", "int8")
+INFERENCE_WEIGHTS = ("float32", "int8")
+LARGEST_INT8_WEIGHT = 2.0**48  # as csrc/cpu/dot_kernels.h has it
 
 
 def whole_number(name: str, value: Any, minimum: int = 1) -> int:
@@ -84,13 +87,20 @@ def matmul_precision(value: Any) -> str:
     return str(value)
 
 
-def stream_weights(value: Any, dtype: np.dtype[Any]) -> str:
-    """Return `value` if it is one of STREAM_WEIGHTS that a layer of this dtype can have its weights in."""
-    if value not in STREAM_WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(STREAM_WEIGHTS)}, got {value!r}")
+def kept_weights(value: Any, dtype: np.dtype[Any], formats: tuple[str, ...] = STREAM_WEIGHTS) -> str:
+    """Return `value` if it is one of these formats and a layer of this dtype can keep its weights in it."""
+    if value not in formats:
+        raise ValueError(f"weights must be one of {', '.join(formats)}, got {value!r}")
     if value != "float32" and dtype != FLOAT32:
         raise ValueError(f"weights must be float32, which leaves them as they are, for a {dtype} layer, got {value!r}")
     return str(value)
+
+
+def int8_weights(parameters: Mapping[str, Array]) -> None:
+    """Raise unless all kernels can be rounded to int8: finite, and not too large for float32 sums of products."""
+    for name, values in parameters.items():
+        if name.endswith("kernel") and not (np.abs(values) <= LARGEST_INT8_WEIGHT).all():
+            raise ValueError(f"{name} must be finite, and at most {LARGEST_INT8_WEIGHT:.1e}, to be kept as int8")
 
 
 def generator(name: str, value: Any) -> np.random.Generator:

@@ -38,10 +38,14 @@ def plan_of(
     matmul_precision: str,
     is_plain: bool,
     token_input: bool,
+    training: bool,
+    weights: str,
 ) -> dict[str, Any]:
     """What a call of these sizes would do: isa; hoists_input: the input's product is made before the steps.
 
-    bf16x_refusal: why factors are not split in parts of bfloat16: dtype, cell, isa, size; "" where they are.
+    path: packed, unpacked, bf16x, int16, "int16 and bf16x" (backward) or int8; refusal: why float32 products are not
+    replaced by less exact ones: dtype, cell, isa, size; "" where they are; has_dot_products: the ISA has them for short
+    integers; bf16x_unit: what multiplies bfloat16, "" if nothing.
     bf16x_parts of a factor and bf16x_products of them, for values up to bf16x_largest; rows_unpacked, rows_unlooked: up
     to how many rows read the weights as they are, where those serve one call and elsewhere.
     """
@@ -77,6 +81,7 @@ class Sequence:
         projection: _Floats | None = None,
         frozen: bool = False,
         serves_one_call: bool = False,
+        weights: str = "float32",
     ) -> None:
         """The weights of the calls that follow: checked and held, not read. Those of the load before are let go of.
 

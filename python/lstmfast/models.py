@@ -8,6 +8,7 @@ Models can be copied and pickled, streams cannot.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -247,6 +248,13 @@ class CharLM(_Model):
             self._mirror.fetch()
         return loss, state
 
+    def inference(self, *, weights: str = "float32") -> FrozenCharLM:
+        """Return a frozen copy of the model as it is now, for logits and losses on the CPU.
+
+        weights: how the LSTM's are kept, "float32" or "int8", and the errors: as in `LSTM.inference`.
+        """
+        return FrozenCharLM(self, weights=weights)
+
     def stream(self, batch_size: int = 1, *, weights: str = "float32") -> CharStream:
         """Return the model as it is now, packed for one token at a time in `batch_size` streams side by side.
 
@@ -293,6 +301,44 @@ class CharLM(_Model):
         return float(loss), self._check_d_logits(d_logits, logits) if self._mirror is None else d_logits
 
 
+class FrozenCharLM:
+    """What `CharLM.inference` returns: the model as it was then. Weights are packed once and not looked at again.
+
+    `weights`: how those of the LSTM are kept, "float32" or "int8".
+    """
+
+    def __init__(self, model: CharLM, *, weights: str = "float32") -> None:
+        self.weights = check.kept_weights(weights, model.dtype, check.INFERENCE_WEIGHTS)
+        if weights == "int8":
+            check.int8_weights(model.lstm.parameters)
+        self._model = copy.deepcopy(model)
+        self._model.device = "cpu"
+        self._model.lstm._frozen_weights = weights
+        self._model.lstm._begin()
+        self._model._begin()
+        for values in self.parameters.values():
+            values.flags.writeable = False
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """The weights as they were given, read-only, by the names that they have in the model."""
+        return self._model.parameters
+
+    def zero_state(self, batch_size: int) -> State:
+        """As `CharLM.zero_state`."""
+        return self._model.zero_state(batch_size)
+
+    def __call__(self, ids: npt.NDArray[Any], state: State | None = None) -> tuple[Array, State]:
+        """Return logits and the final state, as `CharLM.__call__`."""
+        return self._model(ids, state)
+
+    def loss(
+        self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], state: State | None = None
+    ) -> tuple[float, State]:
+        """Return the mean loss and the final state, as `CharLM.loss`."""
+        return self._model.loss(inputs, targets, state)
+
+
 class CharStream:
     """A `CharLM` that reads and writes one token at a time, with packed weights and the state inside.
 
@@ -305,7 +351,7 @@ class CharStream:
     def __init__(self, model: CharLM, batch_size: int = 1, *, weights: str = "float32") -> None:
         self.batch_size = check.whole_number("batch_size", batch_size)
         self.vocab_size, self.dtype = model.vocab_size, model.dtype
-        weights = check.stream_weights(weights, model.dtype)
+        weights = check.kept_weights(weights, model.dtype)
         self._stream: _core.Stream | _SteppedStream
         if model.cell.features <= STREAM_FEATURES:
             self._stream = _packed_stream(model, self.batch_size, weights)

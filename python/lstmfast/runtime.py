@@ -14,11 +14,15 @@ from lstmfast import _core, _memory
 
 _matmul_precision = "highest"
 
-_WHY_NOT_BF16X = {
-    "dtype": "float64 is never split",
-    "cell": "only plain cells are",
-    "isa": "this CPU has no AMX",
+_WHY_FLOAT32 = {
+    "dtype": "float64 factors are never rounded",
+    "cell": "only plain cells have other products",
+    "isa": "this CPU has no faster instruction for it",
     "size": "the batch or the layer is too small to gain",
+}
+_ROUNDED = {
+    "int16": "x and h are rounded to 12 bits and weights to 13",
+    "int8": "x, h and weights are rounded to 8 bits",
 }
 
 
@@ -26,7 +30,9 @@ def set_matmul_precision(precision: str) -> None:
     """Set how exact matrix products are for every call that does not say so itself: "highest", "high" or "medium".
 
     "highest" is as accurate as float32 arithmetic. "high" allows an error of 1e-5 of a product's size and "medium" of
-    1e-2, bfloat16 factors with float32 sums: where a machine gains from it (AMX); elsewhere they run as "highest".
+    1e-2, where a CPU gains from it. On AMX factors are two parts of bfloat16, or one. On VNNI "medium" rounds the
+    factors of the forward pass to 12 and 13 bits (error about 5e-4), and those of the backward pass to bfloat16 where
+    the CPU multiplies it. Elsewhere both run as "highest".
     Nonlinearities, states and float64 are never less exact. Raises ValueError for any other word.
     """
     global _matmul_precision
@@ -84,6 +90,8 @@ def explain(
     *,
     token_input: bool = False,
     matmul_precision: str | None = None,
+    training: bool = False,
+    weights: str = "float32",
     projection_size: int | None = None,
     peepholes: bool = False,
     cell_clip: float | None = None,
@@ -91,9 +99,9 @@ def explain(
 ) -> str:
     """Say in a few sentences which kernel a call of this shape would use, and why.
 
-    `token_input` stands for ids [time_steps, batch] in place of x [time_steps, batch, input_size]; the last four are
-    those of `LSTM`. Raises as `lstm` does: ValueError for a size out of range or an unknown precision, TypeError for
-    another dtype.
+    `token_input` stands for ids [time_steps, batch] in place of x [time_steps, batch, input_size], `training` for a
+    call that backward follows; weights is that of `LSTM.inference`, and the last four are those of `LSTM`. Raises as
+    `lstm` does: ValueError for a size out of range or an unknown precision, TypeError for another dtype.
     """
     batch = check.whole_number("batch", batch, 0)
     time_steps = check.whole_number("time_steps", time_steps, 0)
@@ -101,6 +109,7 @@ def explain(
     hidden_size = check.whole_number("hidden_size", hidden_size)
     precision = resolve_matmul_precision(matmul_precision)
     name = check.float_dtype(dtype).name
+    weights = check.kept_weights(weights, check.float_dtype(dtype), check.INFERENCE_WEIGHTS)
     output_size = hidden_size if projection_size is None else check.whole_number("projection_size", projection_size)
     hooks = [
         what
@@ -113,7 +122,9 @@ def explain(
         if wanted
     ]
 
-    plan = _core.plan_of(time_steps, batch, input_size, hidden_size, name, precision, not hooks, token_input)
+    plan = _core.plan_of(
+        time_steps, batch, input_size, hidden_size, name, precision, not hooks, token_input, training, weights
+    )
     reason = "forced by LSTMFAST_ISA" if os.environ.get("LSTMFAST_ISA") else "the widest that this CPU runs"
     alone = token_input or plan["hoists_input"]
     depth, width = output_size + (0 if alone else input_size), 4 * hidden_size
@@ -137,18 +148,24 @@ def explain(
             f"in training, lstm and lstm_step, and up to {plan['rows_unlooked']} elsewhere; more rows have them packed."
         )
     if hooks:
-        sentences.append(f"The cell has {' and '.join(hooks)}: hooks of the same step, on multiply-adds alone.")
-    if not plan["bf16x_refusal"]:
+        sentences.append(f"The cell has {' and '.join(hooks)}: hooks of the same step.")
+    rounded, _, backward = plan["path"].partition(" and ")
+    if rounded == "bf16x":
         parts, products = _count(plan["bf16x_parts"], "bfloat16 part"), _count(plan["bf16x_products"], "product")
         largest = f"{plan['bf16x_largest']:.1e}".replace("e+", "e")
         sentences.append(
-            f'matmul_precision "{precision}": factors are split in {parts} and multiplied in {products} on the tiles '
-            f"of AMX; where a value is not finite or above {largest}, the call runs on the float32 kernels."
+            f'matmul_precision "{precision}": factors are split in {parts} and multiplied in {products} on the '
+            f"{plan['bf16x_unit']}; where a value is not finite or above {largest}, the call runs in float32."
         )
+    elif rounded in _ROUNDED:
+        reason = 'weights "int8"' if weights == "int8" else f'matmul_precision "{precision}"'
+        unit = "dot products of VNNI" if plan["has_dot_products"] else "products of pairs: this CPU has no VNNI"
+        sentences.append(f"{reason}: {_ROUNDED[rounded]}, multiplied by {unit}; sums of integers are exact.")
+        if training:
+            unit = f"are of bfloat16, on the {plan['bf16x_unit']}" if backward else "are float32"
+            sentences.append(f"The backward pass's products {unit}.")
     elif precision != "highest":
-        sentences.append(
-            f'matmul_precision "{precision}" runs as "highest": {_WHY_NOT_BF16X[plan["bf16x_refusal"]]}.'
-        )
+        sentences.append(f'matmul_precision "{precision}" runs as "highest": {_WHY_FLOAT32[plan["refusal"]]}.')
     return " ".join(sentences)
 
 

@@ -342,7 +342,7 @@ def test_impossible_number_of_threads_is_refused_by_name(number, error):
         lf.set_num_threads(number)
 
 
-@pytest.mark.parametrize("word", ["float32", "forced|widest", "looked up", "threads", 'runs as "highest"|tiles of AMX'])
+@pytest.mark.parametrize("word", ["float32", "forced|widest", "looked up", "threads", 'precision "medium"'])
 def test_explain_tells_dtype_reason_input_threads_and_precision(word):
     assert re.search(word, lf.explain(64, 10, 27, 64, token_input=True, matmul_precision="medium"))
 

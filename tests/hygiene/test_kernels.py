@@ -21,7 +21,7 @@ KERNEL_SOURCES = [source for source in SOURCES if source.startswith("cpu/kernels
 # Folder -> what its files may include. Headers of the language and of the standard library are everybody's but the
 # kernels'; the vendor's intrinsics define only always-inline functions.
 KERNELS_MAY_INCLUDE = (
-    r"cpu/kernels/.*|cpu/(kernel_table|bf16x_kernels)\.h|core/(gates|inline|views)\.h|immintrin\.h|arm_neon\.h"
+    r"cpu/kernels/.*|cpu/(kernel_table|bf16x_kernels|dot_kernels)\.h|core/(gates|inline|views)\.h|immintrin\.h|arm_neon\.h"
 )
 FOLDERS_MAY_INCLUDE = {
     "core": r"core/.*",

@@ -1,6 +1,7 @@
 """Whole sequences on bf16x products: every policy against the reference, and the way back to multiply-adds.
 
-Runs where an ISA has bf16x products: `amx`, and `generic512` with a stand-in for the tile instructions.
+Runs where an ISA has bf16x products: `amx`, `avx512_bf16` (at "medium" alone), and `generic512` with a stand-in for the
+tile instructions.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ LOSS = {"high": 5e-5, "medium": 5e-2}
 SHAPES = [(3, 16, 5, 128), (2, 17, 40, 130), (3, 33, 0, 129), (2, 40, 70, 144)]
 
 
+PARTS = {"highest": 3, "high": 2, "medium": 1}
+
+
 @pytest.fixture
-def split(isa):
-    """Skip where the ISA makes no bf16x products."""
-    if not _core.testing.has_bf16x():
-        pytest.skip(f"{isa} has no bf16x products")
+def split(isa, request):
+    """Skip where the ISA makes no bf16x products, or none of the policy."""
+    policy = request.node.callspec.params.get("policy", "highest")
+    if _core.testing.bf16x_most_parts() < PARTS[policy]:
+        pytest.skip(f"{isa} has no bf16x products at {policy}")
 
 
 def options_for(rng: np.random.Generator, time_steps: int, batch: int) -> dict[str, Any]:
@@ -135,6 +140,19 @@ def test_special_values_go_back_to_multiply_adds(isa, split, rng, value, where):
         assert_array_equal(np.isfinite(actual[name]), np.isfinite(wanted), err_msg=name)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30], ids=str)
+@pytest.mark.parametrize("where", ["x", "h0", "kernel", "d_h"])
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_special_values_reach_the_same_results_at_every_policy(isa, rng, value, where, policy):
+    p = problem(rng, 3, 16, 5, 128, dtype=np.float32)
+    upstream = upstream_for(rng, p)
+    (upstream if where == "d_h" else p)[where].flat[7] = value
+    with np.errstate(all="ignore"):
+        actual, expected = run_core(p, upstream, matmul_precision=policy), run_core(p, upstream)
+    for name, wanted in expected.items():
+        assert_array_equal(np.isfinite(actual[name]), np.isfinite(wanted), err_msg=name)
+
+
 def test_weights_packed_for_another_policy_are_not_used(isa, split, rng):
     p, sequence = problem(rng, 2, 16, 5, 128, dtype=np.float32), sequence_of()
     for policy in ["high", "medium", "highest", "medium", "high"]:
@@ -159,8 +177,8 @@ def test_float64_is_never_split(isa, rng):
 
 
 @pytest.mark.parametrize("policy", POLICIES[1:])
-def test_every_policy_is_highest_where_nothing_is_split(isa, rng, policy):
-    p = problem(rng, 3, 7, 5, 33, dtype=np.float32)
+def test_every_policy_is_highest_where_a_call_is_too_small(isa, rng, policy):
+    p = problem(rng, 3, 1, 5, 33, dtype=np.float32)
     upstream = upstream_for(rng, p)
     highest = run_core(p, upstream)
     for name, value in run_core(p, upstream, matmul_precision=policy).items():

@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lstmfast import _core, reference
+from support.rounded_factors import meant, product
 from support.tolerances import states
 
 T, INPUT, H, V, FORGET_BIAS = 6, 5, 17, 27, 1.0
@@ -142,37 +143,58 @@ def to_bfloat16(weights: Array) -> Array:
     return ((bits + 0x7FFF + (bits >> 16 & 1) >> 16) << 16).astype(np.uint32).view(np.float32)
 
 
-def to_int8(weights: Array) -> Array:
-    """float32 weights [rows, columns] as multiples of one scale for each column: its largest size / 127."""
-    scale = np.abs(weights).max(axis=0) / np.float32(127)
-    return scale * np.rint(weights / np.where(scale == 0, np.float32(1), scale))
+COMPRESS = {"bfloat16": to_bfloat16, "int8": lambda weights: meant(weights, "int8")}
 
 
-COMPRESS = {"bfloat16": to_bfloat16, "int8": to_int8}
+SIZES = pytest.mark.parametrize(("hidden", "batch"), [(1, 1), (16, 1), (17, 3), (63, 1), (64, 2), (70, 1), (130, 9)])
 
 
-def compressed(kernel: Array, hidden: int, weights: str, *, tokens: bool) -> Array:
-    """What a stream makes of a kernel: its input and its recurrent rows apart, those that ids select as they are."""
-    above, recurrent = np.split(kernel, [len(kernel) - hidden])
-    compress = COMPRESS[weights]
-    return np.vstack([above if tokens or not len(above) else compress(above), compress(recurrent)])
-
-
-@pytest.mark.parametrize("weights", COMPRESS)
-@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
-@pytest.mark.parametrize(("hidden", "batch"), [(1, 1), (16, 1), (17, 3), (63, 1), (64, 2), (70, 1), (130, 9)])
-def test_compressed_steps_equal_the_sequence_with_the_weights_they_stand_for(isa, rng, hidden, batch, tokens, weights):
-    sizes = (V if tokens else INPUT, hidden)
+def random_stack(rng: np.random.Generator, hidden: int, *, tokens: bool) -> tuple[list[Array], list[Array]]:
+    """Kernels and biases of two layers."""
+    sizes = [V if tokens else INPUT, hidden]
     kernels = [rng.standard_normal((size + hidden, 4 * hidden)).astype(np.float32) / 4 for size in sizes]
-    biases = [rng.standard_normal(4 * hidden).astype(np.float32) for _ in sizes]
+    return kernels, [rng.standard_normal(4 * hidden).astype(np.float32) for _ in sizes]
+
+
+@SIZES
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+def test_bfloat16_steps_equal_the_sequence_with_the_weights_they_stand_for(isa, rng, hidden, batch, tokens):
+    kernels, biases = random_stack(rng, hidden, tokens=tokens)
     x = inputs(rng, batch, np.float32, tokens=tokens)
-    stream = stream_of(kernels, biases, batch, tokens=tokens, weights=weights)
+    stream = stream_of(kernels, biases, batch, tokens=tokens, weights="bfloat16")
     steps = [stream.step(x_t).copy() for x_t in x]
     expected = x
     for layer, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
-        meant = compressed(kernel, hidden, weights, tokens=tokens and layer == 0).astype(float)
-        expected = reference.lstm(expected, meant, bias.astype(float), forget_bias=FORGET_BIAS).h
+        rounded_rows = V if tokens and layer == 0 else 0  # those that ids select stay as they are
+        kept = np.vstack([kernel[:rounded_rows], to_bfloat16(kernel[rounded_rows:])]).astype(float)
+        expected = reference.lstm(expected, kept, bias.astype(float), forget_bias=FORGET_BIAS).h
     assert_allclose(steps, expected, **states(np.float32, 2 * hidden))
+
+
+@SIZES
+@pytest.mark.parametrize("tokens", [False, True], ids=["dense", "tokens"])
+def test_int8_steps_are_gates_of_the_products_of_rounded_factors(isa, rng, hidden, batch, tokens):
+    kernels, biases = random_stack(rng, hidden, tokens=tokens)
+    stream = stream_of(kernels, biases, batch, tokens=tokens, weights="int8")
+    for x in inputs(rng, batch, np.float32, tokens=tokens):
+        before_h, before_c = (values.copy() for values in stream.state)
+        stream.step(x)
+        below = x
+        for kernel, bias, h, c, *after in zip(kernels, biases, before_h, before_c, *stream.state, strict=True):
+            above, recurrent = np.split(kernel, [len(kernel) - hidden])
+            z = np.tile(bias, (batch, 1))
+            z[:, hidden : 2 * hidden] += np.float32(FORGET_BIAS)
+            z = z + above[below] if below.dtype == np.int32 else product(below, above, z, "int8")
+            z = product(h, recurrent, z, "int8").astype(float)
+            # No rows: reference.lstm_step is then the gates of its bias.
+            expected = [
+                reference.lstm_step(np.zeros((1, 0)), np.zeros((1, hidden)), c_row[None].astype(float),
+                                    np.zeros((hidden, 4 * hidden)), z_row)
+                for z_row, c_row in zip(z, c, strict=True)
+            ]
+            for index, values in enumerate(after):
+                assert_allclose(values, [row[index][0] for row in expected], **states(np.float32, 2))
+            below = after[0]
 
 
 # bfloat16 has 8 bits: half of its step, 2**-7, by the value's power of two, is at most 2**-8 of the value.
@@ -184,8 +206,10 @@ def test_compressed_weights_differ_by_at_most_half_a_step(rng, weights, part):
     assert (error <= size * part * (1 + 1e-6)).all()
 
 
-@pytest.mark.parametrize("weights", COMPRESS)
-@pytest.mark.parametrize("special", [0.0, 1e-45, 1e-38, 3e38])
+@pytest.mark.parametrize(
+    ("weights", "special"),
+    [(weights, special) for weights in COMPRESS for special in (0.0, 1e-45, 1e-38, 1e14)] + [("bfloat16", 3e38)],
+)
 def test_compressed_weights_of_any_size_stand_for_themselves(isa, rng, special, weights):
     kernel = np.full((1 + H, 4 * H), special, np.float32)
     kernel[0] = 0.5
@@ -204,7 +228,7 @@ def test_bfloat16_keeps_what_is_not_finite(isa, rng):
     assert np.isnan(h[0]) and np.isfinite(h[1:]).all()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
 def test_int8_weights_must_be_finite(isa, rng, value):
     (kernels, biases) = stack(rng, 1, np.float32, INPUT)
     kernels[0][2, 3] = value

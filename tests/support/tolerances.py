@@ -78,6 +78,13 @@ def rounded(unit: float, terms: int) -> float:
 # times as far: activations are up to four units off in float64 (ACTIVATION), sums less.
 GROWTH = 4
 
+# A factor rounded to n bits is off by up to half a unit of its row's or column's largest, 1 / (2 * (2**(n-1) - 1)); for
+# normal or uniform numbers that is a standard error of 2**-n to 2**-(n-1) of each factor. The errors of a product's
+# terms are independent, so a sum has the relative error of a term. Gates and states lessen it; h carries it from step
+# to step, 2 to 3 times. As the norm of all outputs: 8 + 8 bits 8e-3, 12 + 13 bits 5e-4, with room for twice as much.
+INT8_LAYER = 2e-2
+MEDIUM_LAYER = 1e-3
+
 # Beside another framework, which rounds too: how far results may lie apart, as a share of the largest in their array,
 # forward and backward, over this many steps. That is what the project promises.
 PARITY = {("float32", 10): 1e-6, ("float32", 820): 1e-5, ("float64", 10): 1e-10, ("float64", 820): 1e-10}

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "core/inline.h"
+#include "cpu/bf16x_kernels.h"
 
 namespace lstmfast {
 namespace {
@@ -40,6 +41,8 @@ LSTMFAST_INLINE void order_memory() { asm volatile("" ::: "memory"); }
 // neither other libraries nor the operating system's switching of threads pays for them.
 class TileRegisters {
  public:
+  static constexpr int kMostParts = kBf16xMostParts;
+
   LSTMFAST_INLINE void configure() {
     order_memory();
     _tile_loadconfig(&kTileConfiguration);
@@ -68,6 +71,15 @@ class TileRegisters {
     LSTMFAST_FOR_TILE(kTile, LSTMFAST_STORE);
 #undef LSTMFAST_STORE
     order_memory();
+  }
+
+  template <int kTile>
+  LSTMFAST_INLINE void open(const float* from, Index stride) {
+    load<kTile>(from, stride);
+  }
+  template <int kTile>
+  LSTMFAST_INLINE void close(float* to, Index stride) const {
+    store<kTile>(to, stride);
   }
 
   template <int kTo, int kLeft, int kRight>

@@ -1,7 +1,7 @@
 // Bf16x products: packing floats as sums of bfloat16, and the loop over tiles that multiplies them. What they are and how
 // memory lies is told in bf16x_kernels.h.
 // The including .cc defines kVectorBytes (64) and `TileRegisters` first: registers of 16 x 64 bytes that can configure,
-// release, zero, load, store and multiply. Everything else is here, so that all of it but the six instructions also runs,
+// release, zero, load, store and multiply; and open and close, a load and a store of what will go back where it was. Everything else is here, so that all of it but the six instructions also runs,
 // and is tested, on CPUs without them (tile_registers-inl.h).
 #pragma once
 
@@ -244,10 +244,10 @@ struct BlockTiles {
   Index to_next;  // from one row tile, or column tile, to the next
 };
 
-template <int R, int C>
+template <int R, int C, typename Registers>
 struct TileBlock {
   static_assert((R == 2 && C <= 2) || (R == 1 && C <= 4), "eight registers");
-  TileRegisters& registers;
+  Registers& registers;
 
   template <int kParts, int kStep = 0>
   LSTMFAST_INLINE void multiply_parts(BlockTiles tiles) const {
@@ -257,8 +257,8 @@ struct TileBlock {
       constexpr PartPair kBefore = PartPairs<kParts>::kList[kStep > 0 ? kStep - 1 : 0];
       const Bfloat16* left = tiles.left + kNow.left * kBf16xTile;
       if constexpr (kStep == 0 || kNow.left != kBefore.left) {
-        registers.load<kLeftRegister>(left, 64);
-        if constexpr (R == 2) registers.load<kLeftRegister + 1>(left + tiles.to_next, 64);
+        registers.template load<kLeftRegister>(left, 64);
+        if constexpr (R == 2) registers.template load<kLeftRegister + 1>(left + tiles.to_next, 64);
       }
       multiply_columns<kStep == 0 || kNow.right != kBefore.right>(tiles.right + kNow.right * kBf16xTile, tiles.to_next);
       multiply_parts<kParts, kStep + 1>(tiles);
@@ -269,9 +269,9 @@ struct TileBlock {
   LSTMFAST_INLINE void multiply_columns(const Bfloat16* right, Index to_next) const {
     if constexpr (kColumn < C) {
       constexpr int kRight = kRightRegister + kColumn % 2;
-      if constexpr (kLoad || C > 2) registers.load<kRight>(right, 64);
-      registers.multiply<accumulator(0, kColumn), kLeftRegister, kRight>();
-      if constexpr (R == 2) registers.multiply<accumulator(1, kColumn), kLeftRegister + 1, kRight>();
+      if constexpr (kLoad || C > 2) registers.template load<kRight>(right, 64);
+      registers.template multiply<accumulator(0, kColumn), kLeftRegister, kRight>();
+      if constexpr (R == 2) registers.template multiply<accumulator(1, kColumn), kLeftRegister + 1, kRight>();
       multiply_columns<kLoad, kColumn + 1>(right + to_next, to_next);
     }
   }
@@ -286,9 +286,13 @@ struct TileBlock {
   }
 
   LSTMFAST_INLINE void accumulate(int parts, BlockTiles tiles, Index depth_tiles) const {
-    if (parts == 1) accumulate<1>(tiles, depth_tiles);
-    if (parts == 2) accumulate<2>(tiles, depth_tiles);
-    if (parts == 3) accumulate<3>(tiles, depth_tiles);
+    if constexpr (Registers::kMostParts == 1) {
+      registers.template multiply_block<R, C>(tiles.left, tiles.right, tiles.to_next, depth_tiles);
+    } else {
+      if (parts == 1) accumulate<1>(tiles, depth_tiles);
+      if (parts == 2) accumulate<2>(tiles, depth_tiles);
+      if (parts == 3) accumulate<3>(tiles, depth_tiles);
+    }
   }
 };
 
@@ -351,7 +355,7 @@ struct Accumulator {
   LSTMFAST_INLINE void begin(TileRegisters& registers, bool is_first) const {
     const bool from_out = !is_first || target.starts_from_out();
     if (from_out && is_whole())
-      registers.load<kRegister>(target.out(row, tile), stride_bytes());
+      registers.open<kRegister>(target.out(row, tile), stride_bytes());
     else if (!from_out && target.start(row, tile) == nullptr)
       registers.zero<kRegister>();
     else {
@@ -364,7 +368,7 @@ struct Accumulator {
   template <int kRegister>
   LSTMFAST_INLINE void end(TileRegisters& registers) const {
     if (is_whole()) {
-      registers.store<kRegister>(target.out(row, tile), stride_bytes());
+      registers.close<kRegister>(target.out(row, tile), stride_bytes());
     } else {
       alignas(64) float copy[kBf16xRows * kBf16xColumns];
       registers.store<kRegister>(copy, 64);
@@ -402,7 +406,7 @@ struct Bf16xProduct {
     const BlockTiles tiles{factors.left + row_tile * to_next + depth_begin * depth_stride,
                            factors.right + column_tile * to_next + depth_begin * depth_stride, to_next};
     begin<R, C>(row_tile, column_tile);
-    TileBlock<R, C>{registers}.accumulate(factors.parts, tiles, depth_end - depth_begin);
+    TileBlock<R, C, TileRegisters>{registers}.accumulate(factors.parts, tiles, depth_end - depth_begin);
     end<R, C>(row_tile, column_tile);
   }
 
@@ -469,7 +473,8 @@ void bf16x_to_rows(const Bf16xToRowsArgs& args) {
   bf16x_multiply(args.factors, {args.tile_begin, args.tile_end}, RowTarget{args});
 }
 
-constexpr Bf16xKernels kBf16xKernels{bf16x_pack_rows,        bf16x_pack_rows_transposed, bf16x_pack_gates,
+constexpr Bf16xKernels kBf16xKernels{TileRegisters::kMostParts,
+                                     bf16x_pack_rows,        bf16x_pack_rows_transposed, bf16x_pack_gates,
                                      bf16x_pack_gates_transposed, bf16x_pack_gate_panels, bf16x_pack,
                                      bf16x_pack_transposed,  bf16x_to_gates,             bf16x_to_rows};
 

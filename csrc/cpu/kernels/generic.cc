@@ -18,6 +18,12 @@ LSTMFAST_INLINE V fused_multiply_add(V a, V b, V c) {
 }
 
 #if defined(__SSE2__)
+#define LSTMFAST_ISA_HAS_PAIR_PRODUCTS
+template <typename Words>
+LSTMFAST_INLINE Words multiply_pairs(Words a, Words b) {
+  return (Words)_mm_madd_epi16((__m128i)a, (__m128i)b);
+}
+
 #define LSTMFAST_ISA_HAS_WIDE_PRODUCTS
 using WidePairs = unsigned long long __attribute__((vector_size(kVectorBytes)));
 LSTMFAST_INLINE WidePairs multiply_low_halves(WidePairs a, WidePairs b) {

@@ -26,7 +26,7 @@ LSTMFAST_INLINE V fused_multiply_add(V a, V b, V c) {
 namespace lstmfast {
 namespace {
 
-constexpr Kernels kWithBf16x{kKernels.float32, kKernels.float64, kKernels.compressed, &kBf16xKernels};
+constexpr Kernels kWithBf16x{kKernels.float32, kKernels.float64, kKernels.step_bfloat16, &kDotKernels, &kBf16xKernels};
 
 }  // namespace
 }  // namespace lstmfast

@@ -2,7 +2,8 @@
 // anonymous namespace of lstmfast: kVectorBytes, kTileRows and fused_multiply_add(a, b, c) for both vector types.
 #pragma once
 
-#include "cpu/kernels/compressed-inl.h"
+#include "cpu/kernels/bfloat16-inl.h"
+#include "cpu/kernels/dot-inl.h"
 #include "cpu/kernels/fingerprint-inl.h"
 #include "cpu/kernels/pack-inl.h"
 #include "cpu/kernels/probe-inl.h"
@@ -54,7 +55,10 @@ constexpr KernelTable<T> make_table() {
   return t;
 }
 
-constexpr Kernels kKernels{make_table<float>(), make_table<double>(), {step_compressed<BFloat16Rows>, step_compressed<Int8Rows>}};
+constexpr Kernels kKernels{make_table<float>(),
+                           make_table<double>(),
+                           step_bfloat16,
+                           &kDotKernels};
 
 }  // namespace
 }  // namespace lstmfast

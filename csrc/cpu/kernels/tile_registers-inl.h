@@ -4,6 +4,7 @@
 // one rounding of the hardware's fused operation, in the hardware's order.
 #pragma once
 
+#include "cpu/bf16x_kernels.h"
 #include "cpu/kernels/vec-inl.h"
 
 namespace lstmfast {
@@ -11,6 +12,8 @@ namespace {
 
 class TileRegisters {
  public:
+  static constexpr int kMostParts = kBf16xMostParts;
+
   void configure() {}
   void release() {}
 
@@ -30,6 +33,15 @@ class TileRegisters {
   void store(void* to, Index stride) const {
     for (int row = 0; row < 16; ++row)
       lstmfast::store(reinterpret_cast<float*>(static_cast<char*>(to) + row * stride), tiles_[kTile][row]);
+  }
+
+  template <int kTile>
+  void open(const float* from, Index stride) {
+    load<kTile>(from, stride);
+  }
+  template <int kTile>
+  void close(float* to, Index stride) const {
+    store<kTile>(to, stride);
   }
 
   // Row m, column n of kTo: += sum over k of the pairs (m, k) of kLeft times the pairs (k, n) of kRight. First members and

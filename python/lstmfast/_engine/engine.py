@@ -23,6 +23,8 @@ class LayerRun(Protocol):
         peepholes: Array | None = None,
         projection: Array | None = None,
         frozen: bool = False,
+        *,
+        weights: str = "float32",
     ) -> None:
         """Take the weights of the calls that follow."""
 

@@ -80,7 +80,7 @@ def evaluate_text(argv: Sequence[str]) -> int:
         corpus = load(checkpoint_of(options.run).parent.parent / CACHE)
     except CacheFolderError:  # such as a published run: the text is not cached then
         corpus = load(None)
-    loss = evaluate(model, corpus.ids)
+    loss = evaluate(model.inference(weights=options.weights), corpus.ids)
     result = {
         "characters": len(corpus.ids),
         "loss": loss,

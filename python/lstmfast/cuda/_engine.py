@@ -128,6 +128,8 @@ class DeviceSequence:
         peepholes: DeviceArray | None = None,
         projection: DeviceArray | None = None,
         frozen: bool = False,
+        *,
+        weights: str = "float32",
     ) -> None:
         """Take the weights of the calls that follow. There are no peepholes or projections: see `FEATURES`."""
         self._kernel, self._bias = kernel, bias

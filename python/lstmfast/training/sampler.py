@@ -46,7 +46,7 @@ class Sampler:
         self.top_p = check.finite("top_p", top_p)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        self.weights = check.stream_weights(weights, model.dtype)
+        self.weights = check.kept_weights(weights, model.dtype)
         self._model = model
         self._vocabulary = vocabulary
 

@@ -88,8 +88,15 @@ class Snapshot:
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-class Model(Protocol):
-    """What a `Trainer` asks of a model; `CharLM` is one. States (h, c) have the batch on their second axis."""
+class Predictor(Protocol):
+    """What `evaluate` asks of a model. States (h, c) have the batch on their second axis."""
+
+    def loss(self, inputs: Ids, targets: Ids, state: State | None = None) -> tuple[float, State]:
+        """Mean loss of targets [T, B] after inputs [T, B], and the final state."""
+
+
+class Model(Predictor, Protocol):
+    """What a `Trainer` asks of a model; `CharLM` is one."""
 
     parameters: dict[str, Tensor]
     parameter_buffer: Tensor
@@ -97,9 +104,6 @@ class Model(Protocol):
 
     def zero_state(self, batch_size: int) -> State:
         """The state that a text begins with."""
-
-    def loss(self, inputs: Ids, targets: Ids, state: State | None = None) -> tuple[float, State]:
-        """Mean loss of targets [T, B] after inputs [T, B], and the final state."""
 
     def loss_and_gradients(
         self, inputs: Ids, targets: Ids, state: State | None = None, *, rng: np.random.Generator | None = None
@@ -260,7 +264,7 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def evaluate(model: Model, ids: Ids) -> float:
+def evaluate(model: Predictor, ids: Ids) -> float:
     """Mean loss in nats of every character of `ids` but the first, each given all those before it.
 
     A long text is cut into up to 64 streams of at least 4,096 characters that are read side by side; only a stream's
