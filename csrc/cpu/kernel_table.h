@@ -1,6 +1,6 @@
 // What a set of kernels for one instruction set (ISA) can do: plain structs of arguments and one table of functions.
-// This header is all that the kernels and their callers share. It defines no function, so it can be included by objects
-// compiled for different CPUs.
+// This header is all that the kernels and their callers share. Its only function is always inlined, so objects compiled for
+// different CPUs can include it.
 //
 // Memory layouts (V = `vector_length` elements of T, W = kPanelVectors * V):
 //
@@ -23,12 +23,15 @@ namespace lstmfast {
 
 constexpr int kPanelVectors = 4;  // one per gate
 
-// In what a cell departs from the plain one. `reference.py` has the equations.
+// How a cell differs from the plain one. `reference.py` has the equations.
 template <typename T>
 struct CellVariant {
   const T* peepholes;  // [kPeepholeCount, hidden_size], or null: none
   T cell_clip;         // infinity: none
-  bool coupled_gates;  // f = 1 - i: what the product says of the forget gate is not looked at
+  bool coupled_gates;  // f = 1 - i; the forget gate's product is ignored
+
+  // Whether the variant kernels must run. bf16x products and weights read in place support plain cells only.
+  LSTMFAST_INLINE bool has_hooks() const { return peepholes || coupled_gates || cell_clip < T(__builtin_huge_val()); }
 };
 
 // One LSTM step for rows [row_begin, row_end) and gate blocks [block_begin, block_end):

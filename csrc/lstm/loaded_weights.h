@@ -2,7 +2,6 @@
 // weights hold these. Knows one layer's kernel, bias and projection; knows no steps and no states.
 #pragma once
 
-#include <limits>
 #include <optional>
 #include <vector>
 
@@ -23,10 +22,7 @@ class LoadedWeights {
   void load(const SequenceWeights<T>& weights);
   const SequenceWeights<T>& given() const { return given_; }
   const CellVariant<T>& variant() const { return cell_.variant; }
-  bool has_hooks() const {
-    return variant().peepholes || variant().coupled_gates || variant().cell_clip <= std::numeric_limits<T>::max();
-  }
-  bool is_plain() const { return !has_hooks() && !given_.has_projection(); }
+  bool is_plain() const { return !variant().has_hooks() && !given_.has_projection(); }
 
   // All that follows is for one pass, which begins here.
   void begin(const KernelTable<T>& k, bool takes_ids);

@@ -57,7 +57,7 @@ struct Pass {
     if (choice.path == Path::kUnpacked) return {1, false};
     return divide_steps(plan, multiply_adds_per_step, k->tile_rows);
   }
-  const CellVariant<T>* variant() const { return weights.has_hooks() ? &weights.variant() : nullptr; }
+  const CellVariant<T>* variant() const { return weights.variant().has_hooks() ? &weights.variant() : nullptr; }
 
   SequenceForwardArgs<T> args{};
   const KernelTable<T>* k = nullptr;

@@ -7,10 +7,12 @@ TypeError name it.
 
 from collections.abc import Sequence as _Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lstmfast.cells import Cell as _Cell
 
 _Floats = NDArray[np.floating[Any]]
 _Ids = NDArray[np.int32]
@@ -51,20 +53,6 @@ def plan_of(
     """
 
 def saved_size(updates: int, hidden_size: int, has_projection: bool, is_float64: bool) -> int: ...
-
-class _Cell(Protocol):
-    """What is computed; read when a Sequence is made of it. Which weights it has: `load` wants them."""
-
-    @property
-    def forget_bias(self) -> float: ...
-    @property
-    def cell_clip(self) -> float | None: ...
-    @property
-    def coupled_gates(self) -> bool: ...
-    @property
-    def peepholes(self) -> Any: ...
-    @property
-    def projection_size(self) -> int | None: ...
 
 class Sequence:
     """One direction of one LSTM layer; owns its workspace and reuses it. One call at a time.
