@@ -1,6 +1,6 @@
 // Memory that starts on a cache line: the workspaces keep one of these per array, so that a second call of the same size
-// allocates nothing. It grows at once, and shrinks when it has long been far too large, so that one large call does not keep
-// its memory for good. The contents are undefined after `resize`.
+// allocates nothing. It grows at once, and shrinks after being far too large for some time, so that one large call does not
+// keep its memory forever. The contents are undefined after `resize`.
 #pragma once
 
 #if defined(__linux__)
@@ -16,8 +16,8 @@
 
 namespace lstmfast {
 
-// How much was wanted at most in the last 10 times, asked every 5 times, and whether what there is is far more than that. Calls of
-// different sizes by turns keep what the largest needs.
+// The largest size requested in the last 10 uses, checked every 5, and whether the buffer is far larger. If calls of
+// different sizes alternate, the memory of the largest is kept.
 class RecentPeak {
  public:
   static constexpr unsigned kTimes = 5;
@@ -58,10 +58,10 @@ class AlignedBuffer {
     return data_.get();
   }
 
-  // Gives the memory back to the system, and not only to malloc, which may keep it.
+  // Returns the memory to the system, not just to malloc, which may keep it.
   void release() {
 #if defined(__linux__)
-    if (size_bytes() >= kHugePage / 2) {  // it begins on a page, and malloc's own words lie before and behind it
+    if (size_bytes() >= kHugePage / 2) {  // it begins on a page, with malloc's own data before and after it
       constexpr std::size_t kPage = 65536;  // the largest of any system
       madvise(data_.get(), size_bytes() / kPage * kPage, MADV_DONTNEED);
     }
@@ -74,8 +74,8 @@ class AlignedBuffer {
   std::size_t size_bytes() const { return capacity_ * sizeof(T); }
 
  private:
-  // Large buffers ask for huge pages: hardware follows a stream of weights to the end of a page, and no further. What is
-  // left over at the end has small pages.
+  // Large buffers ask for huge pages: hardware prefetches a stream of weights only to the end of a page. The rest at the
+  // end has small pages.
   static void* allocate(std::size_t bytes) {
     const std::size_t alignment = bytes < kHugePage / 2 ? kAlignment : kHugePage;
     void* data = nullptr;

@@ -1,5 +1,5 @@
-// How this thread rounds and what it does with denormal numbers: one register of the CPU, read, written, put back.
-// Knows x86-64 and AArch64; elsewhere it does nothing. Not for kernel objects: their callers set the mode.
+// This thread's rounding and denormal modes: one CPU register, read, written, restored.
+// Supports x86-64 and AArch64; elsewhere it does nothing. Not for kernel objects: their callers set the mode.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@ namespace lstmfast {
 
 #if defined(__x86_64__)
 using FloatMode = unsigned;
-constexpr FloatMode kFlushDenormals = 1u << 15 | 1u << 6;  // MXCSR: what comes out (FTZ) and what goes in (DAZ)
+constexpr FloatMode kFlushDenormals = 1u << 15 | 1u << 6;  // MXCSR: results (FTZ) and inputs (DAZ)
 inline FloatMode float_mode() { return __builtin_ia32_stmxcsr(); }
 inline void set_float_mode(FloatMode mode) { __builtin_ia32_ldmxcsr(mode); }
 #elif defined(__aarch64__)
@@ -27,9 +27,9 @@ inline FloatMode float_mode() { return 0; }
 inline void set_float_mode(FloatMode) {}
 #endif
 
-// While it lives, numbers below the smallest normal one (1.2e-38 in float32) count as zero. Gradients that fade over
-// hundreds of steps end there, and a CPU takes 100 cycles for an operation on one: 820 steps of 32 rows and 64 units
-// backward took 570 ms, and take 14.
+// During its lifetime, numbers below the smallest normal one (1.2e-38 in float32) count as zero. Gradients that fade over
+// hundreds of steps get that small, and a CPU takes 100 cycles for an operation on one: 820 steps of 32 rows and 64 units
+// backward take 14 ms instead of 570.
 class FlushDenormals {
  public:
   FlushDenormals() : before_(float_mode()) { set_float_mode(before_ | kFlushDenormals); }

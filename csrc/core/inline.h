@@ -1,4 +1,4 @@
-// The few words that every C++ file of lstmfast shares with the kernels. No function here may be emitted out of line:
+// The few definitions that every C++ file of lstmfast shares with the kernels. No function here may be emitted out of line:
 // an object compiled for AVX-512 must not offer the linker a copy of anything that an older CPU might then run.
 #pragma once
 

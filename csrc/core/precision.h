@@ -1,4 +1,4 @@
-// How exact matrix products and kept weights must be. `runtime.py` says in words what each precision allows.
+// How exact matrix products and kept weights must be. `runtime.py` explains what each precision allows.
 #pragma once
 
 namespace lstmfast {

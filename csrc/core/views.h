@@ -1,5 +1,5 @@
-// Views of arrays that somebody else owns. Strides count elements; the last axis always has stride 1.
-// Shapes are the caller's business: a view knows where things are, not how many there are.
+// Views of arrays that the caller owns. Strides count elements; the last axis always has stride 1.
+// A view has no shape: the caller keeps it.
 #pragma once
 
 #include "core/inline.h"

@@ -1,4 +1,4 @@
-// The loops over chunks: pack a chunk of the left factor, multiply it by all of the right one, go on to the next.
+// The loops over chunks: pack a chunk of the left factor, multiply it by all of the right one, repeat.
 #include "cpu/bf16x_gemm.h"
 
 #include <algorithm>
@@ -62,7 +62,7 @@ bool bf16x_transposed_to_rows(const Bf16xKernels& k, const Bf16xTransposedArgs& 
   product.columns = args.columns;
   product.gate_hidden_size = args.gate_hidden_size;
   Bfloat16* left = workspace.left.resize(sizes.packed(m, chunk));
-  // Where the caller wants some gate blocks, the others have a place here too, but nobody touches it.
+  // If the caller wants only some gate blocks, the others have space here too, which stays unused.
   Bfloat16* right = workspace.right.resize(product.tile_end * sizes.tile_stride(chunk));
   Index row = 0;
   do {

@@ -1,5 +1,5 @@
-// Large bf16x products in chunks: as much of the left factor as stays in L2 is packed, multiplied, and forgotten.
-// Every function returns false where a value may not take this path (bf16x_kernels.h): its output is then undefined, and
+// Large bf16x products in chunks: as much of the left factor as stays in L2 is packed at once.
+// Every function returns false if a value may not take this path (bf16x_kernels.h): its output is then undefined, and
 // the caller does the whole product with the kernels of KernelTable. One workspace per thread; it grows and is kept.
 #pragma once
 
@@ -16,14 +16,14 @@ struct Bf16xWorkspace {
 bool bf16x_rows_to_gates(const Bf16xKernels&, const Bf16xRows& a, Bf16xToGatesArgs product, Bf16xWorkspace&);
 bool bf16x_rows_to_rows(const Bf16xKernels&, const Bf16xRows& a, Bf16xToRowsArgs product, Bf16xWorkspace&);
 
-// out[m, :] = sum over r of a[r][m] * b[r, :] for m in [m_begin, m_end), added to what is there if `add`: weight gradients. Of `b` and `out`, the caller
-// gives the columns he wants: a range of gate blocks, or a plain matrix.
+// Weight gradients: out[m, :] = sum over r of a[r][m] * b[r, :] for m in [m_begin, m_end), added to `out` if `add`.
+// `b` and `out` hold the columns that the caller wants: a range of gate blocks, or a plain matrix.
 struct Bf16xTransposedArgs {
   int parts;
   Index m_begin, m_end;
   const float* const* a;  // [rows] -> at least m_end elements
   Index rows;
-  const float* panels;      // gate panels of 16 lanes, from block_begin on; or, where null,
+  const float* panels;      // gate panels of 16 lanes, from block_begin on; or, if null,
   MatrixView<const float> b;  // [rows, columns]
   Index block_begin, block_end;
   Index panel_block_stride;

@@ -1,30 +1,30 @@
 // bf16x products: float32 matrices multiplied on a unit that multiplies bfloat16 and adds in float32 (AMX tiles).
-// A float is the sum of up to three bfloat16 of 8 bits each. `parts` says how many are kept, and with them how many
-// products of parts are added up:
+// A float is the sum of up to three bfloat16 of 8 bits each. `parts` is the number kept, and decides how many products of
+// parts are added:
 //
 //   parts 1   1 product    "medium"    error of a result about 2e-3 of its size
 //   parts 2   3 products   "high"      5e-6
 //   parts 3   6 products   "highest"   1e-7: less than a plain float32 sum's
 //
-// This header is all that these kernels and their callers share. It defines no function.
+// These kernels and their callers share only this header. It defines no function.
 //
 // Both factors are packed first: cut into tiles of kBf16xDepth elements of depth and kBf16xRows rows (left) or
 // kBf16xColumns columns (right), split, and padded with zeros in every direction:
 //
 //   [tile of rows or columns][tile of depth][part][16 x 64 bytes]
 //
-// bf16x_sizes.h says how many elements that takes; start on a cache line. The columns of a gate matrix [., 4*hidden] are
+// bf16x_sizes.h has their sizes; they start on a cache line. The columns of a gate matrix [., 4*hidden] are
 // taken in the order of gate panels with 16 lanes: column tile 4*u + gate holds units [16*u, 16*u + 16) of that gate.
 //
-// Every packing function returns whether all values it saw may take this path: finite, and at most kBf16xLargest. Where
-// one is not, what was packed must not be used: do the whole call with the kernels of KernelTable, so that special values
-// do not depend on the engine. Products of what may take it cannot overflow here, and cannot overflow there. Values below
+// Every packing function returns whether all its values may take this path: finite, and at most kBf16xLargest. If not,
+// the packed factor must not be used: do the whole call with the kernels of KernelTable, so that special values do not
+// depend on the engine. Products of values that may take it overflow neither here nor there. Values below
 // 1.2e-38 (denormals) count as zero and lower parts below that are lost: an error of at most 1.2e-38 times the other factor.
 //
 // Sums run over the depth in tiles of kBf16xDepth from element 0 on; the same bits for every split of rows and columns,
 // and for a depth in pieces that are whole tiles (`add`).
 //
-// What to call, for a layer of `hidden` units and one thread's rows (bf16x_gemm.h does the loops over chunks):
+// Calls for a layer of `hidden` units and one thread's rows (bf16x_gemm.h does the loops over chunks):
 //
 //   weights, once per update   pack_gates(kernel, stride, depth, hidden, parts, right): input kernel, recurrent kernel
 //                              pack_gates_transposed(kernel, stride, columns, hidden, parts, right): for d_h and d_x
@@ -48,7 +48,7 @@ constexpr Index kBf16xTile = kBf16xRows * kBf16xDepth;  // elements of one part 
 constexpr int kBf16xMostParts = 3;
 constexpr float kBf16xLargest = 0x1p48f;  // 2.8e14: its square times 2^31 of depth is still finite
 
-// Rows of a left factor. Each lies in `depth_blocks` pieces of `block_length`, `block_stride` apart; where there are
+// Rows of a left factor. Each consists of `depth_blocks` pieces of `block_length`, `block_stride` apart; if there are
 // several, block_length is a multiple of 16. Plain rows are 1 piece; rows of gate panels are pieces of 64.
 struct Bf16xRows {
   const float* const* rows;
@@ -66,7 +66,7 @@ struct Bf16xFactors {
 struct Bf16xToGatesArgs {
   Bf16xFactors factors;
   Index block_begin, block_end;
-  const float* const* init;  // [rows] -> the row's first gate block of starting values; null: what the panels hold
+  const float* const* init;  // [rows] -> the row's first gate block of starting values; null: the panels themselves
   Index init_block_stride;
   float* panels;  // gate panels of 16 lanes, from the product's first row on
   Index block_stride;
@@ -76,7 +76,7 @@ struct Bf16xToGatesArgs {
 struct Bf16xToRowsArgs {
   Bf16xFactors factors;
   Index tile_begin, tile_end;
-  float* const* rows;        // [rows] -> [columns]; or, where null,
+  float* const* rows;        // [rows] -> [columns]; or, if null,
   MatrixView<float> matrix;  // [rows, columns]
   Index columns;
   Index gate_hidden_size;  // > 0: right's columns are gate tiles, `columns` is 4 * that

@@ -1,4 +1,4 @@
-// How much memory the packed factors of bf16x_kernels.h take, and how much of a large product is packed at once.
+// Sizes of the packed factors of bf16x_kernels.h, and of the pieces in which large products are packed.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ struct Bf16xSizes {
   // From one tile of rows or columns to the next.
   Index tile_stride(Index depth) const { return ceil_div(depth, kBf16xDepth) * parts * kBf16xTile; }
 
-  // Rows of a left factor that stay in an L2 of 2 MB while all columns pass over them: two tiles of rows at least.
+  // Rows of a left factor that stay in an L2 of 2 MB while all columns pass over them: at least two tiles of rows.
   Index rows_at_once(Index depth) const {
     return std::max<Index>(kLeftElements / std::max<Index>(tile_stride(depth), 1), 2) / 2 * 2 * kBf16xRows;
   }

@@ -1,4 +1,4 @@
-// The ISA in use: chosen once, when somebody first asks, and changed by tests alone.
+// The ISA in use: chosen once, at first use; only tests change it.
 #include "cpu/dispatch.h"
 
 #include <atomic>
@@ -13,7 +13,7 @@ const Isa& first_choice() {
   const Isa* preferred = nullptr;
   for (const Isa* isa : built_isas())
     if (isa->machine_has()) preferred = isa;
-  return *preferred;  // there is one: every build has generic, and every machine
+  return *preferred;  // never null: every build has generic, and every machine runs it
 }
 
 std::atomic<const Isa*>& choice() {

@@ -8,7 +8,7 @@
 
 namespace lstmfast {
 
-// Throws std::invalid_argument, as parse_isa does, where LSTMFAST_ISA names one that cannot be used.
+// Throws std::invalid_argument, as parse_isa does, if LSTMFAST_ISA names one that cannot be used.
 const Isa& current_isa();
 void set_isa(const Isa& isa);  // for tests: takes effect with the next call, not for sequences that already ran forward
 

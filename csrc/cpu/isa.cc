@@ -1,7 +1,7 @@
-// The table of ISAs, one row each. The only file that asks the CPU what it has, and that names the kernels' tables.
+// The table of ISAs, one row each. The only file that queries the CPU and names the kernels' tables.
 //
-// `__builtin_cpu_supports` executes CPUID, and XGETBV to ask whether the operating system keeps the registers. AMX is asked
-// for by hand: compilers differ in what they know of it, and Linux wants to be asked for permission too.
+// `__builtin_cpu_supports` executes CPUID, and XGETBV to see whether the operating system saves the registers. AMX is
+// detected by hand: compilers differ in their support, and Linux also requires a request for permission.
 #include "cpu/isa.h"
 
 #include <stdexcept>
@@ -60,8 +60,8 @@ bool has_avx512_vnni() { return has_avx512() && LSTMFAST_CPU_SUPPORTS("avx512vnn
 
 bool has_avx512_bf16() { return has_avx512_vnni() && LSTMFAST_CPU_SUPPORTS("avx512bf16"); }
 
-// Whether the CPU has AMX tiles with bfloat16, the operating system keeps their 8 KB, and lets this process use them. The
-// permission is asked for once and holds for all threads and children. Linux refuses it, for one, to a process whose
+// Whether the CPU has AMX tiles with bfloat16, the operating system saves their 8 KB and lets this process use them. The
+// permission is requested once and holds for all threads and children. Linux refuses it, for example, to a process whose
 // signal handlers run on stacks too small for the tiles.
 bool may_use_tiles() {
 #if defined(__x86_64__) && defined(__linux__)
@@ -111,7 +111,7 @@ const Kernels* avx512_kernels_with_tiles() {
   return &kernels;
 }
 
-// Nothing refers to kernels that are not in this build, as CMakeLists.txt lists it.
+// No reference to kernels that are not in this build; CMakeLists.txt sets the list.
 constexpr std::string_view kBuilt = " " LSTMFAST_BUILT_ISAS " ";
 #define LSTMFAST_ISA(name, machine_has, kernels) \
   {#name, machine_has, kBuilt.find(" " #name " ") == std::string_view::npos ? nullptr : kernels}
@@ -119,7 +119,7 @@ constexpr std::string_view kBuilt = " " LSTMFAST_BUILT_ISAS " ";
 constexpr Isa kIsas[] = {
     LSTMFAST_ISA(generic512, every_machine_has, lstmfast_kernels_generic512),
     LSTMFAST_ISA(generic, every_machine_has, lstmfast_kernels_generic),
-    LSTMFAST_ISA(neon, every_machine_has, lstmfast_kernels_neon),  // it is a part of AArch64
+    LSTMFAST_ISA(neon, every_machine_has, lstmfast_kernels_neon),  // part of AArch64
     LSTMFAST_ISA(avx2, has_avx2, lstmfast_kernels_avx2),
     LSTMFAST_ISA(avx2_vnni, has_avx2_vnni, avx2_kernels_with_dots),
     LSTMFAST_ISA(avx512, has_avx512, lstmfast_kernels_avx512),

@@ -1,4 +1,4 @@
-// The instruction sets that there are kernels for: which of them this build has, and this machine can run.
+// The instruction sets with kernels: which of them this build has, and which this machine can run.
 #pragma once
 
 #include <string>
@@ -10,7 +10,7 @@ namespace lstmfast {
 
 struct Isa {
   const char* name;
-  bool (*machine_has)();        // the CPU has it, and the operating system keeps its registers
+  bool (*machine_has)();        // the CPU has it, and the operating system saves its registers
   const Kernels* (*kernels)();  // null: not in this build
 };
 

@@ -7,7 +7,7 @@
 //   gate block u    the W columns of a [., 4*hidden] matrix that hold units [u*V, (u+1)*V): gate by gate, V units each.
 //                   There are ceil(hidden / V) blocks; units past `hidden` are zero.
 //   gate panels     [block][row][W]: a [rows, 4*hidden] matrix cut into gate blocks. One register tile of rows x W then
-//                   holds whole LSTM cells. Packed weights, pre-activations, kept gates and their gradients lie like this.
+//                   holds whole LSTM cells. Packed weights, pre-activations, kept gates and their gradients use it.
 //   plain panels    [panel][row][width]: a [rows, columns] matrix cut into panels of kPanelVectors vectors; the last panel
 //                   is as many vectors wide as it needs (`width` = 1..kPanelVectors times V), padded with zeros.
 //
@@ -43,7 +43,7 @@ struct StepForwardArgs {
   Index hidden_size;
   const T* const* init;     // [rows] -> the row's first gate block of starting values: bias, looked-up kernel row, ...
   Index init_block_stride;  // from one gate block to the next
-  const T* const* x;        // [rows] -> [input_size]; of no input, pointers to anything
+  const T* const* x;        // [rows] -> [input_size]; without input, pointers to anything
   Index input_size;
   const T* input_panels;      // gate panels, input_size rows
   const T* const* h_prev;     // [rows] -> [recurrent_size]; must not overlap h
@@ -52,10 +52,10 @@ struct StepForwardArgs {
   const T* const* c_prev;     // [rows] -> [hidden_size]; a row may be the same memory as its c
   T* const* h;                // [rows] -> [hidden_size]
   T* const* c;                // [rows] -> [hidden_size]
-  T* gates;  // gate panels, indexed by row: activated i f g o; may be where init is; null if nobody wants them
+  T* gates;  // gate panels, indexed by row: activated i f g o; may overlap init; null: not wanted
   Index gate_block_stride;
-  bool descending;  // from the last block to the first: what the step before read last is read first, while in cache
-  const CellVariant<T>* variant;  // for variant_step_forward alone
+  bool descending;  // from the last block to the first, which starts with weights still in cache from the last step
+  const CellVariant<T>* variant;  // for variant_step_forward only
 };
 
 // The same step with weights in bfloat16: [block][row][2][V] words, the halves of the first word gates 0 (low) and 1
@@ -87,7 +87,7 @@ struct StepBackwardArgs {
   Index panel_begin, panel_end;
   Index hidden_size;
   const T* const* d_gates_next;   // [rows] -> the row's first gate block of the step after this one, or `no_next`
-  const T* no_next;               // a row of zeros in the same panels: nothing comes back from a later step
+  const T* no_next;               // a row of zeros in the same panels: there is no later step
   const T* recurrent_transposed;  // plain panels: (gate blocks * W) rows, hidden_size columns; or null, and then
   const T* d_h_next;              // [rows, hidden_size] from row_begin on holds that product
   const T* const* d_h;            // [rows] -> [hidden_size]
@@ -100,7 +100,7 @@ struct StepBackwardArgs {
   Index gate_block_stride;
   T* d_gates;  // gate panels, from row `d_gates_first_row` on: gradient of z
   Index d_gate_block_stride, d_gates_first_row;
-  const CellVariant<T>* variant;  // for variant_step_backward alone
+  const CellVariant<T>* variant;  // for variant_step_backward only
 };
 
 // Gradients of peepholes for gate blocks [block_begin, block_end): every row's gradient of a gate's z times the c that the
@@ -117,7 +117,7 @@ struct PeepholeGradientArgs {
 };
 
 // out[r, :] = bias + a[r, :]·panels for rows [row_begin, row_end) and plain panels [panel_begin, panel_end).
-// A row of `a` lies in `depth_blocks` pieces of `block_length`, `block_stride` apart: 1 piece if plain, gate panels else.
+// A row of `a` consists of `depth_blocks` pieces of `block_length`, `block_stride` apart: 1 piece if plain, gate panels else.
 template <typename T>
 struct ProductArgs {
   Index row_begin, row_end;
@@ -146,7 +146,7 @@ struct TransposedProductArgs {
   bool add;
   T* workspace;  // kTransposedWorkspace elements, this thread's own
 };
-constexpr Index kTransposedRows = 1024, kTransposedColumns = 96;  // of a, as many as are packed at once
+constexpr Index kTransposedRows = 1024, kTransposedColumns = 96;  // of `a`, packed at once
 constexpr Index kTransposedWorkspace = kTransposedRows * kTransposedColumns;
 
 // The same for few rows: out[m, n] = sum over r of a[r][m] * b[r][n].
@@ -161,7 +161,7 @@ struct OuterProductsArgs {
 };
 
 // One kind of parameter update. Gradients are first multiplied by `scale`; slots are arrays as long as the parameters.
-// What the constants are is said by its formula in kernels/training-inl.h.
+// Its formula in kernels/training-inl.h defines the constants.
 template <typename T>
 struct OptimizerKernel {
   const char* name;
@@ -184,7 +184,7 @@ struct KernelTable {
                          T forget_bias, T* panels, Index block_stride);
   // kernel [rows, 4*hidden] transposed: plain panels of (gate blocks * W) rows and `rows` columns.
   void (*pack_gates_transposed)(const T* kernel, Index kernel_stride, Index rows, Index hidden, T* panels);
-  // The panels of the two above, out of a kernel that lies transposed, [4*hidden, rows].
+  // The panels of the two above, from a transposed kernel [4*hidden, rows].
   void (*pack_gate_columns)(const T* kernel, Index kernel_stride, Index rows, Index hidden, T* panels,
                             Index block_stride);
   void (*pack_gate_columns_transposed)(const T* kernel, Index kernel_stride, Index rows, Index hidden, T* panels);
@@ -198,14 +198,14 @@ struct KernelTable {
   void (*step_forward)(const StepForwardArgs<T>&);
   void (*gate_product)(const GateProductArgs<T>&);
   void (*step_backward)(const StepBackwardArgs<T>&);
-  // The same for cells that have a `variant`. The backward one does not multiply: it wants d_h_next.
+  // The same for cells with a `variant`. The backward one does not multiply: it needs d_h_next.
   void (*variant_step_forward)(const StepForwardArgs<T>&);
   void (*variant_step_backward)(const StepBackwardArgs<T>&);
   void (*peephole_gradients)(const PeepholeGradientArgs<T>&);
   void (*product)(const ProductArgs<T>&);
   void (*transposed_product)(const TransposedProductArgs<T>&);
 
-  // out[columns] += x[rows]·matrix, and out[rows] = matrix·x[columns], with the matrix [rows, columns] as it lies.
+  // out[columns] += x[rows]·matrix, and out[rows] = matrix·x[columns], with an unpacked matrix [rows, columns].
   void (*add_row_product)(const T* x, const T* matrix, Index stride, Index rows, Index columns, T* out);
   void (*row_dot_products)(const T* matrix, Index stride, Index rows, Index columns, const T* x, T* out);
   void (*outer_products)(const OuterProductsArgs<T>&);
@@ -231,13 +231,13 @@ struct KernelTable {
   // many keys and kFingerprintShift more. Equal on every ISA.
   void (*fingerprint)(const T* values, Index count, const unsigned* keys, unsigned long long* sums);
 
-  // For tests: what the step uses, element by element.
+  // For tests: the functions that the step uses, element by element.
   void (*sigmoid)(const T* x, T* out, Index count);
   void (*tanh)(const T* x, T* out, Index count);
   void (*exp)(const T* x, T* out, Index count);
 
-  // For benches: the limits of a core, see probes.h. Multiply-adds on registers: how many operations it did, and a sum to
-  // depend on. Reads of whole vectors: a sum.
+  // For benches: the limits of a core, see probes.h. Multiply-adds on registers: returns the number of operations, and a sum
+  // that depends on them. Reads of whole vectors: returns a sum.
   Index (*fma_probe)(Index rounds, T* sum);
   T (*read_probe)(const T* data, Index count);
 };
@@ -249,7 +249,7 @@ struct Kernels {
   KernelTable<double> float64;
   void (*step_bfloat16)(const BFloat16StepArgs&);
   const DotKernelSet* dots;
-  const Bf16xKernels* bf16x = nullptr;  // null where the ISA multiplies no bfloat16, or not faster than float32
+  const Bf16xKernels* bf16x = nullptr;  // null if the ISA has no bfloat16 products, or none faster than float32
 };
 
 }  // namespace lstmfast

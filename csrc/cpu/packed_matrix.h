@@ -1,4 +1,4 @@
-// A matrix in the plain panels of kernel_table.h, and rows times it. Packed once, multiplied often; knows no threads.
+// A matrix in the plain panels of kernel_table.h, and rows times it. Packed once, multiplied often. Uses no threads itself.
 #pragma once
 
 #include "core/aligned_buffer.h"
@@ -7,7 +7,7 @@
 
 namespace lstmfast {
 
-// The arguments of a product for these rows alone, or these panels.
+// The arguments of a product for only these rows, or these panels.
 template <typename Args>
 Args for_rows(Args args, Range rows) {
   args.row_begin = rows.begin;
@@ -65,7 +65,7 @@ class PackedMatrix {
     return panels_.resize(rows * PanelSizes<T>(k).padded(columns));
   }
 
-  const KernelTable<T>* k_ = nullptr;  // those that it is packed for
+  const KernelTable<T>* k_ = nullptr;  // the kernels that it is packed for
   Index rows_ = 0, columns_ = 0;
   AlignedBuffer<T> panels_;
 };

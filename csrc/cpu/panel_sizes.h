@@ -1,4 +1,4 @@
-// How many elements the packed layouts of kernel_table.h take with the vectors of one ISA.
+// Sizes, in elements, of the packed layouts of kernel_table.h with the vectors of one ISA.
 #pragma once
 
 #include "core/gates.h"

@@ -1,4 +1,4 @@
-// The pool: workers that spin, then sleep; made when first wanted, again for another number of threads and after fork.
+// The pool: workers that spin, then sleep; made at first use, and again when the number of threads changes or after fork.
 #include "cpu/parallel.h"
 
 #include <pthread.h>
@@ -183,7 +183,7 @@ void detail::run_parts(int wanted, PartFunction function, const void* context) {
   }
   SharedPool& shared = get_shared_pool();
   const std::unique_lock<std::mutex> lock(shared.in_use, std::try_to_lock);
-  if (!lock.owns_lock()) {  // another Python thread computes: its cores are taken
+  if (!lock.owns_lock()) {  // another Python thread uses the pool
     function(context, 0, 1);
     return;
   }

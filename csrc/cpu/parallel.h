@@ -1,6 +1,6 @@
 // Our own thread pool. Not OpenMP: it hangs after fork and fights the threads of NumPy's BLAS.
 // Workers spin briefly for the next region, then sleep. A child process after fork starts with a fresh pool.
-// Work is divided by the caller into parts whose results do not depend on how many parts there are.
+// Callers divide work into parts whose results do not depend on the number of parts.
 #pragma once
 
 #include <atomic>
@@ -13,7 +13,7 @@ namespace lstmfast {
 int num_threads();          // LSTMFAST_NUM_THREADS, then OMP_NUM_THREADS, then the cores this process may use
 void set_num_threads(int);  // at least 1; throws std::invalid_argument
 
-// Where threads of one region wait for each other between time steps. Spins, and yields where cores are short.
+// Where threads of one region wait for each other between time steps. Spins, and yields if cores are scarce.
 class Barrier {
  public:
   void wait(int parties);
@@ -32,8 +32,8 @@ void run_parts(int parts, PartFunction function, const void* context);
 }  // namespace detail
 
 // Calls body(part, parts) once for every part in [0, parts), all at the same time, so that parts may wait for each other at
-// a Barrier. parts <= wanted: fewer where there are fewer threads, 1 where the pool is busy with another caller. Bodies
-// must not throw. Every part rounds and treats denormals as its caller does: the bits do not depend on who computes.
+// a Barrier. parts <= wanted: fewer if there are fewer threads, 1 if the pool is busy with another caller. Bodies
+// must not throw. Every part uses the caller's rounding and denormal modes: the bits do not depend on the thread.
 template <typename Body>
 void run_parallel(int wanted, const Body& body) {
   detail::run_parts(

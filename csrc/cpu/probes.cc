@@ -1,5 +1,4 @@
-// The clock around the probe kernels. The best of many short runs counts: whatever else the machine does can only make one
-// slower.
+// The clock around the probe kernels. The best of many short runs counts: other load on the machine can only make one slower.
 #include "cpu/probes.h"
 
 #include <algorithm>
@@ -14,7 +13,7 @@ namespace {
 constexpr double kSeconds = 0.03;
 constexpr int kMinRuns = 3;
 
-// The most work per second that `run`, which returns how much it did, shows in any call.
+// The most work per second over all calls of `run`, which returns the amount of work.
 template <typename Run>
 double best_rate(const Run& run) {
   using Clock = std::chrono::steady_clock;
@@ -43,12 +42,12 @@ template double measured_flops<float>();
 template double measured_flops<double>();
 
 double measured_read_bandwidth(Index bytes) {
-  constexpr Index kBytesPerRun = 1 << 20;  // enough that asking for the time costs nothing
+  constexpr Index kBytesPerRun = 1 << 20;  // enough to make the clock's cost negligible
   const Index count = bytes / static_cast<Index>(sizeof(float));
   AlignedBuffer<float> buffer;
-  std::fill_n(buffer.resize(count), count, 1.0f);  // also has the system provide the pages
+  std::fill_n(buffer.resize(count), count, 1.0f);  // also makes the system provide the pages
   const Index passes = std::max<Index>(kBytesPerRun / bytes, 1);
-  volatile float sum = 0;  // or the reads could be dropped
+  volatile float sum = 0;  // keeps the reads from being optimized away
   return best_rate([&] {
     for (Index pass = 0; pass < passes; ++pass) sum = kernels<float>().read_probe(buffer.data(), count);
     return static_cast<double>(passes * bytes);

@@ -10,7 +10,7 @@ template <typename T>
 double measured_flops();
 
 // Bytes per second read, again and again, from an array of this size (at least 4096 bytes). Takes about 30 ms, or three
-// passes over the array if those take longer. Throws std::bad_alloc where there is no such memory.
+// passes over the array if those take longer. Throws std::bad_alloc if there is not enough memory.
 double measured_read_bandwidth(Index bytes);
 
 }  // namespace lstmfast
