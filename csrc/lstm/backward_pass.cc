@@ -1,4 +1,4 @@
-// Groups of steps from the last to the first: gate gradients first, then what is made of them.
+// Groups of steps from the last to the first: gate gradients first, then weight and input gradients.
 #include "lstm/backward_pass.h"
 
 #include <algorithm>
@@ -8,8 +8,8 @@ namespace lstmfast {
 namespace {
 
 // Rows of a group. At 64 units the gate gradients of 512 rows are 512 KB; kept whole, those of 820 steps of 32 rows would
-// be 27 MB, written to memory once and read from it twice. Those of many units leave L2 anyway, and twice the rows are half
-// as many passes over as large weight gradients: 1 to 3 % of a training step from 256 units on.
+// be 27 MB, written to memory once and read from it twice. Those of many units exceed L2 anyway, and with twice the rows the
+// large weight gradients are passed over half as often: 1 to 3 % of a training step from 256 units on.
 Index rows_of_group(Index hidden) { return hidden < 256 ? kTransposedRows / 2 : kTransposedRows; }
 
 }  // namespace
@@ -35,7 +35,7 @@ bool BackwardPass<T>::run(const SequenceBackwardArgs<T>& given) {
   for (Index end = steps; end > 0; end -= at_once) {
     const Range group_steps{std::max<Index>(end - at_once, 0), end};
     begin_group({pass_.plan.step_begin[group_steps.begin], pass_.plan.step_begin[group_steps.end]});
-    // What reads the weights comes before what writes as much: few rows find some of them in cache.
+    // Products that read the weights come before those that write as much: with few rows some weights are still cached.
     if (!(pass_.weights.is_plain() ? step_through(group_steps) : variant_step_through(group_steps)) ||
         (group_steps.begin == 0 && !initial_state_gradients()) || !input_gradients() ||
         !weight_gradients(end < steps) || !projection_gradients(end < steps))
@@ -59,7 +59,7 @@ void BackwardPass<T>::finish() const {
                        d_projection.stride);
 }
 
-// Those that are added to, and those that no step writes.
+// Gradients that are accumulated, and rows that no step writes.
 template <typename T>
 void BackwardPass<T>::zero_outputs() const {
   const SequenceWeights<T>& w = weights();
@@ -126,7 +126,7 @@ void BackwardPass<T>::point_gradients() {
   }
 }
 
-// The step after the group comes first in what is there, if it is not the first group, and goes behind the group's rows.
+// The step after the group, if any, was the first of the group before; it moves behind this group's rows.
 template <typename T>
 void BackwardPass<T>::begin_group(Range updates) {
   const PanelSizes<T> sizes(*pass_.k);
@@ -260,7 +260,7 @@ bool BackwardPass<T>::weight_gradients(bool add) {
   const Index hidden = weights().hidden_size, input_size = weights().input_size;
   const Index blocks = PanelSizes<T>(*pass_.k).gate_blocks(hidden);
   double work = pass_.multiply_adds(rows, (pass_.has_input_product() ? input_size : 1) + weights().output_size);
-  // Few rows came here on one thread, and waking the others takes 90 us: one row of 256 units has 70 us of work.
+  // Few rows run on one thread: waking the others takes 90 us, and one row of 256 units has 70 us of work.
   constexpr double kWorkThatWakes = 8;
   if (pass_.choice.path == Path::kUnpacked) work /= kWorkThatWakes;
   std::atomic<bool> safe{true};
@@ -282,7 +282,7 @@ bool BackwardPass<T>::weight_gradients(bool add) {
       product.out = out;
       if (!pass_.products->weight_gradient(product, part)) safe = false;
     };
-    // Side by side blocks that this part has whole are done at once.
+    // Adjacent blocks that this part owns entirely are done at once.
     for (Index cell = cells.begin; cell < cells.end;) {
       const Index whole = slices == 1 ? cells.end - cell : 1;
       const Range slice{cell % slices, slices};

@@ -1,6 +1,6 @@
 // The backward pass: steps in groups, the last one first. The gradients of the gates are kept for one group only, in L2 if
 // they fit, and become weight and input gradients before the next.
-// Reads what the forward pass left in the Pass, and writes the gradients that are wanted; owns what it needs between.
+// Reads what the forward pass left in the Pass and writes the requested gradients; owns its temporary memory.
 #pragma once
 
 #include <cstddef>
@@ -16,12 +16,12 @@ class BackwardPass {
  public:
   explicit BackwardPass(Pass<T>& pass) : pass_(pass) {}
 
-  // Returns false where the products in use refuse a value; the pass is then to be run again with multiply-adds.
+  // Returns false if the products in use refuse a value; run the pass again with multiply-adds then.
   bool run(const SequenceBackwardArgs<T>& args);
   // Gradients of transposed weights.
   void finish() const;
 
-  // Body for all memory.
+  // Calls body for every buffer.
   template <typename Body>
   void for_each_workspace(const Body& body) {
     for (auto* buffer : {&d_kernel_, &d_projection_, &d_gates_, &d_c_, &d_h_total_, &d_m_}) body(*buffer);
@@ -31,9 +31,9 @@ class BackwardPass {
 
  private:
   struct GateGradients {
-    Index rows;  // that there is room for, the row of zeros apart
+    Index rows;  // capacity, without the row of zeros
     Index block_stride;
-    Range updates;  // of the group, from row 0 on; behind them lie those of the step after the group
+    Range updates;  // of the group, from row 0 on; then those of the step after the group
   };
   struct Rows {  // vectors of [updates]
     std::vector<const T*> d_h, d_h_extra, d_c_in, d_gates_next, d_gates, nothing;  // nothing: zeros

@@ -65,7 +65,7 @@ class Bf16xProducts final : public Products<float> {
   }
 
   bool step_forward(StepForwardArgs<float> args, const Preactivations<float>& z, int part) override {
-    const bool added_to = args.init == z.rows;  // the input's product is there already
+    const bool added_to = args.init == z.rows;  // z holds the input's product already
     Bf16xToGatesArgs product{};
     product.block_begin = args.block_begin;
     product.block_end = args.block_end;
@@ -179,7 +179,7 @@ std::unique_ptr<Products<float>> make_bf16x_products(const KernelTable<float>& k
   return std::make_unique<Bf16xProducts>(k, bf16x, bf16x_parts(precision));
 }
 
-// Not timed on AMX: in a prototype, six products of parts took about half the time of a float32 one where tiles were full.
+// Not timed on AMX: in a prototype, six products of parts took about half the time of a float32 one if tiles were full.
 // Fewer parts pay sooner.
 // Below a tile of rows the unit computes zeros.
 bool bf16x_products_pay(MatmulPrecision precision, Index batch, Index hidden) {

@@ -1,4 +1,4 @@
-// The keys, and the polynomials modulo 2^61 - 1 over the sums that the kernels make of pieces.
+// The keys, and the polynomials modulo 2^61 - 1 over the kernels' sums of pieces.
 #include "lstm/fingerprint.h"
 
 #include <unistd.h>
@@ -54,8 +54,8 @@ FingerprintKeys draw_keys() {
   return keys;
 }
 
-// Two polynomials of the sums of some pieces, in their order. A sum of 64 bits is two coefficients of 32: every one of
-// its values is another polynomial.
+// Two polynomials of the sums of some pieces, in their order. A sum of 64 bits is two coefficients of 32, so
+// different sums give different polynomials.
 struct Polynomials {
   std::uint64_t values[2] = {0, 0};
   Index pieces = 0;
@@ -104,9 +104,9 @@ struct Pieces {
   }
 };
 
-// A second thread pays from 8 MB on, some 200 microseconds: the pool may be asleep, and to wake it takes 50 to 90.
+// A second thread pays from 8 MB on, some 200 microseconds: the pool may be asleep, and waking it takes 50 to 90.
 constexpr Index kPiecesPerThread = (Index{4} << 20) / kFingerprintBytes;
-constexpr int kMostThreads = 16;  // memory has no more to give
+constexpr int kMostThreads = 16;  // more do not read memory faster
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// Groups of steps whose pre-activations fit the cache, and the tiles of each step shared out to threads.
+// Groups of steps whose pre-activations fit the cache, and the tiles of each step divided among threads.
 #include "lstm/forward_pass.h"
 
 #include <algorithm>
@@ -6,8 +6,8 @@
 
 namespace lstmfast {
 
-// Pre-activations wait where the gates will be, or else in a buffer for some steps: 512 KB, so that most of L2 is left to
-// the weights, but at least 128 rows, which are enough to read the input's weights seldom.
+// Pre-activations are kept where the gates will be, or in a buffer for some steps: 512 KB, to leave most of L2 to the
+// weights, but at least 128 rows, to read the input's weights seldom.
 template <typename T>
 Index ForwardPass<T>::steps_at_once(bool keeps_preactivations) const {
   const Index steps = pass_.plan.steps();
@@ -98,7 +98,7 @@ bool ForwardPass<T>::run() {
       StepForwardArgs<T> mine = for_rows(step, updates);
       mine.block_begin = blocks.begin;
       mine.block_end = blocks.end;
-      mine.descending = (steps_before_ + t) % 2 == 1;  // what the step before read last is still in cache
+      mine.descending = (steps_before_ + t) % 2 == 1;  // the weights read last are still in cache
       if (!pass_.products->step_forward(mine, z, part)) safe = false;
     }};
     const Index panels_of_h = pass_.weights.projection() ? sizes.panels(output_size) : 0;

@@ -1,5 +1,5 @@
-// The forward pass: products of the input for many steps at once or in every step, the steps, and what is handed out.
-// Knows no memory but its own pre-activations: rows, gates and states are the Pass'.
+// The forward pass: products of the input for many steps at once or in every step, the steps, and the outputs.
+// Owns only pre-activations; rows, gates and states belong to the Pass.
 #pragma once
 
 #include <cstddef>
@@ -15,12 +15,12 @@ class ForwardPass {
  public:
   explicit ForwardPass(Pass<T>& pass) : pass_(pass) {}
 
-  // Returns false where the products in use refuse a value; the pass is then to be run again with multiply-adds.
+  // Returns false if the products in use refuse a value; run the pass again with multiply-adds then.
   bool run();
-  // Final states, what lies past the ends of rows, and gates as they were asked for.
+  // Final states, outputs past the ends of rows, and gates in the requested layout.
   void finish();
 
-  // Body for all memory.
+  // Calls body for every buffer.
   template <typename Body>
   void for_each_workspace(const Body& body) {
     body(z_);

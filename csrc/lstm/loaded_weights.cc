@@ -1,4 +1,4 @@
-// Looking at weights, copying them where products need another form, and packing them.
+// Checks whether weights changed, copies them if products need another form, and packs them.
 #include "lstm/loaded_weights.h"
 
 #include <algorithm>
@@ -54,7 +54,7 @@ void LoadedWeights<T>::pack_starting_values(const std::vector<int>& ids) {
 template <typename T>
 bool LoadedWeights<T>::pack(Products<T>& products, Path path, int generation, bool serves_one_call) {
   const Index hidden = given_.hidden_size, output = given_.output_size;
-  // They read the weights of every call where they lie, and leave alone what others have packed.
+  // These read every call's weights in place, and leave weights that others packed alone.
   if (path == Path::kUnpacked)
     return products.pack(input_kernel(products, input_rows_), recurrent_kernel(products), hidden);
   Packed wanted{&products, generation, input_rows_, hidden, output, static_cast<bool>(given_.transposed),
@@ -68,7 +68,7 @@ bool LoadedWeights<T>::pack(Products<T>& products, Path path, int generation, bo
   return true;
 }
 
-// Calls whose packing serves no other do not look: packing costs them less than looking and packing.
+// Calls whose packed weights serve no other skip the comparison: packing alone costs less.
 template <typename T>
 bool LoadedWeights<T>::are_packed(Packed& wanted, bool serves_one_call) {
   if (serves_one_call) return false;
@@ -79,7 +79,7 @@ bool LoadedWeights<T>::are_packed(Packed& wanted, bool serves_one_call) {
   return fits && packed_.fingerprint == wanted.fingerprint;
 }
 
-// Of all that packing reads but biases.
+// Of everything that packing reads except biases.
 template <typename T>
 Fingerprint LoadedWeights<T>::fingerprint() const {
   const Index columns = kGateCount * given_.hidden_size, rows = input_rows_, output = given_.output_size;
@@ -111,7 +111,7 @@ void LoadedWeights<T>::transpose(bool with_kernel) {
     k_->transpose(projection.data, projection.stride, output, given_.hidden_size, projection_.data(), output);
 }
 
-// What is not read may be anything: zeros stand in its place, so that a NaN there reaches neither h nor gradients.
+// Unused weights may hold anything: zeros replace them, so that a NaN there reaches neither h nor gradients.
 template <typename T>
 void LoadedWeights<T>::leave_out_forget_gate() {
   const Index hidden = given_.hidden_size, columns = kGateCount * hidden, rows = input_rows_ + given_.output_size;

@@ -1,5 +1,5 @@
-// The weights of a Sequence: what it was given, the copies that products need of it, and whether those that hold packed
-// weights hold these. Knows one layer's kernel, bias and projection; knows no steps and no states.
+// The weights of a Sequence: as given, the copies that products need, and whether packed ones are still current.
+// Knows one layer's kernel, bias and projection; knows no steps and no states.
 #pragma once
 
 #include <optional>
@@ -24,26 +24,26 @@ class LoadedWeights {
   const CellVariant<T>& variant() const { return cell_.variant; }
   bool is_plain() const { return !variant().has_hooks() && !given_.has_projection(); }
 
-  // All that follows is for one pass, which begins here.
+  // Everything below is for one pass, which begins here.
   void begin(const KernelTable<T>& k, bool takes_ids);
-  Index input_rows() const { return input_rows_; }  // that are multiplied by x
+  Index input_rows() const { return input_rows_; }  // multiplied by x
   MatrixView<const T> projection() const { return projection_view_; }
-  // The kernel as these products see it. `rows` of the input's part: 0 where there is no product with it.
+  // The kernel as these products see it. `rows` of the input's part: 0 if there is no product with it.
   KernelPart<T> input_kernel(const Products<T>& products, Index rows) const;
   KernelPart<T> recurrent_kernel(const Products<T>& products) const;
 
   // Biases, or the rows that ids select with them, as they are now.
   void pack_starting_values(const std::vector<int>& ids);
-  // Leaves all other weights packed in `products` if they are not; a look spares packing where it can serve another call.
-  // Returns whether these products take the values.
+  // Packs all other weights in `products` unless they are current, which is checked if they can serve another call.
+  // Returns whether these products accept the values.
   bool pack(Products<T>& products, Path path, int generation, bool serves_one_call);
-  // What products do not take as it was given: transposed weights, and the forget gate's where it is coupled.
+  // Copies weights that products cannot use as given: transposed ones, and the forget gate's if it is coupled.
   void copy_for(const Products<T>& products);
 
   const StartingValues<T>& starting_values() const { return starting_values_; }
   const PackedMatrix<T>& packed_projection() const { return packed_projection_; }
 
-  // Body for memory that is free between any two passes; and for what a backward needs of its forward.
+  // Call body for memory that is free between passes, and for what a backward pass needs of its forward.
   template <typename Body>
   void for_each_workspace(const Body& body) {
     body(starting_values_);
@@ -55,13 +55,13 @@ class LoadedWeights {
   }
 
  private:
-  // What the products `by` hold.
+  // The weights packed in the products `by`.
   struct Packed {
     const Products<T>* by = nullptr;  // null: nothing
     int generation = 0;
     Index input_rows = 0, hidden = 0, output = 0;
     bool transposed = false, projected = false;
-    std::optional<Fingerprint> fingerprint;  // unknown where that call did not look
+    std::optional<Fingerprint> fingerprint;  // unknown if that call did not compare
 
     bool is_of(const Packed& other) const {
       return by == other.by && generation == other.generation && input_rows == other.input_rows &&
@@ -91,7 +91,7 @@ class LoadedWeights {
   StartingValues<T> starting_values_;
   PackedMatrix<T> packed_projection_;
   Packed packed_;
-  bool has_looked_ = false;  // since `load`, and packed_ is of these weights
+  bool has_looked_ = false;  // since `load`; packed_ holds these weights
 };
 
 }  // namespace lstmfast

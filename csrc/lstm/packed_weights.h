@@ -9,7 +9,7 @@
 
 namespace lstmfast {
 
-// The input's rows of a kernel, or the state's: [rows, 4*hidden], or as they may lie, transposed, [4*hidden, rows].
+// The input's rows of a kernel, or the state's: [rows, 4*hidden], or transposed, [4*hidden, rows].
 template <typename T>
 struct KernelPart {
   MatrixView<const T> matrix;
@@ -32,7 +32,7 @@ class PackedGates {
       k.pack_gate_rows(matrix.data, matrix.stride, nullptr, rows, hidden, nullptr, T(0), panels, block_stride);
   }
 
-  // Turned around: plain panels with `rows` columns.
+  // Transposed: plain panels with `rows` columns.
   void pack_transposed(const KernelTable<T>& k, const KernelPart<T>& kernel, Index hidden) {
     const PanelSizes<T> sizes(k);
     T* panels = buffer_.resize(sizes.gate_depth(hidden) * sizes.padded(kernel.rows));

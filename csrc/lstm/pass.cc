@@ -18,7 +18,7 @@ void Pass<T>::begin(const SequenceForwardArgs<T>& given, bool reverse) {
   const Index gate_size = updates() * PanelSizes<T>(*k).gate_depth(w.hidden_size);
   T* kept = args.saved;
   if (!kept) {
-    // Without a backward to come, only gates that are asked for and the current m of every row need room.
+    // Without a backward pass, only requested gates and the current m of every row need memory.
     const Index of_update = (w.has_projection() ? 2 : 1) * w.hidden_size;
     const Index size = args.keep_for_backward ? gate_size + updates() * of_update : args.gates ? gate_size : 0;
     const Index current = args.keep_for_backward || !w.has_projection() ? 0 : plan.batch * w.hidden_size;

@@ -1,4 +1,4 @@
-// What a forward pass and its backward one share: arguments, the plan, products in use, and where every row lies.
+// What a forward pass and its backward one share: arguments, the plan, products in use, and pointers to every row.
 // Computes nothing; sequence.h says what the passes do.
 #pragma once
 
@@ -34,7 +34,7 @@ struct Pass {
   void read_ids();
   void point_rows();
 
-  // Body for what a backward needs.
+  // Calls body for memory that a backward pass needs.
   template <typename Body>
   void for_each_kept(const Body& body) {
     body(saved);

@@ -9,9 +9,9 @@
 namespace lstmfast {
 namespace {
 
-// Made at once for many steps, the input's product reads its weights once and leaves the caches to the recurrent ones; made
-// in the step it saves writing and reading the pre-activations. Batches below a register tile gain most, for they become
-// whole tiles.
+// Computed for many steps at once, the input's product reads its weights once and leaves the caches to the recurrent
+// ones; within the step it saves writing and reading pre-activations. Batches below a register tile gain most: they
+// become whole tiles.
 template <typename T>
 bool hoisting_pays(const KernelTable<T>& k, const CallShape& call) {
   const Index kernel_bytes = (call.input_size + call.hidden_size) * kGateCount * call.hidden_size * Index{sizeof(T)};

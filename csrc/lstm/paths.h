@@ -1,5 +1,5 @@
-// Which products serve a pass, as its sizes, its weights and the CPU say; and who owns them. The one place that decides:
-// Sequence runs what is chosen here, and `explain` tells it.
+// Chooses the products of a pass by its sizes, its weights and the CPU, and owns them. The only place that decides:
+// Sequence runs the choice, and `explain` reports it.
 #pragma once
 
 #include <cstddef>
@@ -16,21 +16,21 @@ enum class Path { kPacked, kUnpacked, kBf16x, kInt16, kInt16Bf16x, kInt8 };  // 
 struct CallShape {
   Index steps, batch;
   Index updates;     // rows of all steps
-  Index input_size;  // 0 where nothing is multiplied by the input: with ids
+  Index input_size;  // 0 with ids, which need no product
   Index hidden_size;
   bool is_plain;
-  Index rows_unpacked;  // up to this many updates, weights are read where they lie: one of the two below, or 0
+  Index rows_unpacked;  // up to this many updates, weights are read in place: one of the two below, or 0
   MatmulPrecision precision;
   WeightFormat weights;
   bool serves_one_call;  // packed weights do
   bool is_training;      // a backward follows
 };
 
-// Up to this many rows in all, weights that serve one call are read where they lie. A training step of one row and 256 units
+// Up to this many rows in total, weights that serve one call are read in place. A training step of one row and 256 units
 // takes 195 us instead of 560, of four rows 505 instead of 760; six rows are even.
 constexpr Index kRowsUnpacked = 4;
-// And up to this many, weights that others may write between two calls: looking at all of them costs as much as multiplying
-// two rows with them. One row of 256 units takes 23 us, and 48 with a look and packed weights; four rows 91 and 59.
+// And up to this many, weights that may change between calls: comparing all of them costs as much as multiplying two
+// rows. One row of 256 units takes 23 us, and 48 with the comparison and packed weights; four rows 91 and 59.
 constexpr Index kRowsUnlooked = 2;
 
 // Why products are no less exact than float32: a word of `explain`.
@@ -39,21 +39,21 @@ enum class Refusal { kNone, kDtype, kCell, kIsa, kSize };
 struct Choice {
   Path path;
   Refusal refusal;
-  bool hoists_input;  // whether the input's product is made for many steps at once, and not with the state's in every step
+  bool hoists_input;  // the input's product is computed for many steps at once, not within every step
 };
 
 template <typename T>
 Choice choose_path(const KernelTable<T>& k, const CallShape& call);
-// The same in float32, for values that other products do not take.
+// The same in float32, for values that other products refuse.
 template <typename T>
 Choice choose_multiply_adds(const KernelTable<T>& k, CallShape call);
 
 template <typename T>
 class ProductsByPath {
  public:
-  // Those of this path, ready for all threads.
+  // The products of this path, ready for all threads.
   Products<T>& prepare(Path path, const KernelTable<T>& k, MatmulPrecision precision);
-  // Counts how often some were made again: what others packed before is lost.
+  // Incremented when products are made again, which loses packed weights.
   int generation() const { return generation_; }
   void release_workspaces();
   std::size_t size_bytes() const;

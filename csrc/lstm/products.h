@@ -1,10 +1,10 @@
-// The matrix products of one sequence and where they are made: by multiply-adds of the kernels for the ISA, or as bf16x
-// products on a unit for bfloat16. Sequence knows time, rows and threads; this knows weights, in the form that the unit
-// wants, and nothing of time.
+// The matrix products of one sequence and the unit that computes them: multiply-adds of the ISA's kernels, or bf16x products
+// on a unit for bfloat16. Sequence knows time, rows and threads; this knows weights in the unit's layout, and nothing of
+// time.
 //
-// Arguments are those of the kernels, without what only the unit knows: packed weights and workspaces are filled in here.
-// Every function but `prepare` returns whether its values may be multiplied on this unit (bf16x_kernels.h). Where one
-// returns false, outputs are undefined and the whole pass must be made anew with FmaProducts, which take everything.
+// Arguments are those of the kernels, without packed weights and workspaces, which are filled in here.
+// Every function except `prepare` returns whether this unit accepts its values (bf16x_kernels.h). If one returns false,
+// outputs are undefined and the whole pass must be repeated with FmaProducts, which accept everything.
 // The functions for rows may run in several threads at once, each with its own `part`.
 #pragma once
 
@@ -19,7 +19,7 @@
 
 namespace lstmfast {
 
-// Gate panels that hold the pre-activations of some rows until the gates are made of them.
+// Gate panels that hold the pre-activations of some rows until the gates replace them.
 template <typename T>
 struct Preactivations {
   const T* const* rows = nullptr;  // [all rows] -> the row's first gate block
@@ -33,14 +33,14 @@ class Products {
   virtual ~Products() = default;
 
   virtual void prepare(int threads) = 0;
-  // Gives back all memory but what `pack` packed; `prepare` must follow.
+  // Frees all memory except packed weights; call `prepare` before the next use.
   virtual void release_workspaces() = 0;
   virtual std::size_t size_bytes() const = 0;
   // Whether step_forward needs `z`.
   virtual bool keeps_preactivations() const = 0;
 
-  // The kernel in its two parts, for the pass forward and for the one backward. The input's has no rows where nothing is
-  // multiplied with it. Whether parts may lie transposed:
+  // The kernel in its two parts, for the pass forward and for the one backward. The input's has no rows if there is no
+  // product with it. Whether parts may be transposed:
   virtual bool takes_transposed() const = 0;
   virtual bool pack(const KernelPart<T>& input, const KernelPart<T>& recurrent, Index hidden) = 0;
   virtual bool pack_transposed(const KernelPart<T>& input, const KernelPart<T>& recurrent, Index hidden) = 0;
@@ -56,8 +56,8 @@ class Products {
 
 template <typename T>
 std::unique_ptr<Products<T>> make_fma_products(const KernelTable<T>& k);
-// Multiply-adds too, but with the weights as they lie: for so few rows that packing would take longer. Plain cells only.
-// Where the weights are transposed, their gradients are.
+// Multiply-adds too, but with the weights read in place, for so few rows that packing would take longer. Plain cells only.
+// Gradients are transposed if the weights are.
 template <typename T>
 std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k);
 // Plain cells only.
@@ -68,7 +68,7 @@ std::unique_ptr<Products<float>> make_bf16x_products(const KernelTable<float>& k
 std::unique_ptr<Products<float>> make_dot_products(const KernelTable<float>& k, const DotKernels& dots,
                                                    std::unique_ptr<Products<float>> backward);
 
-// Parts of bfloat16 that stand for a float32 factor.
+// bfloat16 parts of a float32 factor.
 int bf16x_parts(MatmulPrecision precision);
 
 // Whether the ISA in use has bf16x products, and a layer of this size is faster with them than with multiply-adds.

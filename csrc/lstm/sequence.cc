@@ -1,4 +1,4 @@
-// The two passes in order, each with multiply-adds once more where bf16x products refuse a value; and who keeps memory.
+// The two passes in order, repeated with multiply-adds if bf16x products refuse a value; and the memory that is kept.
 #include "lstm/sequence.h"
 
 #include "core/float_mode.h"
@@ -52,7 +52,7 @@ void Sequence<T>::restore(const SequenceForwardArgs<T>& args) {
 template <typename T>
 void Sequence<T>::backward(const SequenceBackwardArgs<T>& args) {
   const FlushDenormals flush_denormals;
-  pass_.use(pass_.choice);  // since forward there may be more threads, and memory may have been given back
+  pass_.use(pass_.choice);  // since forward, threads may have been added and memory released
   if (!backward_.run(args)) {
     use_multiply_adds();
     backward_.run(args);

@@ -1,6 +1,6 @@
 // One direction of one LSTM layer over a whole sequence: forward, and backward through time.
 // Knows time, states and gradients; knows no ISA, no Python, no other layer. It owns all workspace and keeps it, so that
-// calls of the same size after the first allocate nothing; what a larger call left is given back within 15 others.
+// calls of the same size after the first allocate nothing; excess memory of a larger call is freed within 15 others.
 #pragma once
 
 #include <cstddef>
@@ -23,20 +23,20 @@ class Sequence {
   // How many values `saved` must have room for: gates and cells of every update, and h before a projection.
   static Index saved_size(Index updates, Index hidden_size, bool has_projection);
 
-  // The weights of all calls from now on. Reads none of them: every forward looks whether it has packed what is there now.
+  // The weights of all later calls. Does not read them: every forward checks whether its packed weights are current.
   void load(const SequenceWeights<T>& weights) { pass_.weights.load(weights); }
   const SequenceWeights<T>& weights() const { return pass_.weights.given(); }
 
   void forward(const SequenceForwardArgs<T>& args);
-  // Take the place of the sequence whose forward these arguments were given to. `saved` holds what that one left there; bias,
+  // Continues for the sequence whose forward had these arguments and filled `saved`; bias,
   // h_n and c_n may be absent. Weights must have the values they had.
   void restore(const SequenceForwardArgs<T>& args);
-  // Gradients of the last forward, which must have kept what they need, or of a restored one. The arrays given to it must
-  // still be there and unchanged.
+  // Gradients of the last forward, which must have kept its values for backward, or of a restored one. The arrays given to it must
+  // still exist unchanged.
   void backward(const SequenceBackwardArgs<T>& args);
   const SequenceForwardArgs<T>& last_call() const { return pass_.args; }
 
-  // Gives memory back: all but packed weights and, where a backward may come, what it needs.
+  // Frees all memory except packed weights and what a possible backward pass needs.
   void release_memory(bool backward_may_come);
   std::size_t size_bytes();
 
@@ -50,7 +50,7 @@ class Sequence {
   bool pack_weights();
   void use_multiply_adds();
   void release_rows();
-  // Body for all memory that is free between any two calls.
+  // Calls body for all memory that is free between calls.
   template <typename Body>
   void for_each_workspace(const Body& body) {
     forward_.for_each_workspace(body);

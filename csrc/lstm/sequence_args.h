@@ -1,4 +1,4 @@
-// What a Sequence is given: what to compute, weights, and the arrays of one pass. Views of memory that somebody else owns.
+// What a Sequence is given: what to compute, weights, and the arrays of one pass. Views of memory that the caller owns.
 #pragma once
 
 #include "core/precision.h"
@@ -7,7 +7,7 @@
 
 namespace lstmfast {
 
-// Weights as PyTorch, ONNX and cuDNN have them: each a row for every column of ours.
+// Weights as PyTorch, ONNX and cuDNN have them: one row for each of our columns.
 template <typename T>
 struct TransposedWeights {
   MatrixView<T> input, recurrent;  // [4H, I], [4H, P]
@@ -16,10 +16,10 @@ struct TransposedWeights {
   explicit operator bool() const { return static_cast<bool>(recurrent); }
 };
 
-// In what follows: T = time_steps, B = batch, I = input_size (the vocabulary where ids are given), H = hidden_size.
-// P = output_size is what a projection makes of H, and H where there is none.
+// In what follows: T = time_steps, B = batch, I = input_size (the vocabulary if ids are given), H = hidden_size.
+// P = output_size: the size of the projection, or H without one.
 
-// What is computed, but for what the weights say.
+// What is computed, apart from the weights.
 template <typename T>
 struct Cell {
   T forget_bias;
@@ -30,13 +30,13 @@ template <typename T>
 struct SequenceWeights {
   Index input_size, hidden_size, output_size;
   MatrixView<const T> kernel;            // [I + P, 4H]; or
-  TransposedWeights<const T> transposed;  // these, in place of kernel and projection, where x is given
+  TransposedWeights<const T> transposed;  // instead of kernel and projection, if x is given
   const T *bias, *second_bias;           // [4H]; the second is added to the first, or null
   const T* peepholes;                    // [3, H] or null
   MatrixView<const T> projection;        // [H, P] or absent
-  bool are_frozen;       // the caller's promise that nobody writes to them: spares all looks but the first
-  WeightFormat format;  // in which products keep them; kInt8 for float32 alone
-  bool serve_one_call;  // that no other call will have them; of calls that backward follows it is taken for granted
+  bool are_frozen;       // the caller's promise that they do not change: only the first call compares
+  bool serve_one_call;   // no other call will use them; assumed for calls with a backward pass
+  WeightFormat format;   // in which products keep them; kInt8 with float32 only
 
   bool has_projection() const { return projection || transposed.projection; }
 };
@@ -54,11 +54,11 @@ struct SequenceForwardArgs {
   SequenceView<T> cells;           // [T, B, H] or absent
   SequenceView<T> gates;           // [T, B, 4H] or absent
   bool keep_for_backward;
-  T* saved;  // [saved_size()]: what backward needs is left here, to be given to `restore`; null: in the sequence's own memory
+  T* saved;  // [saved_size()]: values for backward, to pass to `restore`; null: kept in the sequence's own memory
   MatmulPrecision precision;
 };
 
-// What is absent is zero (d_h, d_h_n, d_c_n) or not wanted (the others). Outputs are overwritten.
+// Absent ones are zero (d_h, d_h_n, d_c_n) or not wanted (the others). Outputs are overwritten.
 template <typename T>
 struct SequenceBackwardArgs {
   SequenceView<const T> d_h;

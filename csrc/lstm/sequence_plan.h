@@ -1,7 +1,7 @@
 // Which row is updated at which step: lengths, resets and direction turned into one flat list of row updates, so that the
 // kernels and the loops over time need to know none of the three.
 // Updates are ordered by step, then by batch row; update r owns row r of every packed workspace. The order, and with it
-// every sum over updates, depends on nothing but the arguments.
+// every sum over updates, depends only on the arguments.
 #pragma once
 
 #include <vector>
@@ -21,15 +21,15 @@ struct SequencePlan {
   Index time_steps = 0, batch = 0;
   std::vector<RowUpdate> updates;
   std::vector<Index> step_begin;    // [steps + 1] into updates; steps <= time_steps
-  std::vector<Index> last_of_row;   // [batch] the last update of each batch row; -1 where its length is 0
+  std::vector<Index> last_of_row;   // [batch] the last update of each batch row; -1 if its length is 0
   std::vector<Index> first_of_row;  // [batch] the first one; -1 likewise
 
   Index steps() const { return static_cast<Index>(step_begin.size()) - 1; }
   Index count() const { return static_cast<Index>(updates.size()); }
   bool is_ragged() const { return count() != time_steps * batch; }
 
-  // lengths [batch], each in [0, time_steps], or null for all of them time_steps; resets [time_steps, batch] or null.
-  // Where `reverse`, each row runs from its own last step down to step 0. A plan without lengths and resets is kept for the
+  // lengths [batch], each in [0, time_steps], or null if all are time_steps; resets [time_steps, batch] or null.
+  // If `reverse`, each row runs from its own last step down to step 0. A plan without lengths and resets is kept for the
   // next call of the same size.
   void build(Index time_steps, Index batch, const Index* lengths, const bool* resets, bool reverse);
 

@@ -1,4 +1,4 @@
-// Into how many parts steps are divided, by rows or by units.
+// The number of parts that steps are divided into, by rows or by units.
 #include "lstm/step_loop.h"
 
 #include <algorithm>

@@ -14,8 +14,8 @@ struct Division {
 };
 Division divide_steps(const SequencePlan& plan, double multiply_adds_per_step, Index tile_rows);
 
-// Phases of a step follow each other: body(step, updates, blocks, part) for the row updates and the blocks of units that
-// one thread has to do. A phase may read what all threads wrote in the one before. One without blocks is left out.
+// Phases of a step follow each other: body(step, updates, blocks, part) for the row updates and the blocks of units assigned
+// to one thread. A phase may read what all threads wrote in the one before. One without blocks is skipped.
 template <typename Body>
 struct Phase {
   Index blocks;

@@ -1,4 +1,4 @@
-// Pointers to weights and states, set up once; a step then swaps the copies of h and hands out gate blocks to threads.
+// Pointers to weights and states, set up once; a step then swaps the copies of h and divides gate blocks among threads.
 #include "lstm/stream.h"
 
 #include <algorithm>
@@ -65,7 +65,7 @@ void Stream<T>::pack(Layer& layer, const StreamLayer<T>& given, bool by_id, T fo
   multiply_adds_ += static_cast<double>(batch_ * (input_size + hidden_) * kGateCount * hidden_);
 }
 
-// All pointers of a layer's steps but those to the first layer's input, which comes with the step.
+// All pointers of a layer's steps except those to the first layer's input, which comes with the step.
 template <typename T>
 void Stream<T>::point_to_state(Index index) {
   Layer& layer = layers_[index];
@@ -126,7 +126,7 @@ const T* Stream<T>::advance() {
     step.descending = current_ == 1;
   }
   // Fewer threads than a step inside a sequence would get: others may let the pool fall asleep between two steps, and
-  // waking it takes some 50 microseconds.
+  // waking it takes about 50 microseconds.
   const Index threads = std::min<Index>(threads_for_work(multiply_adds_ / 4), blocks);
   if (static_cast<Index>(workspaces_.size()) < threads) workspaces_.resize(static_cast<std::size_t>(threads));
   run_parallel(static_cast<int>(threads), [&](int part, int parts) {

@@ -1,4 +1,4 @@
-// Products of very few rows by multiply-adds with the weights as they lie.
+// Products of very few rows by multiply-adds that read the weights in place.
 #include <algorithm>
 #include <vector>
 
