@@ -29,6 +29,14 @@ def test_linear_is_the_references(isa, dtype, rng, shape, with_bias):
     assert_allclose(out, expected, **sums(dtype, k + 1))
 
 
+def test_a_deep_product_is_summed_in_pieces(isa, rng):
+    # In order 2,048 terms lose 8.0e-7 of the sum, in pieces of 128 on every ISA 2.2e-7.
+    x, kernel = rng.standard_normal((64, 2048)).astype(np.float32), rng.standard_normal((2048, 64)).astype(np.float32)
+    out, expected = np.empty((64, 64), np.float32), x.astype(float) @ kernel.astype(float)
+    _core.linear(x, kernel, None, out)
+    assert np.linalg.norm(out - expected) <= 3e-7 * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("shape", PRODUCTS, ids=str)
 def test_gradients_of_linear_are_the_references(isa, dtype, rng, shape):
     n, k, m = shape
