@@ -23,7 +23,7 @@ from lstmfast.layers import LSTM, Embedding, Linear, LSTMCell
 from lstmfast.layouts import converters, finder, readers
 from lstmfast.layouts.converters import LayoutArrays, Sizes, shape_of, to_arrays
 from lstmfast.layouts.finder import FoundLSTM
-from lstmfast.layouts.table import Layout, Variable
+from lstmfast.layouts.table import Layout, LayoutArray
 from lstmfast.layouts.table import layout as layout_of
 from lstmfast.layouts.weights import LSTMWeights
 from lstmfast.models import CharLM, SequenceClassifier
@@ -203,7 +203,7 @@ def _inspection(
     kind: str, arrays: Mapping[str, Array], lstms: Iterable[FoundLSTM], notes: Iterable[str] = ()
 ) -> Inspection:
     said, general, counts = list(notes), [], []
-    roles: dict[str, tuple[Variable, Sizes]] = {}
+    roles: dict[str, tuple[LayoutArray, Sizes]] = {}
     infos: list[LSTMInfo] = []
     for lstm in lstms:
         said += [*lstm.notes, *_settings(lstm), *lstm.differs]
@@ -253,7 +253,7 @@ _VARIABLES = ("kernel", "bias", "peepholes", "projection")
 # --- one variable -----------------------------------------------------------------------------------------------------
 
 
-def _described(name: str, values: Array, role: tuple[Variable, Sizes] | None) -> VariableInfo:
+def _described(name: str, values: Array, role: tuple[LayoutArray, Sizes] | None) -> VariableInfo:
     count = int(values.size)
     if role is None:
         return VariableInfo(name, values.shape, str(values.dtype), count)
@@ -265,7 +265,7 @@ def _described(name: str, values: Array, role: tuple[Variable, Sizes] | None) ->
     return VariableInfo(name, values.shape, str(values.dtype), count, because, parts)
 
 
-def _gate_parts(variable: Variable, values: Array) -> Iterator[GatePart]:
+def _gate_parts(variable: LayoutArray, values: Array) -> Iterator[GatePart]:
     """Where each gate lies: along the columns, or along the rows of what is transposed or has a row for each."""
     if not variable.gates:
         return
@@ -285,7 +285,7 @@ def _gate_parts(variable: Variable, values: Array) -> Iterator[GatePart]:
         )
 
 
-def _because(variable: Variable, sizes: Sizes) -> str:
+def _because(variable: LayoutArray, sizes: Sizes) -> str:
     """A shape in the numbers of its cell, as (12 + 64) x 4*64."""
     words = shape_of(variable, sizes)[1].partition(":")[0].strip("(),").split(", ")
     return " x ".join(f"({_numbers(word, sizes)})" if "+" in word else _numbers(word, sizes) for word in words)
@@ -300,7 +300,7 @@ def _numbers(words: str, sizes: Sizes) -> str:
 # --- the formula ------------------------------------------------------------------------------------------------------
 
 
-def _in_words(layout: Layout, present: tuple[Variable, ...]) -> list[str]:
+def _in_words(layout: Layout, present: tuple[LayoutArray, ...]) -> list[str]:
     """Why the variables of a layout have their shapes."""
     by_role = {variable.role: variable for variable in reversed(present)}
     h = "P" if "projection" in by_role else "H"
@@ -349,7 +349,7 @@ def _product(biases: int, h: str) -> str:
     return f"4H (I + {h}{f' + {biases}' if biases else ''})"
 
 
-def _count_of_biases(present: tuple[Variable, ...]) -> int:
+def _count_of_biases(present: tuple[LayoutArray, ...]) -> int:
     roles = {variable.role for variable in present}
     return 2 if "biases" in roles else len(roles & {"bias", "recurrent_bias"})
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import lstmfast as lf
+from lstmfast import layouts
 from lstmfast.layouts import LAYOUTS, CellWeights, LSTMWeights, convert, from_arrays, reorder, to_arrays
 from support import tolerances
 
@@ -415,3 +416,8 @@ def test_reorder_moves_the_blocks() -> None:
 def test_a_forget_bias_between_layouts_that_add_none_is_refused() -> None:
     with pytest.raises(ValueError, match="forget_bias must be None from keras to pytorch, since neither adds one"):
         convert(changed("keras"), source="keras", target="pytorch", forget_bias=1.0)
+
+
+def test_the_old_name_of_layout_arrays_warns_and_is_the_same_class():
+    with pytest.warns(DeprecationWarning, match=r"layouts\.LayoutArray"):
+        assert layouts.Variable is layouts.LayoutArray

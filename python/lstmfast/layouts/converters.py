@@ -1,8 +1,8 @@
-"""From any layout to the hub and from the hub to any layout: `convert`, `from_arrays`, `to_arrays`, `reorder`.
+"""From any layout to `LSTMWeights` and back: `convert`, `from_arrays`, `to_arrays`, `reorder`.
 
-Columns and rows are moved, never computed with, so that there and back is the same bits. The one thing that can need
-arithmetic is the bias: where the target has fewer places for it than the source, addends become a sum. That is said in
-`assumptions`, and the arrays that are returned remember the addends, so that converting them back takes the sum apart.
+Columns and rows are moved, never computed with, so a round trip returns the same bits. Only biases can need arithmetic:
+if the target stores fewer of them than the source, they are summed. `assumptions` says so, and the returned arrays
+remember the original biases, so converting them back restores these.
 Refuses to drop what a layout cannot store (peepholes, projections), and to convert dtypes.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from lstmfast import _checks as check
 from lstmfast import gates
 from lstmfast._checks import Array
-from lstmfast.layouts.table import OURS, PEEPHOLES, Layout, Place, Stack, Variable, gate_order
+from lstmfast.layouts.table import OURS, PEEPHOLES, Layout, LayoutArray, Place, Stack, gate_order
 from lstmfast.layouts.table import layout as layout_of
 from lstmfast.layouts.weights import CellWeights, LSTMWeights, common_forget_bias, in_layers, same_bits
 
@@ -43,7 +43,7 @@ class LayoutArrays(dict[str, Array]):
         self._sums = tuple(sums)
 
     def taken_apart(self, cells: list[CellWeights]) -> list[CellWeights]:
-        """The cells with every bias that is still the sum it was when it was made as its addends again."""
+        """The cells with every bias that is unchanged since it was summed replaced by its original biases."""
         if len(cells) != len(self._sums):
             return cells
         return [
@@ -71,13 +71,13 @@ class _Sum:
 def convert(
     weights: Mapping[str, Array], *, source: str, target: str, forget_bias: float | None = None
 ) -> LayoutArrays:
-    """Arrays in one layout as arrays in another: names, shapes, gate order and the meaning of the biases.
+    """Convert arrays from one layout to another: names, shapes, gate order and the meaning of the biases.
 
-    forget_bias: what the side that adds one at run time adds (TensorFlow 1, lstmfast; both sides alike, if both do).
-    None: of a source what came with the arrays, or its default, 1.0; of a target whatever needs no arithmetic. What
-    was assumed stands in `.assumptions` of the result, and `.forget_bias` says what the target must add.
-    Raises ValueError naming missing, extra and misshapen variables, an unknown layout, what the target has no place
-    for, or a forget_bias where no side adds one; TypeError for dtypes that are mixed, or neither float32 nor float64.
+    forget_bias: the value added at run time (by TensorFlow 1 and lstmfast; the same on both sides, if both add one).
+    None: for a source, the value that came with the arrays, or its default, 1.0; for a target, the value that needs no
+    arithmetic. The result's `.assumptions` lists what was assumed, `.forget_bias` is what the target must add.
+    Raises ValueError naming missing, extra and misshapen variables, an unknown layout, what the target cannot store,
+    or a forget_bias if neither side adds one; TypeError for dtypes that are mixed, or neither float32 nor float64.
     """
     first, second = layout_of(source), layout_of(target)
     if forget_bias is not None and first.forget_bias is None and second.forget_bias is None:
@@ -90,7 +90,7 @@ def convert(
 
 
 def from_arrays(weights: Mapping[str, Array], source: str, *, forget_bias: float | None = None) -> LSTMWeights:
-    """The hub's object of arrays in the layout `source`, copied. Arguments and errors as of `convert`."""
+    """`LSTMWeights` from arrays in the layout `source`, copied. Arguments and errors as in `convert`."""
     layout = layout_of(source)
     _check_forget_bias(layout, forget_bias)
     for name, array in weights.items():
@@ -117,7 +117,7 @@ def from_arrays(weights: Mapping[str, Array], source: str, *, forget_bias: float
 
 
 def to_arrays(weights: LSTMWeights, target: str, *, forget_bias: float | None = None) -> LayoutArrays:
-    """The hub's object as arrays in the layout `target`, copied. Arguments and errors as of `convert`."""
+    """`LSTMWeights` as arrays in the layout `target`, copied. Arguments and errors as in `convert`."""
     layout = layout_of(target)
     if not isinstance(weights, LSTMWeights):
         raise TypeError(f"weights must be an LSTMWeights, got {type(weights).__name__}")
@@ -142,10 +142,10 @@ def to_arrays(weights: LSTMWeights, target: str, *, forget_bias: float | None = 
     )
 
 
-def variables_of(weights: Mapping[str, Array], source: str) -> Iterator[tuple[str, Variable, Sizes]]:
-    """Every array in the layout `source`: its name, what it is, and the sizes of its cell. Raises as `from_arrays`.
+def variables_of(weights: Mapping[str, Array], source: str) -> Iterator[tuple[str, LayoutArray, Sizes]]:
+    """Every array in the layout `source`: name, description, and sizes of its cell. Raises as `from_arrays` does.
 
-    Where directions lie along a first axis, an array comes once for each.
+    An array whose first axis is the direction comes once per direction.
     """
     layout = layout_of(source)
     for group in _cells_of(weights, layout)[0]:
@@ -154,10 +154,10 @@ def variables_of(weights: Mapping[str, Array], source: str) -> Iterator[tuple[st
 
 
 def reorder(values: Array, *, source: str, target: str, axis: int = -1) -> Array:
-    """The same array with its four blocks along `axis` in another order, copied.
+    """A copy of the array with its four blocks along `axis` in another order.
 
-    source, target: orders such as "igfo", or layouts' names. Raises ValueError for an unknown order, or where 4 does
-    not divide the axis.
+    source, target: orders such as "igfo", or names of layouts. Raises ValueError for an unknown order, or if the axis
+    is not divisible by 4.
     """
     first, second = gate_order(source), gate_order(target)
     values = np.asarray(values)
@@ -184,7 +184,7 @@ _BIASES = ("bias", "recurrent_bias", "biases")
 
 
 def _run_time_forget_bias(cells: Sequence[CellWeights], layout: Layout, wanted: float | None) -> float:
-    """What is to be added at run time: what is wanted, or else what needs no arithmetic, if all cells agree on it."""
+    """The bias to add at run time: as requested, or else what needs no arithmetic, if all cells agree on it."""
     if layout.forget_bias is None:
         return 0.0
     if wanted is not None:
@@ -195,7 +195,7 @@ def _run_time_forget_bias(cells: Sequence[CellWeights], layout: Layout, wanted: 
 def _fit_one_bias(
     cells: Sequence[CellWeights], layout: Layout, at_run_time: float, assumptions: list[str]
 ) -> tuple[list[CellWeights], list[_Sum | None]]:
-    """The cells with one bias, beside which `at_run_time` is added: by leaving out if that can be, else by adding."""
+    """The cells with one bias each and `at_run_time` added separately; biases are summed only if they must be."""
     fitted, sums = [], []
     for cell in cells:
         one = cell.with_one_bias(at_run_time)
@@ -227,7 +227,7 @@ def _fit_one_bias(
 def _fit_two_biases(
     cells: Sequence[CellWeights], layout: Layout, assumptions: list[str]
 ) -> tuple[list[CellWeights], list[_Sum | None]]:
-    """The cells with two biases and nothing added at run time: a forget bias has the second one to itself."""
+    """The cells with two biases and nothing added at run time: a separate forget bias becomes the second bias."""
     fitted = []
     for cell in cells:
         second = cell.forget_bias_alone(cell.forget_bias)
@@ -246,7 +246,7 @@ def _fit_two_biases(
 
 
 def _settings(weights: LSTMWeights, layout: Layout) -> list[str]:
-    """Settings that no array stores, as sentences. Raises ValueError for what the target cannot store."""
+    """Sentences about settings that no array stores. Raises ValueError for what the target cannot have."""
     for role, there in (("peepholes", weights.has_peepholes), ("projection", weights.has_projection)):
         if there and not layout.has(role):
             raise ValueError(f"{layout.name} cannot store {role}, which every cell of these weights has")
@@ -267,7 +267,7 @@ def _settings(weights: LSTMWeights, layout: Layout) -> list[str]:
 
 
 def _encoded(cell: CellWeights, layout: Layout) -> dict[str, Array]:
-    """The variables of one cell, by their names within it."""
+    """The arrays of one cell, by their names within it."""
     ours = {
         "kernel": cell.kernel, "input": cell.kernel[: cell.input_size], "recurrent": cell.kernel[cell.input_size :],
         "bias": cell.bias, "recurrent_bias": cell.recurrent_bias, "projection": cell.projection,
@@ -282,8 +282,8 @@ def _encoded(cell: CellWeights, layout: Layout) -> dict[str, Array]:
     return variables
 
 
-def _gates_out_of(values: Array, variable: Variable) -> Array:
-    """The columns of a variable's gates, in its order, of an array of ours."""
+def _gates_out_of(values: Array, variable: LayoutArray) -> Array:
+    """The columns of our array that belong to a variable's gates, in the variable's order."""
     if variable.role == "projection":
         return values
     order = PEEPHOLES if variable.role == "peepholes" else OURS
@@ -294,7 +294,7 @@ def _gates_out_of(values: Array, variable: Variable) -> Array:
     return np.concatenate(chosen, axis=-1)
 
 
-def _turned(values: Array, variable: Variable) -> Array:
+def _turned(values: Array, variable: LayoutArray) -> Array:
     """Convert between our columns and a variable's shape; the same operation both ways, except for `rows`."""
     if variable.rows:
         return values.reshape(len(variable.gates), -1)
@@ -303,18 +303,18 @@ def _turned(values: Array, variable: Variable) -> Array:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a cell: numbers in x, units, numbers in h."""
+    """Sizes of a cell: features of x, units, features of h."""
 
     input_size: int
     hidden_size: int
     output_size: int
 
 
-_Group = dict[str, tuple[str, Array]]  # a variable's name within its cell: its whole name, and its values
+_Group = dict[str, tuple[str, Array]]  # name within the cell: full name and values
 
 
 def _decoded(group: _Group, layout: Layout, at_run_time: float) -> CellWeights:
-    """One cell of its variables. Raises ValueError naming the one whose shape is wrong."""
+    """One cell from its arrays. Raises ValueError naming the one whose shape is wrong."""
     sizes = _sizes_of(group, layout)
     ours: dict[str, Array] = {}
     for variable in layout.variables:
@@ -334,8 +334,8 @@ def _decoded(group: _Group, layout: Layout, at_run_time: float) -> CellWeights:
     )
 
 
-def _gates_into(ours: dict[str, Array], values: Array, variable: Variable, sizes: Sizes) -> None:
-    """Copy the gates of a variable to their places in ours."""
+def _gates_into(ours: dict[str, Array], values: Array, variable: LayoutArray, sizes: Sizes) -> None:
+    """Copy the gates of a variable to their places in our arrays."""
     if variable.role == "projection":
         ours["projection"] = np.array(values, order="C")
         return
@@ -352,7 +352,7 @@ def _gates_into(ours: dict[str, Array], values: Array, variable: Variable, sizes
 
 
 def _sizes_of(group: _Group, layout: Layout) -> Sizes:
-    """Sizes of a cell, of the arrays that tell them. Raises ValueError naming the one that does not divide."""
+    """Sizes of a cell, from its arrays' shapes. Raises ValueError naming the array that does not divide into gates."""
     found: dict[str, tuple[int, int]] = {}
     for variable in layout.variables:
         if variable.role in ("kernel", "input", "recurrent", "projection") and variable.name in group:
@@ -375,8 +375,8 @@ def _sizes_of(group: _Group, layout: Layout) -> Sizes:
     return Sizes(input_size, hidden_size, output_size)
 
 
-def shape_of(variable: Variable, sizes: Sizes) -> tuple[tuple[int, ...], str]:
-    """The shape that a variable must have, and the same in words."""
+def shape_of(variable: LayoutArray, sizes: Sizes) -> tuple[tuple[int, ...], str]:
+    """The shape that a variable must have, as a tuple and in words."""
     count, hidden_size = len(variable.gates), sizes.hidden_size
     columns, words = count * hidden_size, f"{count}*hidden_size" if count > 1 else "hidden_size"
     if variable.role == "biases":
@@ -455,7 +455,7 @@ def _check_arrays(weights: Mapping[str, Array]) -> None:
 
 
 def _directions_apart(places: Mapping[Place, _Group]) -> dict[Place, _Group]:
-    """Cells of arrays that have the directions along their first axis."""
+    """Split arrays whose first axis is the direction into one cell per direction."""
     apart: dict[Place, _Group] = {}
     for place, group in places.items():
         directions = {len(values) if values.ndim else 0 for _, values in group.values()}
@@ -473,7 +473,7 @@ def _directions_apart(places: Mapping[Place, _Group]) -> dict[Place, _Group]:
 
 
 def _check_complete(places: Mapping[Place, _Group], layout: Layout) -> None:
-    """Raise ValueError naming what is missing: kernels never may be; the rest only everywhere at once."""
+    """Raise ValueError naming what is missing: kernels are required; other arrays belong to all cells or to none."""
     anywhere = {layout_role for group in places.values() for layout_role in _roles_of(group, layout)}
     missing = []
     for group in places.values():
@@ -487,7 +487,7 @@ def _check_complete(places: Mapping[Place, _Group], layout: Layout) -> None:
 
 
 def _roles_of(group: _Group, layout: Layout) -> set[str]:
-    """The roles of a cell's variables; one bias calls for the other."""
+    """The roles of a cell's variables; either bias implies both."""
     roles = {variable.role for variable in layout.variables if variable.name in group}
     return roles | set(_BIASES) if roles & set(_BIASES) else roles
 

@@ -1,9 +1,9 @@
-"""Files of weights as dicts of named arrays: every format of `FORMATS`, and our runs.
+"""Weight files as dicts of named arrays: every format of `FORMATS`, and our runs.
 
-A file is known by how it begins and held against its name. What a file says is never executed: pickles are read by
-PyTorch's weights-only loader or not at all (see `pickles`). Libraries are imported where they are needed, and an error
-names the extra that brings them. Refuses to say which arrays belong to an LSTM (see `finder`), but for ONNX, whose
-nodes say it.
+A file's kind is recognized from its first bytes and checked against its name. Nothing in a file is executed: pickles
+are read by PyTorch's weights-only loader or not at all (see `pickles`). Libraries are imported when needed, and an
+error names the extra that installs them. Refuses to decide which arrays form an LSTM (see `finder`), except for ONNX,
+whose nodes say so.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from lstmfast.training.config import stored_config
 class File:
     """Contents of a file: `kind` in words, arrays by name, and further metadata.
 
-    forget_bias: what its program adds at run time, where it tells. settings: of Keras layers, by layer name, with
-    `name`, `class_name`, `source` (the layer it reads first) and `path` (what its variables' names begin with).
-    order_alone in them: nothing else is known of this one. unsaid: what is assumed of a Keras layer that no settings
-    are about, a sentence. lstms: where the file itself says which they are. cell: what they compute, where it says.
+    forget_bias: the value its program adds at run time, if the file gives it. settings: of Keras layers, by layer name,
+    with `name`, `class_name`, `source` (the first layer it reads) and `path` (the prefix of its variables' names);
+    order_alone: nothing but the order is known. unsaid: a sentence on what is assumed of Keras layers without settings.
+    lstms: if the file itself identifies them. cell: what they compute, if the file says so.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class File:
 
 
 def import_extra(module: str, extra: str, what: str) -> ModuleType:
-    """Import an optional library. Raises ImportError naming the extra that brings it."""
+    """Import an optional library. Raises ImportError naming the extra that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -67,7 +67,7 @@ _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error)
 
 
 def _reason(error: BaseException) -> str:
-    """What a library says is wrong, on one line."""
+    """A library's error message on one line."""
     words = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(words).split())[:160] or type(error).__name__
 
@@ -77,7 +77,7 @@ def _reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file. title: in a list of formats; words: what a file of it is called; suffixes: of its names."""
+    """One kind of file. title: for lists of formats; words: for a single file; suffixes: of file names."""
 
     title: str
     words: str
@@ -95,9 +95,9 @@ def kind_of(path: Path) -> str:
     claimed = next((kind for kind, each in FORMATS.items() if path.suffix.lower() in each.suffixes), None)
     found = _kind_by_contents(path)
     if found == "pickle" and claimed in ("torch", None):
-        return "torch"  # what torch.save wrote before 1.6; the loader refuses any other pickle
+        return "torch"  # torch.save's format before 1.6; the loader refuses any other pickle
     if found is None and claimed == "onnx":
-        return "onnx"  # its messages have no beginning to know them by
+        return "onnx"  # ONNX files have no magic number
     if claimed and found != claimed:
         what = f"it is {_OTHERS.get(found) or FORMATS[found].words}" if found else "it does not begin like one"
         raise ValueError(f"{path} is not {FORMATS[claimed].words}, as its name says: {what}")
@@ -140,7 +140,7 @@ def _kind_of_zip(path: Path) -> str | None:
 
 
 def read_torch(path: Path) -> File:
-    """What torch.save wrote: a state_dict, or dicts that hold some. Code in it is refused, never executed."""
+    """A file of torch.save: a state_dict, or dicts that hold some. Code in it is refused, never executed."""
     torch = import_extra("torch", "torch", f"reading {path}")
     try:
         contents = pickles.load(path, torch)
@@ -160,7 +160,7 @@ def read_torch(path: Path) -> File:
             notes.append(_WIDENED.format(name))
         try:
             arrays[name] = tensor.detach().resolve_conj().numpy()
-        except (TypeError, RuntimeError):  # sparse, quantized, or of a type that NumPy has not
+        except (TypeError, RuntimeError):  # sparse, quantized, or of a type NumPy lacks
             notes.append(f"{name} is a {tensor.dtype} tensor of a kind that NumPy does not support, and was left out.")
     if not arrays and not notes:
         raise ValueError(f"{path} contains no named tensors; it contains a {type(contents).__name__}")
@@ -181,7 +181,7 @@ def _torch_refusal(path: Path, said: str) -> str:
 def _collect(
     found: dict[str, Any], scope: str, value: Any, kinds: tuple[type, ...], around: tuple[int, ...] = ()
 ) -> None:
-    """Every tensor that stands in dicts under names, by their path; lists and numbered entries name no weights."""
+    """Every tensor in nested dicts, by its path of names; lists and entries without names are skipped."""
     if isinstance(value, kinds):
         found[scope.removesuffix(".")] = value
     elif isinstance(value, Mapping) and id(value) not in around:  # a dict may hold itself
@@ -191,7 +191,7 @@ def _collect(
 
 
 def read_safetensors(path: Path) -> File:
-    """A safetensors file of any program; of lstmfast's own, its run is asked what it adds at run time."""
+    """A safetensors file of any program; for an lstmfast checkpoint, its settings give the forget bias."""
     from safetensors import SafetensorError, deserialize, safe_open
 
     arrays, notes = {}, []
@@ -223,7 +223,7 @@ _SAFETENSORS_DTYPES = {
 
 
 def _our_run(path: Path) -> File:
-    """A checkpoint of ours: the model's variables, and the cell that its settings describe."""
+    """An lstmfast checkpoint: the model's variables, and the cell that its settings describe."""
     saved = checkpoint.load(path)
     parameters = {name: values for name, values in saved.tensors.items() if checkpoint.is_parameter(name)}
     cell = stored_config(saved.metadata, path).model.cell
@@ -241,7 +241,7 @@ def read_npz(path: Path) -> File:
 
 
 def read_bundle(path: Path) -> File:
-    """A TensorFlow checkpoint by its index, of version 1's variables or of version 2's objects; a SavedModel's too."""
+    """A TensorFlow checkpoint by its index: version 1's variables, version 2's objects, or a SavedModel's."""
     arrays, notes = tensor_bundle.read(path)
     full_names = tensor_bundle.full_names(path)
     if full_names is None:
@@ -257,8 +257,8 @@ def read_bundle(path: Path) -> File:
 def _by_object_names(arrays: Mapping[str, Array], full_names: Mapping[str, str], prefer_full: bool) -> dict[str, Array]:
     """The variables of a model by their paths through the objects, or by their full names.
 
-    Those of optimizers are left out, and the second list that Keras 3 exports of a model's variables. Where several
-    variables have one full name, later ones have a number in its first part.
+    Optimizers' variables and the second list of variables that Keras 3 exports are left out. If several variables
+    have the same full name, the first part of later ones gets a number.
     """
     named: dict[str, Array] = {}
     optimizers = {"optimizer/"} | {key.rpartition("/_iterations/")[0] + "/" for key in arrays if "/_iterations/" in key}
@@ -271,7 +271,7 @@ def _by_object_names(arrays: Mapping[str, Array], full_names: Mapping[str, str],
         own = not path.startswith(tuple(optimizers)) and "/.OPTIMIZER_SLOT/" not in path
         if twice and path.startswith("_all_variables/"):
             continue
-        if not own and not (in_list and in_list["of"] == "trainable_"):  # which Keras 3 keeps by their optimizer
+        if not own and not (in_list and in_list["of"] == "trainable_"):  # Keras 3 keeps these under their optimizer
             continue
         full = full_names.get(key, "").removesuffix(":0")
         name = full if full and (in_list or (prefer_full and "/" in full)) else path
@@ -298,13 +298,13 @@ def _settings_beside(folder: Path) -> dict[str, dict[str, Any]]:
         try:
             found.append(json.loads(words))
         except ValueError:
-            continue  # of an object that is no layer
-    return _layer_settings(found[::-1])  # the model, which comes first, is looked at first
+            continue  # an object that is not a layer
+    return _layer_settings(found[::-1])  # popped from the end: the model, which comes first, is visited first
 
 
 # --- Keras ------------------------------------------------------------------------------------------------------------
 
-_LAYERS_ONCE = "_layer_checkpoint_dependencies"  # what TensorFlow 2.12 called the group "layers"
+_LAYERS_ONCE = "_layer_checkpoint_dependencies"  # TensorFlow 2.12's name for the group "layers"
 _CELL_VARIABLES = ("kernel", "recurrent_kernel", "bias")
 
 
@@ -325,7 +325,7 @@ def read_hdf5(path: Path) -> File:
 
 
 def _order_of_layers(file: Any) -> dict[str, dict[str, Any]]:
-    """Of a file of weights that names its layers in their order: which one each reads, as far as that tells."""
+    """Sources of the layers of a weight file that lists only names in order: each is assumed to read the one before."""
     found: dict[str, dict[str, Any]] = {}
     below = None
     for given in file.attrs.get("layer_names", ()):
@@ -337,7 +337,7 @@ def _order_of_layers(file: Any) -> dict[str, dict[str, Any]]:
 
 
 def _classes_by_path(groups: Any, scope: str = "") -> dict[str, dict[str, Any]]:
-    """Of a file of weights of Keras 3, which calls its layers by their classes: what that tells of them."""
+    """Classes of the layers of a Keras 3 weight file, which names layers after their classes."""
     found: dict[str, dict[str, Any]] = {}
     for name, group in groups.items() if hasattr(groups, "items") else ():
         path, kind = f"{scope}{name}", re.sub(r"_\d+$", "", name)
@@ -352,7 +352,7 @@ _KNOWN_CLASSES = {"lstm": "LSTM", "rnn": "RNN", "bidirectional": "Bidirectional"
 
 
 def _unsaid_by_hdf5(file: Any) -> str:
-    """What is assumed of a layer whose activations are not said: their defaults changed with Keras 2.3."""
+    """What is assumed of a layer whose activations are not given: the defaults changed with Keras 2.3."""
     if "layers" in file or _LAYERS_ONCE in file:
         return ""  # the form of Keras 3
     weights = file.get("model_weights", file)
@@ -369,7 +369,7 @@ def _unsaid_by_hdf5(file: Any) -> str:
 
 
 def read_keras(path: Path) -> File:
-    """Keras 3's archive: settings in config.json, numbers in model.weights.h5. No class that it names is made."""
+    """Keras 3's archive: settings in config.json, numbers in model.weights.h5. No class it names is instantiated."""
     h5py = import_extra("h5py", "keras", f"reading {path}")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -385,8 +385,8 @@ def read_keras(path: Path) -> File:
 def _arrays_of_hdf5(file: Any, h5py: ModuleType) -> dict[str, Array]:
     """Every array by its path, with Keras 3's numbers for a cell's variables replaced by their names.
 
-    Keras 3 keeps a cell as `layers/lstm/cell/vars/0` and so on, and its layer's name in an attribute, where it numbers
-    layers as the program did; the path counts them within the file and is what they are called here.
+    Keras 3 stores a cell as `layers/lstm/cell/vars/0` and so on. The layer's own name, numbered across the program, is
+    in an attribute; names here come from the path, which is numbered within the file.
     """
     arrays: dict[str, Array] = {}
 
@@ -406,15 +406,15 @@ def _arrays_of_hdf5(file: Any, h5py: ModuleType) -> dict[str, Array]:
 
 
 def _is_lstm_cell(variables: Any) -> bool:
-    """Whether the numbered variables of a cell are those of an LSTM: four gates in the second one's columns."""
+    """Whether the numbered variables of a cell are an LSTM's: the second one has the columns of four gates."""
     second = variables.get("1")
     return second is not None and len(second.shape) == 2 and second.shape[1] == 4 * second.shape[0]
 
 
 def _layer_settings(config: Any) -> dict[str, dict[str, Any]]:
-    """The settings of every layer by its name, wherever in the configuration it stands.
+    """The settings of every layer by its name, at any depth of the configuration.
 
-    Where a name comes more than once with other settings, later ones have keys of their own.
+    If a name recurs with other settings, a number is added to the later key.
     """
     found: dict[str, dict[str, Any]] = {}
     sequences: list[list[Any]] = []
@@ -439,7 +439,7 @@ def _layer_settings(config: Any) -> dict[str, dict[str, Any]]:
             pending += value.values()
         elif isinstance(value, list):
             pending += value
-    for layers in sequences:  # which name no sources: each layer reads the one before
+    for layers in sequences:  # these name no sources: each layer reads the one before
         names = [layer["config"].get("name") for layer in layers]
         for below, name in zip(names, names[1:], strict=False):
             if name in found and found[name]["source"] is None:
@@ -448,20 +448,20 @@ def _layer_settings(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def _layers_of(model: Mapping[str, Any]) -> list[Any]:
-    """The configurations of a model's layers; a Sequential of Keras before 2.2.3 is nothing but these."""
+    """The configurations of a model's layers; before Keras 2.2.3 a Sequential's config is the list itself."""
     inner = model.get("config")
     layers = inner.get("layers") if isinstance(inner, dict) else inner
     return [each for each in layers or [] if isinstance(each, dict) and isinstance(each.get("config"), dict)]
 
 
-_FIRST_SOURCE = re.compile(r'"keras_history": \["([^"]+)"|\[\[\["([^"]+)"')  # of Keras 3, and before
+_FIRST_SOURCE = re.compile(r'"keras_history": \["([^"]+)"|\[\[\["([^"]+)"')  # Keras 3, then older
 
 
 def _add_paths(settings: dict[str, dict[str, Any]], model: Mapping[str, Any], groups: Any, scope: str = "") -> None:
-    """Tell the settings of a model's layers what the names of their variables begin with.
+    """Add to the settings of a model's layers the prefix of their variables' names.
 
-    groups: those of the layers in the file of weights. Keras 3 keeps a layer's own name as an attribute; what wrote
-    none counts the layers of a class, in their order.
+    groups: the layers' groups in the weight file. Keras 3 stores a layer's own name as an attribute; files without it
+    number the layers of each class in their order.
     """
     own_names = {
         str(group["vars"].attrs["name"]): path
@@ -485,7 +485,7 @@ def _add_paths(settings: dict[str, dict[str, Any]], model: Mapping[str, Any], gr
 
 
 def _snake_case(name: str) -> str:
-    """The name of a class as Keras writes it in paths: InputLayer as input_layer, Custom>Mine as mine."""
+    """The name of a class as in Keras' paths: InputLayer becomes input_layer, Custom>Mine becomes mine."""
     words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name.rpartition(">")[2]))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
@@ -494,7 +494,7 @@ def _snake_case(name: str) -> str:
 
 
 def read_onnx(path: Path) -> File:
-    """The stored arrays of an ONNX model, and its LSTM nodes, whose weights the graph may also make of stored ones."""
+    """The stored arrays of an ONNX model, and its LSTM nodes; the graph may compute their weights from stored ones."""
     onnx = import_extra("onnx", "onnx", f"reading {path}")
     model = onnx_nodes.read_model(path)
     try:

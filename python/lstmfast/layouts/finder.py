@@ -1,8 +1,8 @@
-"""Which arrays of a file belong to which LSTM: by their names, and by shapes where names leave a doubt.
+"""Which arrays of a file belong to which LSTM: by their names, and by shapes where names are ambiguous.
 
-Layers that feed each other come out as one stack. An array in the scope of a cell that is no variable of its layout
-(a norm's gamma, a peephole) makes other equations, so the LSTM is refused by that name. Arrays elsewhere stay what they
-were. Refuses to guess a layout from numbers; where names say too little, the caller names the layout.
+Layers that feed each other form one stack. An unknown array in a cell's scope (a norm's gamma, say) changes the
+equations, so the LSTM is refused and the array named. Other arrays are ignored.
+Refuses to guess a layout from numbers; where names are not enough, the caller names the layout.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Names: TypeAlias = dict[str, str]  # a name in its layout: the name in the file
 class FoundLSTM:
     """A stack of LSTMs in a file.
 
-    name: the scope of its variables there. arrays: by the names of their layout, `arrays.layout`. names: what each of
-    them is called in the file. notes: what the file says that a weight does not, and what was assumed, in sentences.
-    differs: what makes its outputs others than those of any LSTM here.
+    name: the scope of its variables there. arrays: by the names of their layout, `arrays.layout`. names: the names of
+    these arrays in the file. notes: sentences on what was assumed and what the file says beyond its weights.
+    differs: sentences on why no LSTM here computes the same.
     """
 
     name: str
@@ -40,7 +40,7 @@ class FoundLSTM:
     coupled_gates: bool = False
 
     def weights(self, *, forget_bias: float | None = None) -> LSTMWeights:
-        """The weights in the hub's order; `notes` are among their assumptions. forget_bias as in `convert`.
+        """The weights as `LSTMWeights`; `notes` are among their assumptions. forget_bias as in `convert`.
 
         Raises ValueError for an LSTM that computes something else, and as `from_arrays` does.
         """
@@ -56,7 +56,7 @@ class FoundLSTM:
         )
 
     def _in_names_of_file(self, words: str) -> str:
-        """A sentence about variables by the names of their layout, by those of the file, missing ones included."""
+        """Replace the layout's variable names in a sentence by the file's, including those of missing variables."""
         scopes = {_scope(name): _scope(given) for name, given in self.names.items()}
         read = layout(self.arrays.layout).read
 
@@ -64,16 +64,15 @@ class FoundLSTM:
             name = match[0]
             if name in self.names:
                 return self.names[name]
-            known = "_" in name and read(name) is not None  # no word of the sentence
-            return (
-                f"{scopes[_scope(name)]}{name.removeprefix(_scope(name))}" if known and _scope(name) in scopes else name
-            )
+            scope = _scope(name)
+            known = "_" in name and read(name) is not None  # not an ordinary word
+            return f"{scopes[scope]}{name.removeprefix(scope)}" if known and scope in scopes else name
 
         return re.sub(r"[\w/.]*\w", renamed, words)
 
 
 def _scope(name: str) -> str:
-    """What stands before a variable's own name, its separator included."""
+    """The part of a full name before the variable's own name, including the separator."""
     return name[: max(name.rfind("/"), name.rfind(".")) + 1]
 
 
@@ -81,9 +80,9 @@ def _scope(name: str) -> str:
 class _Candidate:
     """Arrays that may be an LSTM, while they are collected.
 
-    computed: values that the file has only in parts, by their names in the layout; parts: what these are called.
-    scopes: how the names of all arrays begin that belong to one of its cells. shared: a scope in which other arrays may
-    stand, and the units by which one of a cell is known.
+    computed: values that the file stores only in parts, by names in the layout; parts: the file's names of the parts.
+    scopes: prefixes of the names of all arrays in its cells. shared: a scope that may also hold other arrays, and the
+    number of units that identifies the cell's.
     """
 
     layout: str
@@ -106,7 +105,7 @@ def find(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     unsaid: str = "",
 ) -> list[FoundLSTM]:
-    """Every LSTM among named arrays. layout_name: take those names, and no others. The rest as in `files.File`."""
+    """Every LSTM among named arrays. layout_name: read only names of this layout. The others as in `files.File`."""
     candidates = [
         *_pytorch(arrays), *_ours(arrays, forget_bias), *_keras(arrays, settings or {}, unsaid),
         *_tensorflow(arrays), *_udacity(arrays), *_onnx(arrays), *_char_rnn(arrays),
@@ -122,10 +121,7 @@ def find(
 def _named(
     arrays: Mapping[str, Array], layout_name: str, forget_bias: float | None, known: list[_Candidate]
 ) -> _Candidate:
-    """The variables of one layout, whatever else there is; what that is is said.
-
-    known: what was found without a layout's name. What is known there of the same arrays holds here too.
-    """
+    """The variables of one layout; a note lists the other arrays. Notes on the same arrays among `known` are kept."""
     chosen = layout(layout_name)
     names = {name: name for name in arrays if chosen.read(name)}
     if not names:
@@ -135,7 +131,7 @@ def _named(
         if each.layout == layout_name and {*each.names.values(), *each.parts} & set(names):
             candidate.notes += each.notes
             candidate.differs += each.differs
-            if not each.name and each.computed:  # of PyTorch, whose weights may be in parts
+            if not each.name and each.computed:  # PyTorch, whose weights may be stored in parts
                 candidate.names |= each.names
                 candidate.computed, candidate.parts = each.computed, each.parts
     candidate.scopes = {_scope(name) for name in names} - {""}
@@ -159,13 +155,13 @@ def _found(candidate: _Candidate, arrays: Mapping[str, Array]) -> FoundLSTM:
 
 # --- what else is there -----------------------------------------------------------------------------------------------
 
-# What optimizers of TensorFlow call what they keep of a variable; those in small letters have its shape.
+# Names of TensorFlow's optimizer slots of a variable; slots matching the second pattern have the variable's shape.
 _SLOT = re.compile(r"/(?:(?:Adam|Ada|Momentum|RMSProp|Ftrl|LAMB|LARS|ExponentialMovingAverage)\w*|v[rc])(?::0)?")
 _SLOT_ALIKE = re.compile(r"/(?:[A-Z]\w*|(?:adam_)?[mv](?:hat)?|momentum|accumulator|rms)(?::0)?")
 
 
 def _mind_strangers(candidate: _Candidate, arrays: Mapping[str, Array], taken: set[str]) -> None:
-    """Refuse a candidate by the arrays in its cells' scopes that are none of its layout; say which were left out."""
+    """Refuse a candidate with unknown arrays in its cells' scopes; note those that are not weights."""
     harmless: list[str] = []
     others: list[str] = []
     for name in arrays:
@@ -184,7 +180,7 @@ def _mind_strangers(candidate: _Candidate, arrays: Mapping[str, Array], taken: s
 
 
 def _belongs(name: str, candidate: _Candidate, shape: tuple[int, ...]) -> bool:
-    """Whether an array is one of a candidate's cells, by its name, or by its shape where other arrays stand there."""
+    """Whether an array is part of a candidate's cells: by name, or in a shared scope by shape."""
     if name.startswith(tuple(candidate.scopes)):
         return True
     if candidate.shared is None:
@@ -195,20 +191,19 @@ def _belongs(name: str, candidate: _Candidate, shape: tuple[int, ...]) -> bool:
 
 
 def _has_units(shape: tuple[int, ...], units: int) -> bool:
-    """Whether a shape is made of the units of a cell alone, as (units,), (1, 4*units) or (3, units)."""
+    """Whether a shape is built from a cell's units alone: (units,), (1, 4*units) or (3, units)."""
     return bool(shape) and shape[-1] in (units, 3 * units, 4 * units) and set(shape[:-1]) <= {1, 2, 3, 4, units}
 
 
 def _is_no_weight(name: str, arrays: Mapping[str, Array], own: Iterable[str]) -> bool:
-    """Whether an array beside a cell's variables is a counter, the state of a generator, or an optimizer's slot."""
+    """Whether an array beside a cell's variables is a counter, a generator's state, or an optimizer's slot."""
     values = np.asarray(arrays[name])
     if "seed_generator" in name or "/.OPTIMIZER_SLOT/" in name or (values.ndim == 0 and values.dtype.kind in "iu"):
         return True
     for variable in own:
         rest = name.removeprefix(variable.removesuffix(":0"))
-        if rest != name and _SLOT.fullmatch(rest):
-            return True
-        if rest != name and _SLOT_ALIKE.fullmatch(rest) and values.shape == np.shape(arrays[variable]):
+        alike = values.shape == np.shape(arrays[variable])
+        if rest != name and (_SLOT.fullmatch(rest) or (alike and _SLOT_ALIKE.fullmatch(rest))):
             return True
     return False
 
@@ -219,7 +214,7 @@ def _listed(names: list[str], most: int = 8) -> str:
 
 
 def _by_scope(arrays: Mapping[str, Array], pattern: str) -> dict[str, Names]:
-    """Arrays whose names match, by the group `scope`: their `name`, and what they are called."""
+    """Arrays whose names match, by the groups `scope` and `name`: the full name."""
     scopes: dict[str, Names] = {}
     compiled = re.compile(pattern)
     for name in arrays:
@@ -238,7 +233,7 @@ _TORCH_NAME = re.compile(
 
 
 def _pytorch(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
-    """nn.LSTM and nn.LSTMCell. nn.GRU and nn.RNN have the same names: three and one gates tell them apart."""
+    """nn.LSTM and nn.LSTMCell. nn.GRU and nn.RNN use the same names but have three gates and one."""
     scopes: dict[str, dict[str, Names]] = {}
     for given in arrays:
         match = _TORCH_NAME.fullmatch(given)
@@ -247,7 +242,7 @@ def _pytorch(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
         scope, part = match["scope"], match["part"] or ""
         if part.startswith("."):
             if not scope.endswith("parametrizations."):
-                continue  # a module that is called like a weight
+                continue  # a module named like a weight
             scope = scope.removesuffix("parametrizations.")
         scopes.setdefault(scope, {}).setdefault(match["name"], {})[part] = given
     _move_raw_weights(scopes)
@@ -263,7 +258,7 @@ def _pytorch(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
 
 
 def _move_raw_weights(scopes: dict[str, dict[str, Names]]) -> None:
-    """fastai's weight drop keeps the weight itself one scope above the module that has its dropped copy."""
+    """Move fastai's weights before weight drop into the scope of their dropped copies, one level below."""
     for scope, variables in list(scopes.items()):
         if any("" in parts for parts in variables.values()):
             continue
@@ -277,7 +272,7 @@ def _move_raw_weights(scopes: dict[str, dict[str, Names]]) -> None:
 
 
 def _put_together(candidate: _Candidate, name: str, parts: Names, arrays: Mapping[str, Array]) -> None:
-    """One variable of PyTorch as it is, or out of what reparametrizations keep in its place."""
+    """Add one PyTorch variable, as stored or computed from the parts that a reparametrization stores."""
     kinds = frozenset(parts) - {""}
     if not kinds:
         candidate.names[name] = parts[""]
@@ -304,19 +299,19 @@ def _put_together(candidate: _Candidate, name: str, parts: Names, arrays: Mappin
 
 
 def _weight_norm(size: Array, direction: Array) -> Array | None:
-    """size * direction / |direction|, with norms over the axes where size has one number."""
+    """size * direction / |direction|, with norms over the axes where size has length 1."""
     shape = size.shape or (1,) * direction.ndim
     if len(shape) != direction.ndim or any(a not in (1, b) for a, b in zip(shape, direction.shape, strict=True)):
         return None
     axes = tuple(axis for axis, count in enumerate(shape) if count == 1)
     if not axes:
         return None
-    with np.errstate(invalid="ignore", divide="ignore"):  # a direction of zeros has none in PyTorch either
+    with np.errstate(invalid="ignore", divide="ignore"):  # a zero direction gives NaN in PyTorch too
         return np.asarray(size * direction / np.sqrt(np.square(direction).sum(axis=axes, keepdims=True)))
 
 
 def _spectral_norm(weight: Array, left: Array, right: Array) -> Array | None:
-    """weight over its largest singular value, as the stored singular vectors give it."""
+    """weight over its largest singular value, estimated from the stored singular vectors."""
     matrix = weight if left.shape == weight.shape[:1] else weight.T
     if weight.ndim != 2 or (left.shape, right.shape) != (matrix.shape[:1], matrix.shape[1:]):
         return None
@@ -329,7 +324,7 @@ def _pruned(weight: Array, mask: Array) -> Array | None:
 
 _WEIGHT_NORM = "as {0} * {1} / |{1}|, which is weight_norm"
 _SPECTRAL_NORM = "as {0} over its largest singular value after {1} and {2}, which is spectral_norm in evaluation"
-# What stands in the place of a weight: the part that has its shape, what was done, and how.
+# Parts stored in place of a weight: the part with its shape, a description for notes, and the computation.
 _REPARAMETRIZED: dict[tuple[str, ...], tuple[str, str, Callable[..., Array | None]]] = {
     ("_raw",): ("_raw", "from {0}, the weight before weight drop", lambda raw: raw),
     ("_g", "_v"): ("_v", _WEIGHT_NORM, _weight_norm),
@@ -341,7 +336,7 @@ _REPARAMETRIZED: dict[tuple[str, ...], tuple[str, str, Callable[..., Array | Non
 
 
 def _is_gru_or_rnn(recurrent_kernel: Array) -> bool:
-    """Whether a recurrent kernel, gates along its columns, has the three gates of a GRU or the one of a simple RNN."""
+    """Whether a recurrent kernel, gates along its columns, has a GRU's three gates or a simple RNN's one."""
     rows, columns = (recurrent_kernel.shape + (0, 0))[:2]
     return columns in (rows, 3 * rows)
 
@@ -384,8 +379,8 @@ _TF1_VARIABLE = re.compile(
 _OLD_VARIABLES = {"linear/matrix": "weights", "linear/bias": "biases"}
 _STRUCTURE = re.compile(r"(?:stack_)?bidirectional_rnn|multi_?rnn_?cell|birnn|cell_?\d+|fw|bw", re.IGNORECASE)
 _LAYERS = re.compile(r"multi_?rnn_?cell|stack_bidirectional_rnn", re.IGNORECASE)
-_RUN = re.compile(rf"{_STRUCTURE.pattern}|rnn", re.IGNORECASE)  # where a program's cells run
-# What classes of TensorFlow with the equations here are called; the name of any other is the program's own choice.
+_RUN = re.compile(rf"{_STRUCTURE.pattern}|rnn", re.IGNORECASE)  # scopes in which cells run
+# Default names of TensorFlow's cells with the equations here, and of its other cells. A program may choose any name.
 _PLAIN_CELL = re.compile(
     r"(?:(?:basic_?|layer_?norm_?basic_?)?lstm_?cell|lstm_?block_?(?:cell|wrapper)|(?:lstm_?block_?|lstm_?)fused_?cell"
     r"|cudnn_?compatible_?lstm_?cell)(?:_?\d+)?",
@@ -403,47 +398,53 @@ _OF_DENSE = {
 
 
 def _tensorflow(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
-    """Cells whose scope says lstm, by what remains of the scope without layers and directions."""
-    keras_scopes = {name.rpartition("/")[0] for name in arrays if name.removesuffix(":0").endswith("/recurrent_kernel")}
+    """Cells whose scope says lstm, grouped by the scope without layers and directions."""
     candidates: dict[tuple[str, str], _Candidate] = {}
     taken: set[tuple[str, ...]] = set()
-    for name in arrays:
-        match = _TF1_VARIABLE.fullmatch(name)
-        if match is None or name.rpartition("/")[0] in keras_scopes:
-            continue
-        parts = match["scope"].split("/") if match["scope"] else []
-        if not _is_cell(match["cell"], parts, arrays):
-            continue
-        variable = _OLD_VARIABLES.get(match["variable"].lower(), match["variable"])
-        legacy = variable in ("weights", "biases", "projection/weights")
-        # A direction outside of the layers is a stack of its own, which never sees the other direction's outputs.
+    for name, parts, cell, variable in _tf1_variables(arrays):
         places = [part.lower() for part in parts if _STRUCTURE.fullmatch(part)]
-        directions = [place for place in places if place in ("fw", "bw")]
-        layers = [place for place in places if re.fullmatch(r"cell_?\d+", place)]
-        alone = bool(directions and layers and places.index(directions[0]) < places.index(layers[0]))
+        direction = _outer_direction(places)
         base = "/".join(part for part in parts if not _STRUCTURE.fullmatch(part))
-        key = "/".join(filter(None, [base, directions[0] if alone else ""]))
+        key = "/".join(filter(None, [base, direction]))
         if (key, *places, variable) in taken:  # several cells in one scope: lstm_cell, lstm_cell_1
-            key = f"{key}/{match['cell']}".removeprefix("/")
+            key = f"{key}/{cell}".removeprefix("/")
         taken.add((key, *places, variable))
-        candidate = candidates.setdefault((key, "tf1-legacy" if legacy else "tf1"), _Candidate("tf1", key))
-        candidate.layout = "tf1-legacy" if legacy else "tf1"
-        if "cudnn" in match["cell"].lower():
+        of_layout = "tf1-legacy" if variable in ("weights", "biases", "projection/weights") else "tf1"
+        candidate = candidates.setdefault((key, of_layout), _Candidate(of_layout, key))
+        if "cudnn" in cell.lower():
             candidate.forget_bias = 0.0
-        scope = [part for part in parts if not (alone and part.lower() in ("fw", "bw"))]
-        candidate.names["/".join([*scope, match["cell"], variable])] = name
-        candidate.scopes.add(_scope_of_cell(parts, match["cell"]))
-        if alone and directions[0] == "bw" and not candidate.notes:
+        scope = [part for part in parts if not (direction and part.lower() in ("fw", "bw"))]
+        candidate.names["/".join([*scope, cell, variable])] = name
+        candidate.scopes.add(_scope_of_cell(parts, cell))
+        if direction == "bw" and not candidate.notes:
             candidate.notes.append("This stack reads the sequence from its end.")
-        _say_what_cell(candidate, "/".join([*parts, match["cell"]]), match["cell"])
+        _say_what_cell(candidate, "/".join([*parts, cell]), cell)
     for candidate in candidates.values():
         if any(name.rpartition("/")[2] in ("kernel", "weights") for name in candidate.names):
             _mind_norms_without_variables(candidate)
             yield candidate
 
 
+def _tf1_variables(arrays: Mapping[str, Array]) -> Iterator[tuple[str, list[str], str, str]]:
+    """Variables of cells: the full name, its scopes, its cell, and the variable's own name."""
+    keras_scopes = {name.rpartition("/")[0] for name in arrays if name.removesuffix(":0").endswith("/recurrent_kernel")}
+    for name in arrays:
+        match = _TF1_VARIABLE.fullmatch(name)
+        if match is not None and name.rpartition("/")[0] not in keras_scopes:
+            parts = match["scope"].split("/") if match["scope"] else []
+            if _is_cell(match["cell"], parts, arrays):
+                yield name, parts, match["cell"], _OLD_VARIABLES.get(match["variable"].lower(), match["variable"])
+
+
+def _outer_direction(places: list[str]) -> str:
+    """The direction outside of the layers, if any: a stack of its own, which never sees the other direction."""
+    directions = [place for place in places if place in ("fw", "bw")]
+    layers = [place for place in places if re.fullmatch(r"cell_?\d+", place)]
+    return directions[0] if directions and layers and places.index(directions[0]) < places.index(layers[0]) else ""
+
+
 def _mind_norms_without_variables(candidate: _Candidate) -> None:
-    """LayerNormBasicLSTMCell has a bias only where it has no norms."""
+    """LayerNormBasicLSTMCell has a bias only if it has no norms."""
     for name in candidate.names.values():
         scope, _, variable = name.removesuffix(":0").rpartition("/")
         normed = re.search(r"layer_?norm_?basic", scope.rpartition("/")[2], re.IGNORECASE)
@@ -453,7 +454,7 @@ def _mind_norms_without_variables(candidate: _Candidate) -> None:
 
 
 def _is_cell(cell: str, parts: list[str], arrays: Mapping[str, Array]) -> bool:
-    """Whether a scope that says lstm is a cell's and not, say, that of a dense layer that follows one."""
+    """Whether a scope named after an LSTM is a cell's and not, say, a following dense layer's."""
     if _PLAIN_CELL.fullmatch(cell) or _OTHER_CELL.fullmatch(cell):
         return True
     words = re.sub(r"_?\d+$", "", cell.lower())
@@ -469,7 +470,7 @@ def _is_cell(cell: str, parts: list[str], arrays: Mapping[str, Array]) -> bool:
 
 
 def _scope_of_cell(parts: list[str], cell: str) -> str:
-    """Where everything belongs to a cell: of a stack its layer's scope, wrappers included, else the cell's own."""
+    """The scope in which everything belongs to a cell: in a stack the layer's (with wrappers), else the cell's own."""
     for at in range(len(parts) - 1, 0, -1):
         if re.fullmatch(r"cell_?\d+", parts[at], re.IGNORECASE) and _LAYERS.fullmatch(parts[at - 1]):
             return "/".join(parts[: at + 1]) + "/"
@@ -490,7 +491,7 @@ def _say_what_cell(candidate: _Candidate, scope: str, cell: str) -> None:
 
 @dataclass
 class _KerasLayer:
-    """Cells of one layer by whether they run in reverse; scopes as in `_Candidate`."""
+    """Cells of one layer, by whether they run in reverse; scopes as in `_Candidate`."""
 
     name: str
     layout: str
@@ -516,7 +517,24 @@ _END = r"(?::0|/\.ATTRIBUTES/VARIABLE_VALUE)?"
 
 
 def _keras(arrays: Mapping[str, Array], settings: Mapping[str, Mapping[str, Any]], unsaid: str) -> Iterator[_Candidate]:
-    """Cells with a recurrent kernel of four gates; layers named alike whose sizes fit are taken as a stack."""
+    """Layers of Keras; those with matching names and sizes are treated as one stack."""
+    layers = _keras2_layers(arrays)
+    for layer in _keras1_layers(arrays):
+        layers[layer.name if layer.name not in layers else min(layer.scopes).rstrip("_")] = layer
+    stacks: list[list[_KerasLayer]] = []
+    for layer in sorted(layers.values(), key=lambda each: (each.base, each.number)):
+        if False not in layer.cells:  # a layer that someone named backward_...
+            layer.cells[False] = layer.cells.pop(True)
+        if stacks and _reads(layer, stacks[-1][-1], arrays) and _is_fed_by(layer, stacks[-1][-1], settings):
+            stacks[-1].append(layer)
+        else:
+            stacks.append([layer])
+    for stack in stacks:
+        yield _keras_candidate(stack, settings, unsaid)
+
+
+def _keras2_layers(arrays: Mapping[str, Array]) -> dict[str, _KerasLayer]:
+    """Layers of Keras 2 and 3 by name: cells with a recurrent kernel of four gates."""
     layers: dict[str, _KerasLayer] = {}
     for place, names in _by_scope(arrays, rf"(?P<scope>(?:.*/)?)(?P<name>kernel|recurrent_kernel|bias){_END}").items():
         if "recurrent_kernel" not in names or not _has_four_gates(arrays[names["recurrent_kernel"]]):
@@ -532,19 +550,7 @@ def _keras(arrays: Mapping[str, Array], settings: Mapping[str, Mapping[str, Any]
         outer, _, last = place.rstrip("/").rpartition("/")
         if _OWN_CELL.fullmatch(last) and _LAYER_OF_CELL.fullmatch(outer.rpartition("/")[2]):
             layer.scopes.add(f"{outer}/")
-    for layer in _keras1_layers(arrays):
-        layers[layer.name if layer.name not in layers else min(layer.scopes).rstrip("_")] = layer
-    for layer in layers.values():
-        if False not in layer.cells:  # a layer that someone named backward_...
-            layer.cells[False] = layer.cells.pop(True)
-    stacks: list[list[_KerasLayer]] = []
-    for layer in sorted(layers.values(), key=lambda each: (each.base, each.number)):
-        if stacks and _reads(layer, stacks[-1][-1], arrays) and _is_fed_by(layer, stacks[-1][-1], settings):
-            stacks[-1].append(layer)
-        else:
-            stacks.append([layer])
-    for stack in stacks:
-        yield _keras_candidate(stack, settings, unsaid)
+    return layers
 
 
 def _has_four_gates(recurrent_kernel: Array) -> bool:
@@ -552,7 +558,7 @@ def _has_four_gates(recurrent_kernel: Array) -> bool:
 
 
 def _keras_layer_name(place: str) -> tuple[str, bool]:
-    """The name of a cell's layer, from the scope of its variables, and whether it is the reverse direction's."""
+    """The name of a cell's layer, from the scope of its variables, and whether the cell runs in reverse."""
     parts = [part for part in place.split("/") if part]
     reverse = any(part.startswith("backward_") for part in parts)
     cells = [match["number"] for match in map(_OWN_CELL.fullmatch, parts) if match]
@@ -568,7 +574,7 @@ def _keras_layer_name(place: str) -> tuple[str, bool]:
 
 
 def _keras1_layers(arrays: Mapping[str, Array]) -> Iterator[_KerasLayer]:
-    """Layers of Keras 1: twelve arrays each, or three with consume_less="gpu", which lie like those of Keras 2."""
+    """Layers of Keras 1: twelve arrays each, or, with consume_less="gpu", three that are laid out as in Keras 2."""
     pattern = r"(?P<scope>(?:.*/)?[^/]+)_(?P<name>[WUb](?:_[ifco])?)(?::0)?"
     layers: dict[str, _KerasLayer] = {}
     for place, names in _by_scope(arrays, pattern).items():
@@ -597,7 +603,7 @@ _KERAS_NAMES = {"W": "kernel", "U": "recurrent_kernel", "b": "bias"}
 
 
 def _reads(layer: _KerasLayer, below: _KerasLayer, arrays: Mapping[str, Array]) -> bool:
-    """Whether a layer can read what the one below gives."""
+    """Whether names and shapes allow a layer to read the outputs of the one below."""
     if (layer.base, layer.number, layer.layout) != (below.base, below.number + 1, below.layout):
         return False
     if layer.cells.keys() != below.cells.keys():
@@ -612,7 +618,7 @@ def _reads(layer: _KerasLayer, below: _KerasLayer, arrays: Mapping[str, Array]) 
 
 
 def _is_fed_by(layer: _KerasLayer, below: _KerasLayer, settings: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a graph, if the file has one, leads from one layer to the other with nothing but dropout between."""
+    """Whether the file's graph, if it has one, connects the two layers with nothing but dropout between."""
     sources = {name: each["source"] for name, each in settings.items() if each.get("source")}
     names = {each["path"]: name for name, each in settings.items() if "path" in each}
     names = names or {name: name for name in settings}
@@ -639,7 +645,7 @@ def _keras_candidate(stack: list[_KerasLayer], settings: Mapping[str, Mapping[st
                 )
         if not _mind_settings(candidate, layer.name, settings):
             silent.append(layer.name)
-    if silent and candidate.layout != "keras-cudnn":  # whose activations are fixed
+    if silent and candidate.layout != "keras-cudnn":  # cuDNN's activations are fixed
         words = unsaid
         if candidate.layout == "keras-1":
             words = _UNSAID_BY_KERAS_1
@@ -664,12 +670,12 @@ _UNSAID_BY_KERAS_1 = (
 
 
 def _mind_settings(candidate: _Candidate, name: str, settings: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Refuse what a layer is set to that an LSTM of ours is not. Whether the file has settings of it."""
+    """Refuse settings of a layer that no LSTM here has. Returns whether the file has settings of the layer."""
     if any("path" in each for each in settings.values()):
         own = [each for each in settings.values() if f"{name}/".startswith(f"{each.get('path', '?')}/")]
     else:
         own = [each for each in settings.values() if each["name"] in (name, *name.split("/"))]
-    own = [each for each in own if "layers" not in each and "order_alone" not in each]  # no models, which hold it
+    own = [each for each in own if "layers" not in each and "order_alone" not in each]  # no models containing it
     pending = list(own)
     while pending:
         found = pending.pop()

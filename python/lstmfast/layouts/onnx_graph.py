@@ -1,9 +1,9 @@
-"""An ONNX model laid flat: the nodes of its graph, of bodies of If, Loop and Scan, and of its functions in one list.
+"""A flattened ONNX model: the nodes of its graph, of bodies of If, Loop and Scan, and of its functions in one list.
 
-A value is one value here, whatever functions call it. Of each it is known whether the file holds it, whether shapes
-decide it, whether it has the elements of another one, moved, or is computed. What the file holds is worked out by the
-reference evaluator of ONNX, node by node. Refuses to run a model, and to know what an LSTM is (see `onnx_nodes`). The
-package `onnx`, an extra, is imported when a model is laid flat.
+A value is one object here, whatever name a function gives it. Each is classified: stored in the file, determined by
+shapes, the moved elements of other values, or computed. Stored values are evaluated by ONNX's reference evaluator, node
+by node. Refuses to run a model, and to know what an LSTM is (see `onnx_nodes`). The package `onnx`, an extra, is
+imported when a model is flattened.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = "dict[Value, Shape | None]"
 Names: TypeAlias = "ChainMap[str, Value]"
 
-# What moves elements, and which of its inputs have them (None: all of them). Everything else computes.
+# Operators that move elements, and the inputs that these come from (None: all). All others compute.
 _MOVERS: dict[str, tuple[int, ...] | None] = {
     "Cast": (0,), "CastLike": (0,), "Concat": None, "Dropout": (0,), "Expand": (0,), "Flatten": (0,), "Gather": (0,),
     "Identity": (0,), "Reshape": (0,), "Slice": (0,), "Split": (0,), "Squeeze": (0,), "Tile": (0,), "Transpose": (0,),
     "Unsqueeze": (0,),
 }
-# What exporters compute shapes by. Comparisons, minima, maxima and divisions are left out: what they give at a few
-# sizes says nothing of others.
+# Operators with which exporters compute shapes. Comparisons, minima, maxima and divisions are left out: their results
+# at a few sizes say nothing about other sizes.
 _OF_SHAPES = {
     "Add", "Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Mul",
     "Neg", "Range", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose",
     "Unsqueeze",
 }
 _CHANCE = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-# Operators that the reference evaluator begins with at this version, and that mean the same before it.
+# The first version of these operators that the reference evaluator has; earlier versions mean the same.
 _FIRST = {"DequantizeLinear": 19}
 _BROADCASTING = {"Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "PRelu", "Sub", "Xor"}
-_LARGE = 1024  # no stored array of so many elements is a shape
-# Sizes of the free axes of a graph's inputs, in their order: all different, none of them one; small, and large enough
-# for strides and windows.
+_LARGE = 1024  # a stored array of this many elements is not a shape
+# Sizes for the free axes of a graph's inputs, in order: all different and not 1; small, but large enough for strides
+# and windows.
 _SIZES = ((3, 2, 5, 7, 4, 6), (2, 5, 3, 4, 7, 9), (32, 6, 48, 16, 24, 40), (48, 4, 32, 64, 80, 16))
 
 
 class NotKnown(ValueError):
-    """A value depends on something that is not known; the message is what, in words."""
+    """A value depends on something unknown; the message says what."""
 
 
 @dataclass(eq=False)
 class Value:
     """One value of a model.
 
-    name: as in its graph, behind the path of the body or function it is in. input_of: in words, whose input it is.
-    type: what is declared of an input. readers: the nodes that take it, None for an output of a graph. origin:
-    "constant" if the file holds it, "shape" if shapes decide it, "moved" if it has the elements of `sources` and no
-    others, "computed" otherwise.
+    name: as in its graph, prefixed by the path of its body or function. input_of: whose input it is, in words.
+    type: declared type of an input. readers: the nodes that take it, None for an output of a graph. origin: "constant"
+    if stored in the file, "shape" if determined by shapes, "moved" if it has only elements of `sources`, else
+    "computed".
     """
 
     name: str
@@ -71,10 +71,10 @@ class Value:
 
 @dataclass(eq=False)
 class Node:
-    """One node. kind: its operator, with the domain if that is not ONNX's own. place: in the order of execution.
+    """One node. kind: its operator, with the domain if that is not ONNX's own. place: index in order of execution.
 
-    name: its own or, if it has none, that of its first output, behind its path. frame: the graph or body it runs in.
-    captured: what its bodies take from outside. attributes: by name, as calls of functions set them.
+    name: its own or, if it has none, its first output's, prefixed by its path. frame: the graph or body it runs in.
+    captured: values its bodies use from outside. attributes: by name, as set by function calls.
     """
 
     kind: str
@@ -89,7 +89,7 @@ class Node:
     outputs: tuple[Value | None, ...] = ()
 
     def input(self, place: int) -> Value | None:
-        """The input at a place, None if it is left out."""
+        """The input at an index, None if it is left out."""
         return self.inputs[place] if place < len(self.inputs) else None
 
     @property
@@ -99,13 +99,13 @@ class Node:
 
     @property
     def taken(self) -> list[Value]:
-        """All that it reads, itself and by its bodies."""
+        """All values it reads, itself or in its bodies."""
         return [value for value in (*self.inputs, *self.captured.values()) if value is not None]
 
 
 @dataclass(frozen=True, eq=False)
 class _Scope:
-    """Where nodes are laid flat: values by name, and of a function the attributes and the calls that led there."""
+    """The scope being flattened: values by name, and for a function its attributes and the calls that led to it."""
 
     names: Names
     path: str
@@ -115,18 +115,18 @@ class _Scope:
     calls: tuple[Any, ...]
 
     def value(self, name: str) -> Value:
-        """The value of a name; one that nothing makes, or that a call leaves out, depends on nothing known."""
+        """The value of a name; if no node makes it or a call leaves it out, a new one of unknown origin."""
         if name not in self.names:
             self.names[name] = Value(self.joined(name))
         return self.names[name]
 
     def joined(self, name: str) -> str:
-        """A name behind the path."""
+        """A name prefixed by the path."""
         return f"{self.path}/{name.lstrip('/')}" if self.path else name
 
 
 class Graph:
-    """A model laid flat. model: an `onnx.ModelProto`. Raises ValueError for functions that call themselves."""
+    """A flattened model. model: an `onnx.ModelProto`. Raises ValueError for functions that call themselves."""
 
     choices = range(len(_SIZES))  # of sizes for the free axes of the inputs, see `shapes`
 
@@ -144,7 +144,7 @@ class Graph:
     # --- what is known of a value -------------------------------------------------------------------------------------
 
     def constant(self, value: Value, meaning: str) -> Array:
-        """A value that the file holds or makes of what it holds. Raises ValueError saying what it was for if not."""
+        """A value stored in the file or computed from stored ones. Raises ValueError naming its purpose otherwise."""
         try:
             if value.origin == "constant":
                 return self.evaluate(value)
@@ -161,12 +161,12 @@ class Graph:
             raise ValueError(f"{meaning} is computed by the graph and cannot be evaluated: {words}") from error
 
     def is_zero(self, value: Value) -> bool:
-        """Whether a value is proved to be nothing but zeros, whatever its shape."""
+        """Whether a value is proved to be all zeros, whatever its shape."""
         maker = value.maker
         if value.origin == "constant":
             try:
                 return not np.asarray(self.evaluate(value)).any()
-            except Exception:  # what cannot be worked out is not proved
+            except Exception:  # not evaluable, so not proved
                 return False
         if maker is None:
             return False
@@ -179,19 +179,19 @@ class Graph:
     def shapes(self, k: int) -> Shapes:
         """Shapes as far as they can be inferred, for the k-th choice of sizes.
 
-        Each of `choices` gives the free axes of the graph's inputs other sizes.
+        Each of `choices` gives the free axes of the graph's inputs different sizes.
         """
         if k not in self._shapes:
             self._shapes[k] = self._inferred(_SIZES[k], 100 + k)
         return self._shapes[k]
 
     def shape_of(self, value: Value, shapes: Shapes) -> Shape | None:
-        """The shape of a value where others have these, None if it cannot be told; it is put there."""
+        """The shape of a value given the known `shapes`, None if unknown; it is added to them."""
         if value not in shapes:
-            shapes[value] = None  # while it is asked for
+            shapes[value] = None  # while it is being computed
             try:
                 shapes[value] = self._shape_of(value, shapes)
-            except Exception:  # what cannot be worked out is not known
+            except Exception:  # not evaluable, so unknown
                 shapes[value] = None
         return shapes[value]
 
@@ -214,10 +214,10 @@ class Graph:
         return self.evaluate(value, {source: _of_shape(shape or ()) for source, shape in given.items()}, shapes).shape
 
     def evaluate(self, value: Value, given: Mapping[Value, Array] | None = None, shapes: Shapes | None = None) -> Array:
-        """A value that depends on nothing but constants, what is given, and shapes.
+        """A value that depends only on constants, given values, and shapes.
 
-        shapes: of values that are not given, as far as they are known; what follows from them is put there. Raises
-        NotKnown if the value depends on something else, and whatever the reference evaluator raises.
+        shapes: known shapes of other values; those derived from them are added. Raises NotKnown if the value depends on
+        anything else, and whatever the reference evaluator raises.
         """
         results, shapes = dict(given or {}), {} if shapes is None else shapes
         for node in self._needed(value, results, shapes):
@@ -227,7 +227,7 @@ class Graph:
         return results[value] if value in results else self._held(value)
 
     def carriers(self, value: Value) -> list[Node]:
-        """The nodes by which a value has the elements of its sources."""
+        """The nodes that move elements from the value's sources to it."""
         found: dict[Node, None] = {}
         seen: set[Value] = set(value.sources)
         waiting = [value]
@@ -248,7 +248,7 @@ class Graph:
             own[name] = Value(scope.joined(name), stored=each, origin="constant")
             self._stored.append(own[name])
         for each in proto.input:
-            if each.name not in own:  # else the file holds what it is by default
+            if each.name not in own:  # else the stored array is the input's default
                 value = own[each.name] = Value(scope.joined(each.name), None, None, words, each.type, origin="moved")
                 value.sources = frozenset({value})
                 self._inputs.append(value)
@@ -284,7 +284,7 @@ class Graph:
                 self._add_graph(body, inside, path)
 
     def _add_call(self, proto: Any, key: Any, scope: _Scope, path: str) -> None:
-        """The nodes of a function where it is called: its inputs and outputs are the caller's values."""
+        """Inline a function call: its inputs and outputs are the caller's values."""
         if key in scope.calls:
             raise ValueError(f"model must have no function that calls itself, got {proto.op_type}")
         function = self._functions[key]
@@ -301,7 +301,7 @@ class Graph:
                 scope.names[name] = inside.value(formal)
 
     def _set_origins(self, node: Node) -> None:
-        """Say of the outputs of a node where they come from; that of its inputs is known."""
+        """Set the origins of a node's outputs from those of its inputs."""
         origins = {value.origin for value in node.taken}
         moved = _elements(node)
         for value in filter(None, node.outputs):
@@ -319,7 +319,7 @@ class Graph:
                     value.origin, value.sources = "moved", frozenset().union(*(each.sources for each in moved))
 
     def _passes(self, node: Node) -> bool:
-        """Whether a node gives the same whenever it gets the same: no chance, and no dropout that is on."""
+        """Whether a node is deterministic: no random numbers, and no active dropout."""
         if node.kind != "Dropout":
             return not _draws(node.kind, dict(_bodies(node.attributes)).values())
         if node.opset < 7:
@@ -327,11 +327,11 @@ class Graph:
         training = node.input(2)
         try:
             return training is None or training.origin == "constant" and not self.evaluate(training).any()
-        except Exception:  # what cannot be worked out is not known
+        except Exception:  # not evaluable, so unknown
             return False
 
     def _cause(self, value: Value) -> str:
-        """In words, what a value depends on that is no constant: an input, or chance."""
+        """What a value depends on that is not constant, in words: an input, or random numbers."""
         seen: set[Value] = set()
         waiting = [value]
         while waiting:
@@ -352,7 +352,7 @@ class Graph:
     # --- evaluating ---------------------------------------------------------------------------------------------------
 
     def _needed(self, value: Value, given: Mapping[Value, Array], shapes: Shapes) -> list[Node]:
-        """The nodes that make a value of constants and of what is given, in their order."""
+        """The nodes that compute a value from constants and given values, in order."""
         found: set[Node] = set()
         seen: set[Value] = set()
         waiting = [value]
@@ -391,7 +391,7 @@ class Graph:
                 return results[value]
             if value in self._known or value.stored is not None:
                 return self._held(value)
-            return _of_shape(self.shape_of(value, shapes) or ())  # nothing else is asked for
+            return _of_shape(self.shape_of(value, shapes) or ())  # nothing but its shape is used
 
         proto = onnx.NodeProto()
         proto.op_type, proto.domain = node.proto.op_type, _domain(node.proto.domain)
@@ -426,10 +426,10 @@ class Graph:
     # --- shapes -------------------------------------------------------------------------------------------------------
 
     def _inferred(self, sizes: Sequence[int], others: int) -> Shapes:
-        """Shapes as ONNX infers them. sizes: of free axes in their order; others: of those beyond, from here on.
+        """Shapes as ONNX infers them. sizes: of free axes in order; others: the first of the sizes for further axes.
 
-        What is inferred is an outline: all nodes side by side, without those that have bodies, and of large arrays the
-        shape alone.
+        Inference runs on an outline of the model: all nodes in one graph, without those that have bodies, and only the
+        shapes of large arrays.
         """
         import onnx
 
@@ -470,7 +470,7 @@ class Graph:
             copy.input.extend("" if value is None else named(value) for value in node.inputs)
             copy.output.extend("" if value is None else named(value) for value in node.outputs)
             copy.attribute.extend(node.attributes.values())
-        for each in self._model.graph.value_info:  # what the exporter said, where it says it in the inputs' axes
+        for each in self._model.graph.value_info:  # the exporter's shapes, if given in terms of the inputs' axes
             axes = each.type.tensor_type.shape.dim
             if axes and all(axis.HasField("dim_value") or axis.dim_param in chosen for axis in axes):
                 shape = [axis.dim_value if axis.HasField("dim_value") else chosen[axis.dim_param] for axis in axes]
@@ -482,7 +482,7 @@ class Graph:
         try:
             model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=self._model.ir_version)
             graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        except Exception:  # what cannot be inferred is not known
+        except Exception:  # not inferable, so unknown
             return {}
         found: Shapes = {}
         for each in (*graph.input, *graph.value_info):
@@ -496,7 +496,7 @@ class Graph:
 
 
 def array_of(stored: Any) -> Array:
-    """The array in a TensorProto or SparseTensorProto. Raises ValueError for data in a file that was not loaded."""
+    """The array in a TensorProto or SparseTensorProto. Raises ValueError for external data that was not loaded."""
     import onnx
 
     if not hasattr(stored, "data_type"):
@@ -508,7 +508,7 @@ def array_of(stored: Any) -> Array:
 
 
 def _is_small(stored: Any) -> bool:
-    """Whether an array may say shapes."""
+    """Whether an array may hold a shape."""
     return math.prod(stored.dims) < _LARGE and not stored.external_data
 
 
@@ -528,12 +528,12 @@ def _dense(stored: Any) -> Array:
 
 
 def _of_shape(shape: Shape) -> Array:
-    """Zeros of a shape that take no memory."""
+    """Zeros of a shape, without allocating them."""
     return np.broadcast_to(np.float32(0), shape)
 
 
 def _described(name: str, values: Array) -> Any:
-    """An input of this array's type and shape; of its name alone where ONNX has no such type."""
+    """An input of this array's type and shape, or with the name alone if ONNX lacks the type."""
     import onnx
 
     try:
@@ -555,7 +555,7 @@ def _operator(proto: Any) -> str:
 
 
 def _key(domain: str, name: str, proto: Any) -> tuple[str, str, str]:
-    """What functions and calls of them are matched by. Overloads came with IR version 10."""
+    """The key that matches calls to functions. Overloads came with IR version 10."""
     return _domain(domain), name, getattr(proto, "overload", "")
 
 
@@ -573,7 +573,7 @@ def _bodies(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _free(body: Any) -> set[str]:
-    """The names that a body takes from outside."""
+    """The names that a body uses from outside."""
     own = {each.name for each in (*body.input, *body.initializer)}
     own |= {each.values.name for each in body.sparse_initializer}
     own |= {name for node in body.node for name in node.output}
@@ -586,7 +586,7 @@ def _free_of_bodies(node: Any) -> set[str]:
 
 
 def _in_order(protos: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """Nodes behind those whose outputs they take, with their numbers in the file."""
+    """Nodes in topological order, with their numbers in the file."""
     made = {name for proto in protos for name in proto.output if name}
     waiting, done = list(enumerate(protos)), set[str]()
     while waiting:
@@ -598,13 +598,13 @@ def _in_order(protos: Sequence[Any]) -> Iterator[tuple[int, Any]]:
             else:
                 later.append((number, proto))
         if len(later) == len(waiting):
-            yield from later  # in a circle: the values behind it are not known
+            yield from later  # in a cycle: its values are unknown
             return
         waiting = later
 
 
 def _settings(attributes: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of a node, with those of the function's call in the place of references to them."""
+    """The attributes of a node, with references resolved to the function call's attributes."""
     if not given:
         return {each.name: each for each in attributes if not each.ref_attr_name}
     found = {}
@@ -629,7 +629,7 @@ def _set_in_body(body: Any, given: Mapping[str, Any]) -> None:
 
 
 def _without(protos: Sequence[Any], left_out: set[str]) -> list[Any]:
-    """The nodes of a function whose call leaves out some inputs: they are left out there too."""
+    """The nodes of a function without the inputs that its call leaves out."""
     if not left_out:
         return list(protos)
     copies = [type(proto)() for proto in protos]
@@ -649,18 +649,18 @@ def _draws(kind: str, bodies: Iterable[Any]) -> bool:
 
 
 def _elements(node: Node) -> list[Value]:
-    """The inputs whose elements a node moves; none if it computes."""
+    """The inputs whose elements a node moves; empty if it computes."""
     places = _MOVERS.get(node.kind, ())
     return [value for k, value in enumerate(node.inputs) if value is not None and (places is None or k in places)]
 
 
 def _moves_to(node: Node, value: Value) -> bool:
-    """Whether an output has moved elements: of what moves, the first, and every one of Split."""
+    """Whether an output has moved elements: the first of a moving node, and every one of Split."""
     return node.kind in _MOVERS and (value is node.outputs[0] or node.kind == "Split")
 
 
 def _shape_alone(node: Node, given: Mapping[Value, Array]) -> bool:
-    """Whether a node asks for the shape of a value that cannot be worked out itself."""
+    """Whether a node needs only the shape of a value that cannot be evaluated."""
     if node.kind not in ("Shape", "Size") or node.inputs[0] is None:
         return False
     asked = node.inputs[0]

@@ -1,9 +1,9 @@
-"""LSTM nodes of an ONNX model: the weights they were given, what they are set to, and which of them are one stack.
+"""LSTM nodes of an ONNX model: their weights, their attributes, and which of them form a stack.
 
-Nodes are looked for in the graph, in bodies of If, Loop and Scan, and in functions. Two are joined only where the graph
-proves that the upper one reads the outputs of the lower one as they are, and that nothing else does. Refuses, by name,
-nodes that compute what no LSTM here does. How values are worked out is in `onnx_graph`. The package `onnx`, an extra,
-is imported when a function is called.
+Nodes are searched in the graph, in bodies of If, Loop and Scan, and in functions. Two are joined only if the graph
+proves that the upper one reads the unchanged outputs of the lower one, and that nothing else reads them. Refuses, by
+name, nodes that compute what no LSTM here does. Values are evaluated in `onnx_graph`. The package `onnx`, an extra, is
+imported when a function is called.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import numpy as np
 from lstmfast._checks import Array
 from lstmfast.layouts.onnx_graph import Graph, Node, Shape, Shapes, Value
 
-_WEIGHTS = {"W": 1, "R": 2, "B": 3, "P": 7}  # where the operator takes them
+_WEIGHTS = {"W": 1, "R": 2, "B": 3, "P": 7}  # the operator's input indices
 _LENGTHS, _STATES = 4, {"initial_h": 5, "initial_c": 6}
 _AXES = {"W": 3, "R": 3, "B": 2, "P": 2}
-_DEFAULT_ACTIVATIONS = ("sigmoid", "tanh", "tanh")  # ONNX does not mind their case
-# Types of the attributes that are read, as `onnx.AttributeProto` numbers them: a float, an integer, words.
+_DEFAULT_ACTIVATIONS = ("sigmoid", "tanh", "tanh")  # ONNX ignores their case
+# Types of the attributes, as `onnx.AttributeProto` numbers them: float, integer, strings.
 _TYPES = {"clip": 1, "hidden_size": 2, "input_forget": 2, "layout": 2, "direction": 3, "activations": 8}
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 _WORDS = {"states": "initial states", "lengths": "lengths of its rows"}
 _NOT_GIVEN = {"held": "the file contains", "computed": "the graph computes or rearranges"}
-_ROWS = 3  # of a state whose batch is not known
-_EXACT = 2**24  # whole numbers below are exact in float32
+_ROWS = 3  # of a state whose batch size is unknown
+_EXACT = 2**24  # integers below are exact in float32
 _NO_CLIP = float(np.finfo(np.float32).max)
-_TO_THE_END = 2**31 - 1  # from here on exporters mean "to the end" by the end of a slice
+_TO_THE_END = 2**31 - 1  # as the end of a slice, exporters use this or more for "to the end"
 _NARROW = ("float16", "bfloat16")
 _PRIMES = (23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
 
-# Where states or lengths of a node are from. "none": it starts from zeros, or runs to the end. "given": inputs of the
-# graph, as they are. "held": the file. "computed": anything else in the graph.
+# Origin of a node's states or lengths. "none": zero states, or full length. "given": unchanged inputs of the graph.
+# "held": stored in the file. "computed": anything else in the graph.
 Origin: TypeAlias = Literal["none", "given", "held", "computed"]
 
 
@@ -44,9 +44,9 @@ Origin: TypeAlias = Literal["none", "given", "held", "computed"]
 class LSTMNode:
     """One node: arrays W, R and, where given, B and P; attributes with the operator's defaults filled in.
 
-    name: no other node's. values: what the graph calls each of the arrays. trouble: why it cannot be used at all, in a
-    sentence, and then arrays may be missing. below: the node whose outputs, as they are, this one reads, and no other
-    does; None if there is none. states, lengths: where they are from.
+    name: unique. values: the graph's names of the arrays. trouble: a sentence on why it cannot be used at all; arrays
+    may then be missing. below: the node whose unchanged outputs are read by this one and no other; None if there is
+    none. states, lengths: their origins.
     """
 
     name: str
@@ -65,9 +65,9 @@ class LSTMNode:
     node: Node
 
     def refuse_what_differs(self, *, weights_only: bool = False) -> None:
-        """Raise ValueError naming the node and the first thing that no LSTM of ours has.
+        """Raise ValueError naming the node and the first property that no LSTM here has.
 
-        weights_only: states and lengths that are not the caller's are none.
+        weights_only: accept states and lengths that the caller does not give.
         """
         if self.trouble:
             raise ValueError(self.trouble)
@@ -105,12 +105,12 @@ class LSTMNode:
 
     @property
     def width(self) -> int:
-        """Numbers in its output at each step, all directions."""
+        """Features of its output at each step, all directions together."""
         return self.directions * self.hidden_size
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be known of it besides its weights, in sentences."""
+        """Sentences on what to know about it besides its weights."""
         words = [
             f"{self.values[letter]} is {array.dtype} in the file and was widened to float32, which is exact."
             for letter, array in self.arrays.items() if array.dtype.name in _NARROW
@@ -125,7 +125,7 @@ class LSTMNode:
         return tuple(words)
 
     def can_go_on(self, stack: Sequence[LSTMNode]) -> bool:
-        """Whether this node can be the layer above a stack, whose last node it reads."""
+        """Whether this node can be the next layer of a stack whose last node it reads."""
         lower = stack[-1]
         return (
             self.below is lower
@@ -148,7 +148,7 @@ class LSTMNode:
 
 
 def read_model(path: Path) -> Any:
-    """The `onnx.ModelProto` in a file. Raises ValueError if it is none, OSError if it cannot be read."""
+    """The `onnx.ModelProto` in a file. Raises ValueError if it is not one, OSError if it cannot be read."""
     import onnx
 
     try:
@@ -165,7 +165,7 @@ def read_model(path: Path) -> Any:
 def lstm_nodes(graph: Graph) -> list[LSTMNode]:
     """The LSTM nodes of a model, wherever they are, in the order of execution.
 
-    Those that cannot be used are among them: see `LSTMNode.trouble` and `LSTMNode.refuse_what_differs`.
+    Includes unusable ones: see `LSTMNode.trouble` and `LSTMNode.refuse_what_differs`.
     """
     nodes = [node for node in graph.nodes if node.kind == "LSTM"]
     by_output: dict[Value, LSTMNode] = {}
@@ -183,7 +183,7 @@ def lstm_nodes(graph: Graph) -> list[LSTMNode]:
 
 
 def stacks(nodes: list[LSTMNode]) -> list[list[LSTMNode]]:
-    """Nodes that stand upon each other, from the lowest on."""
+    """Nodes grouped into stacks, each from the lowest layer up."""
     above = {id(node.below): node for node in nodes if node.below is not None}
     found, taken = [], set[int]()
     for node in nodes:  # a lower one comes before an upper one
@@ -197,9 +197,9 @@ def stacks(nodes: list[LSTMNode]) -> list[list[LSTMNode]]:
 
 
 def stack_arrays(stack: list[LSTMNode]) -> dict[str, Array]:
-    """The arrays of a stack by the names of the layout `onnx`, those of 16 bits widened to float32.
+    """The arrays of a stack by the names of the layout `onnx`, 16-bit ones widened to float32.
 
-    Where only some nodes have a bias, others get zeros.
+    If only some nodes have a bias, the others get zeros.
     """
     some_bias = any("B" in node.arrays for node in stack)
     arrays: dict[str, Array] = {}
@@ -220,7 +220,7 @@ def _widened(values: Array) -> Array:
 
 
 def _unique(names: Sequence[str]) -> Iterator[str]:
-    """The names, with a number behind those that came before."""
+    """The names, with a number appended to repeated ones."""
     used: set[str] = set()
     for name in names:
         given, number = name, 2
@@ -259,7 +259,7 @@ def _read(graph: Graph, node: Node, name: str) -> LSTMNode:
 
 
 def _setting(proto: Any) -> Any:
-    """The value of an attribute, its words as str."""
+    """The value of an attribute, with bytes decoded to str."""
     import onnx
 
     value = onnx.helper.get_attribute_value(proto)
@@ -271,7 +271,7 @@ def _setting(proto: Any) -> Any:
 
 
 def _misfit(name: str, arrays: dict[str, Array], direction: str, hidden_size: int | None) -> str:
-    """What of a node does not fit together, in a sentence; nothing if all does."""
+    """A sentence on the first inconsistency of a node; empty if there is none."""
     if direction not in _DIRECTIONS:
         return f"direction of LSTM node {name} must be one of {', '.join(_DIRECTIONS)}, got {direction!r}"
     for letter in "WR":
@@ -305,13 +305,13 @@ def _states(node: LSTMNode) -> Origin:
 
 
 def _initial_states(node: LSTMNode) -> dict[str, Value]:
-    """Those that are not proved to be zeros, by the operator's names."""
+    """The initial states that are not proved to be zeros, by the operator's names."""
     values = {name: node.node.input(place) for name, place in _STATES.items()}
     return {name: value for name, value in values.items() if value is not None and not node.graph.is_zero(value)}
 
 
 def _are_given(stack: Sequence[LSTMNode]) -> bool:
-    """Whether the initial states of a stack, one node's behind the other's, are inputs of the graph as they are."""
+    """Whether the concatenated initial states of a stack are unchanged inputs of the graph."""
     lowest, states = stack[0], [_initial_states(node) for node in stack]
     shape = (lowest.directions, _ROWS, lowest.hidden_size)
     if lowest.batch_first:
@@ -335,16 +335,16 @@ def _lengths(node: LSTMNode) -> Origin:
             axes = None if x is None else node.graph.shape_of(x, shapes)
             if axes is not None:
                 whole.append((node.graph.evaluate(lengths, shapes=shapes) == axes[1 if node.batch_first else 0]).all())
-        except Exception:  # what cannot be worked out is not proved
+        except Exception:  # not evaluable, so not proved
             return "held"
     return "none" if whole and all(whole) else "held"
 
 
 def _are_inputs(graph: Graph, values: Sequence[Value], shape: Shape, batch_first: bool = False) -> bool:
-    """Whether values, one behind the other, are inputs of the graph with nothing turned round.
+    """Whether values, concatenated, are inputs of the graph in unchanged order.
 
-    Then a caller who takes the states out of what he would feed the graph has them in our order; an input of just the
-    shape of all states together must be them. shape: of a value that is itself an input of unknown shape.
+    The states that a caller would feed the graph are then in our order; an input with the shape of all states together
+    must be equal to them. shape: for a value that is itself an input of unknown shape.
     """
     sources = sorted(frozenset().union(*(value.sources for value in values)), key=lambda source: source.name)
     if any(value.origin != "moved" for value in values) or any(source.input_of is None for source in sources):
@@ -361,7 +361,7 @@ def _are_inputs(graph: Graph, values: Sequence[Value], shape: Shape, batch_first
             count += numbers[source].size
         try:
             parts = [graph.evaluate(value, numbers, known) for value in values]
-        except Exception:  # what cannot be worked out is not proved
+        except Exception:  # not evaluable, so not proved
             return False
         if any(part.ndim != len(shape) for part in parts) or count > _EXACT:
             return False
@@ -377,7 +377,7 @@ def _are_inputs(graph: Graph, values: Sequence[Value], shape: Shape, batch_first
 
 
 def _number_type(source: Value) -> Any:
-    """A type for numbered elements of an input: integers where it has them."""
+    """A type in which to number the elements of an input: its own if that is an integer type."""
     import onnx
 
     kinds = {onnx.TensorProto.INT32: np.int32, onnx.TensorProto.INT64: np.int64}
@@ -388,10 +388,10 @@ def _number_type(source: Value) -> Any:
 
 
 def _reads_as_it_is(upper: LSTMNode, lower: LSTMNode) -> bool:
-    """Whether the graph proves that a node reads the outputs of another as they are, and that nothing else reads them.
+    """Whether the graph proves that a node reads the unchanged outputs of another, and that nothing else reads them.
 
-    Random numbers in the place of the outputs must come out as the layer above takes them, all directions side by side,
-    in every size that the graph runs in: those of its inputs, free axes set to several, and some of our own.
+    Random numbers in place of the outputs must arrive at the layer above with all directions concatenated, for every
+    size in which the graph runs: its inputs' sizes, with several values for free axes, and some of our own.
     """
     graph, x, y = upper.graph, upper.node.input(0), lower.node.outputs[0]
     if x is None or y is None or x.sources != {y} or upper.node.frame is not lower.node.frame:
@@ -421,14 +421,14 @@ def _reads_as_it_is(upper: LSTMNode, lower: LSTMNode) -> bool:
                 data = node.inputs[0]
                 size = graph.evaluate(data, {y: outputs}, shapes).shape[axis] if data is not None else 0
                 cut.setdefault((node, axis), set()).add(size)
-        except Exception:  # the graph does not run in this size, or it cannot be worked out: nothing is proved
+        except Exception:  # the graph does not run in this size or is not evaluable: nothing is proved
             continue
         if got.ndim != wanted.ndim or got.shape[-1] != wanted.shape[-1]:
             continue  # nor does the upper node run
         if got.dtype == outputs.dtype and np.array_equal(got, wanted):
             fitting.add(wanted.shape[:2])
             own_fitting = len(fitting) if k < len(own) else own_fitting
-        elif k < len(own) or own_fitting < 2:  # what fits in all sizes of the graph need not in others
+        elif k < len(own) or own_fitting < 2:  # what fits in all of the graph's sizes need not fit in ours
             return False
     if cut and not all(len({sizes[axis] for sizes in fitting}) > 1 for axis in (0, 1)):
         return False
@@ -437,7 +437,7 @@ def _reads_as_it_is(upper: LSTMNode, lower: LSTMNode) -> bool:
 
 
 def _sizes(known: set[int]) -> list[tuple[int, int]]:
-    """Time steps and rows to try: primes, so that what was written for the known sizes does not run by chance."""
+    """Time steps and rows to try: primes, in which code written for the known sizes does not run by chance."""
     a, b, c, *_ = [prime for prime in _PRIMES if all(size % prime for size in known)] + 3 * [1]
     return [(a, b), (b, c), (a, 1), (1, b)]
 
@@ -449,14 +449,14 @@ def _output_shape(node: LSTMNode, time_steps: int, batch: int) -> Shape:
 
 
 def _side_by_side(outputs: Array, batch_first: bool) -> Array:
-    """The outputs of a node as the layer above takes them: all directions in one row, forward first."""
+    """The outputs of a node as input of the layer above: all directions concatenated, forward first."""
     if not batch_first:
         outputs = outputs.transpose(0, 2, 1, 3)
     return outputs.reshape(*outputs.shape[:2], -1)
 
 
 def _is_read_alone(upper: Node, y: Value) -> bool:
-    """Whether outputs, moved or not, reach one node, as its input, and nothing else but questions for their shape."""
+    """Whether outputs, moved or not, reach only one node's input, and otherwise only Shape or Size nodes."""
     seen: set[Value] = set()
     waiting = [y]
     while waiting:
@@ -477,12 +477,12 @@ def _is_read_alone(upper: Node, y: Value) -> bool:
 
 
 def _fixed_cuts(graph: Graph, carriers: Sequence[Node]) -> Iterator[tuple[Node, int]]:
-    """Slices that begin or end at a fixed place, and their axes: more steps than were tried might be cut off."""
+    """Slices that begin or end at a fixed index, and their axes: they might cut off more steps than were tried."""
     for node in carriers:
         if node.kind == "Slice":
             axes = _slice_setting(graph, node, 3, "axes")
             for setting, place in (("starts", 1), ("ends", 2)):
-                for k, number in enumerate(_slice_setting(graph, node, place, setting) or ()):  # others: made of shapes
+                for k, number in enumerate(_slice_setting(graph, node, place, setting) or ()):  # None: from shapes
                     if abs(number) < _TO_THE_END and not (setting == "starts" and number == 0):
                         yield node, k if axes is None else axes[k]
 

@@ -1,8 +1,8 @@
-"""What torch.save wrote, by PyTorch's weights-only loader, with stand-ins for harmless values beside the weights.
+"""Files of torch.save, read by PyTorch's weights-only loader, with stand-ins for harmless values beside the weights.
 
 Checkpoints keep hyperparameters next to their tensors: NumPy scalars and arrays, an argparse.Namespace, paths, dates.
-The loader refuses these names. Here each becomes an inert object of ours that remembers nothing, but for NumPy arrays,
-whose bytes are read as numbers. Refuses every other name, and to import or call anything that a pickle names.
+The loader refuses these names. Here each becomes an inert object that keeps nothing, except NumPy arrays, whose bytes
+are read as numbers. Refuses every other name, and never imports or calls what a pickle names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lstmfast._checks import Array
 
 
 class Opaque:
-    """A value that is no weight: whatever it was made of is dropped."""
+    """A value that is not a weight; its contents are dropped."""
 
     def __new__(cls, *args: Any) -> Any:
         return object.__new__(cls)
@@ -34,21 +34,21 @@ class Opaque:
 
 
 class _Dict(Opaque):
-    """A dict of another class, as a plain one."""
+    """A plain dict in place of a dict subclass."""
 
     def __new__(cls, *args: Any) -> Any:
         return {}
 
 
 class _List(Opaque):
-    """A list of another class, as a plain one."""
+    """A plain list in place of a list subclass."""
 
     def __new__(cls, *args: Any) -> Any:
         return []
 
 
 class DType(Opaque):
-    """A NumPy dtype: what its pickle says of it, as text."""
+    """A NumPy dtype, as the text in its pickle."""
 
     code, order = "", "="
 
@@ -61,7 +61,7 @@ class DType(Opaque):
 
 
 class PickledArray(Opaque):
-    """A NumPy array: `values` holds its numbers, None for an array of anything else."""
+    """A NumPy array: `values` holds its numbers, None if it is not numeric."""
 
     values: Array | None = None
 
@@ -103,19 +103,19 @@ _HARMLESS = {
 
 
 def _stand_in(kind: type, name: str) -> type:
-    """A class that the loader takes for the one of this name: it goes by where a class says that it is from."""
+    """A class that the loader accepts under this name: it looks only at `__module__` and `__qualname__`."""
     module, _, own = name.rpartition(".")
     return type(own, (kind,), {"__module__": module, "__qualname__": own})
 
 
 _STAND_INS = [_stand_in(kind, name) for kind, names in _HARMLESS.items() for name in names]
-_ONE_AT_A_TIME = threading.Lock()  # the loader's list of names is one for the whole process
+_ONE_AT_A_TIME = threading.Lock()  # the loader's list of allowed names is global to the process
 
 
 def load(path: Path, torch: ModuleType) -> Any:
-    """The contents of a file of torch.save. Raises the loader's error for other than weights and harmless values."""
+    """The contents of a torch.save file. Raises the loader's error for anything but weights and harmless values."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it cannot read it says more in its error
+        warnings.simplefilter("ignore")  # its errors say more than its warnings
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -132,6 +132,6 @@ _NAMES = {name for names in _HARMLESS.values() for name in names} | {
 
 
 def refused_name(said: str) -> str:
-    """The name that the loader's error says it does not know, "" where it says something else."""
+    """The unknown name in the loader's error, "" if it is another error."""
     found = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global):? ?(?:GLOBAL )?(\S+)", said)
     return (found[1] or found[2]).rstrip(".,") if found else ""

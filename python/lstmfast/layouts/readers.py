@@ -1,7 +1,7 @@
-"""LSTMs out of real files: `read` says all that a file holds, `load` gives the weights of one LSTM in it.
+"""LSTMs from weight files: `read` lists everything in a file, `load` returns the weights of one LSTM in it.
 
-Formats are in `files` and `tensor_bundle`; which arrays belong together is in `finder`. Here is only the way from a
-path to them. Refuses to write files.
+This file resolves paths. `files` and `tensor_bundle` parse the formats, `finder` decides which arrays form an LSTM.
+Refuses to write files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lstmfast.layouts.weights import LSTMWeights
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What a file holds: its kind in words, its LSTMs, and its arrays by name, those of the LSTMs included."""
+    """Contents of a file: its kind in words, its LSTMs, and all arrays by name, including those of the LSTMs."""
 
     path: Path
     kind: str
@@ -34,9 +34,9 @@ def read(path: str | os.PathLike[str], *, layout: str | None = None) -> Contents
 
     Reads PyTorch's .pt and .pth (dicts of tensors; code is refused), safetensors, .npz, Keras' .h5, .weights.h5 and
     .keras, TensorFlow checkpoints (the prefix, the .index or the folder) and SavedModel folders, ONNX, and lstmfast's
-    run folders. layout: one of `LAYOUTS`, where names alone do not tell, as of haste's in an .npz. Raises OSError if
-    the file cannot be read, ImportError naming the extra for what is not installed, ValueError in a sentence naming
-    the file otherwise.
+    run folders. layout: one of `LAYOUTS`, if names alone do not identify it (haste weights in an .npz, for example).
+    Raises OSError if the file cannot be read, ImportError naming the extra to install for a missing library, and
+    ValueError naming the file for anything else.
     """
     found = _resolved(Path(path))
     file = files.FORMATS[files.kind_of(found)].read(found)
@@ -62,7 +62,7 @@ def load(
 ) -> LSTMWeights:
     """The weights of the LSTM in a file; `name` selects one of several. Other arguments as in `read` and `convert`.
 
-    Raises ValueError listing the names if there are several, or none of this name.
+    Raises ValueError listing the names if there are several, or if none has this name.
     """
     contents = read(path, layout=layout)
     found = [each for each in contents.lstms if name is None or each.name == name]
@@ -83,8 +83,8 @@ def load(
 
 
 def _resolved(path: Path) -> Path:
-    """The file to read: in a folder the checkpoint of a run, TensorFlow's latest or a SavedModel's variables; of a
-    prefix its index."""
+    """The file to read: in a folder, a run's checkpoint, TensorFlow's latest or a SavedModel's variables; for a prefix,
+    its index."""
     if path.name == "saved_model.pb" and path.is_file():
         path = path.parent
     if path.is_dir():
@@ -108,7 +108,7 @@ def _resolved(path: Path) -> Path:
 
 
 def _latest(folder: Path) -> Path:
-    """The index that TensorFlow's file `checkpoint` names, in this folder wherever it was written."""
+    """The index that TensorFlow's file `checkpoint` names, looked up in this folder wherever it was written."""
     words = (folder / "checkpoint").read_text(encoding="utf-8", errors="replace")
     match = re.search(r'^model_checkpoint_path: "([^"]+)"', words, re.MULTILINE)
     if match is None:

@@ -1,6 +1,6 @@
-"""Every weight layout, once: which gate lies where, what the variables are called, what the biases mean.
+"""Every weight layout, defined once: the order of its gates, the names of its arrays, the meaning of its biases.
 
-A `Layout` is data. `converters` encodes and decodes any of them from these descriptions, so that no other file knows
+A `Layout` is data. `converters` encodes and decodes any of them from these descriptions, and no other file knows
 the order of another library's gates. Refuses to hold numbers and to read files.
 """
 
@@ -14,17 +14,17 @@ from typing import NamedTuple, TypeAlias
 from lstmfast import gates
 
 OURS = "".join(gates.LETTERS)
-PEEPHOLES = "".join(gates.LETTERS[gates.NAMES.index(name)] for name in gates.PEEPHOLES)  # the rows of ours [3, H]
+PEEPHOLES = "".join(gates.LETTERS[gates.NAMES.index(name)] for name in gates.PEEPHOLES)  # rows of our [3, H]
 
 
 @dataclass(frozen=True)
-class Variable:
+class LayoutArray:
     """One array of one cell.
 
-    name: after the cell's scope. role: which of our arrays it holds (`kernel` is `input` and `recurrent`, one above the
-    other; `biases` is `bias` and `recurrent_bias`, one behind the other). gates: the gates in it, in its own order; ""
-    for the projection. transposed: gates lie along the rows. rows: a vector written as a matrix, one row for each gate.
-    blocks_transposed: gates lie along the columns, but each gate's block has in memory the transposed matrix.
+    name: without the cell's scope. role: which of our arrays it holds (`kernel` is `input` stacked on `recurrent`;
+    `biases` is `bias` followed by `recurrent_bias`). gates: the gates in it, in its own order; "" for the projection.
+    transposed: gates are along the rows. rows: a vector stored as a matrix, one row per gate. blocks_transposed: gates
+    are along the columns, but each gate's block of memory holds the transposed matrix.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Variable:
 
 
 class Place(NamedTuple):
-    """Where a cell stands: its layer, and whether it runs in reverse."""
+    """A cell's place in the stack: its layer, and whether it runs in reverse."""
 
     layer: int
     reverse: bool = False
@@ -56,24 +56,24 @@ ParseName: TypeAlias = Callable[[str], "tuple[str, Place] | None"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How one library keeps the weights of LSTMs.
+    """How one library stores the weights of LSTMs.
 
-    gate_order: letters of gates in memory. forget_bias: the default of what is added at run time and is no part of the
-    arrays; None where there is nothing of the kind. directions_stacked: arrays have both directions along a first axis.
-    write, read: a variable's name in a stack, and back (a layer's number need not begin at 0).
+    gate_order: letters of the gates in memory order. forget_bias: default of the bias added at run time, which no array
+    contains; None if the library adds none. directions_stacked: the first axis of every array is the direction.
+    write, read: make and parse a variable's name in a stack (layer numbers need not begin at 0).
     """
 
     name: str
     title: str
     gate_order: str
-    variables: tuple[Variable, ...]
+    variables: tuple[LayoutArray, ...]
     write: NameOf
     read: ParseName
     forget_bias: float | None = None
     directions_stacked: bool = False
     cell_clip: bool = False
     coupled_gates: bool = False
-    counts_from_zero: bool = True  # Keras numbers the layers of a program, not those of a stack
+    counts_from_zero: bool = True  # Keras numbers layers across the whole program
 
     @property
     def biases(self) -> int:
@@ -82,7 +82,7 @@ class Layout:
         return 2 if roles & {"recurrent_bias", "biases"} else 1
 
     def has(self, role: str) -> bool:
-        """Whether a cell has a place for this."""
+        """Whether a cell has an array with this role."""
         return any(variable.role == role for variable in self.variables)
 
 
@@ -90,7 +90,7 @@ class Layout:
 
 
 def _reader(pattern: str, first_layer: int = 0) -> ParseName:
-    """A reader of names by a pattern with the groups `variable` and, where there are any, `layer` and `reverse`."""
+    """A parser of names from a pattern with the group `variable` and optionally `layer` and `reverse`."""
     compiled = re.compile(pattern)
 
     def read(name: str) -> tuple[str, Place] | None:
@@ -124,7 +124,7 @@ def _torch_name(name: str, place: Place, stack: Stack) -> str:
 
 
 def _char_rnn_name(name: str, place: Place, stack: Stack) -> str:
-    """Layers count from 1, and a reverse direction is none of char-rnn's: its name is ours."""
+    """Layers count from 1. char-rnn has no reverse direction; the suffix for it is ours."""
     module, variable = name.split(".")
     return f"{module}_{place.layer + 1}{'_reverse' if place.reverse else ''}.{variable}"
 
@@ -156,7 +156,7 @@ def _keras_cudnn_name(name: str, place: Place, stack: Stack) -> str:
 
 
 def _keras1_name(name: str, place: Place, stack: Stack) -> str:
-    """A group for the layer, whose name the variables repeat; layers count from 1."""
+    """A group named after the layer, whose name the variables repeat; layers count from 1."""
     number = place.layer + 1
     if not stack.bidirectional:
         return f"lstm_{number}/lstm_{number}_{name}"
@@ -178,7 +178,7 @@ def _tf1_name(name: str, place: Place, stack: Stack) -> str:
 
 
 def _tf1_reader(variables: str) -> ParseName:
-    """Whatever the scopes are: `cell_K` counts layers, `fw` and `bw` are directions (once Cell K, FW and BW)."""
+    """Any scopes: `cell_K` counts layers, `fw` and `bw` are directions (once CellK, FW and BW)."""
     pattern = re.compile(rf"(?P<scope>.*?/)?(?P<variable>{variables})(?::0)?")
 
     def read(name: str) -> tuple[str, Place] | None:
@@ -197,18 +197,18 @@ def _tf1_reader(variables: str) -> ParseName:
 
 def _fused(
     order: str, kernel: str, bias: str, peepholes: tuple[str, str, str] | None = None, projection: str = ""
-) -> tuple[Variable, ...]:
-    """One kernel of input and recurrent rows, gates along its columns, one bias; peepholes of i, f and o apart."""
-    found = [Variable(kernel, "kernel", order), Variable(bias, "bias", order)]
+) -> tuple[LayoutArray, ...]:
+    """One kernel of input and recurrent rows, gates along its columns; one bias; separate peepholes of i, f and o."""
+    found = [LayoutArray(kernel, "kernel", order), LayoutArray(bias, "bias", order)]
     for name, gate in zip(peepholes or (), PEEPHOLES, strict=False):
-        found.append(Variable(name, "peepholes", gate))
-    return (*found, Variable(projection, "projection", "")) if projection else tuple(found)
+        found.append(LayoutArray(name, "peepholes", gate))
+    return (*found, LayoutArray(projection, "projection", "")) if projection else tuple(found)
 
 
-def _split(order: str) -> tuple[Variable, ...]:
+def _split(order: str) -> tuple[LayoutArray, ...]:
     """Two kernels, gates along the columns, one bias."""
     roles = {"kernel": "input", "recurrent_kernel": "recurrent", "bias": "bias"}
-    return tuple(Variable(name, role, order) for name, role in roles.items())
+    return tuple(LayoutArray(name, role, order) for name, role in roles.items())
 
 
 _DIAGONALS = ("w_i_diag", "w_f_diag", "w_o_diag")
@@ -216,8 +216,8 @@ _DIAGONALS = ("w_i_diag", "w_f_diag", "w_o_diag")
 _lstmfast = Layout(
     "lstmfast", "lstmfast", OURS,
     (
-        Variable("kernel", "kernel", OURS), Variable("bias", "bias", OURS),
-        Variable("peepholes", "peepholes", PEEPHOLES, rows=True), Variable("projection", "projection", ""),
+        LayoutArray("kernel", "kernel", OURS), LayoutArray("bias", "bias", OURS),
+        LayoutArray("peepholes", "peepholes", PEEPHOLES, rows=True), LayoutArray("projection", "projection", ""),
     ),
     _dotted, _reader(r"layer(?P<layer>\d+)(?P<reverse>_reverse)?\.(?P<variable>\w+)"),
     forget_bias=1.0, cell_clip=True, coupled_gates=True,
@@ -238,7 +238,7 @@ _tf1_legacy = replace(
 _udacity = Layout(
     "udacity", "Udacity's 6_lstm notebook: twelve separate arrays", "ifgo",
     tuple(
-        Variable(f"{letter}{part}", role, gate, rows=role == "bias")
+        LayoutArray(f"{letter}{part}", role, gate, rows=role == "bias")
         for letter, gate in zip("ifco", "ifgo", strict=True)
         for part, role in (("x", "input"), ("m", "recurrent"), ("b", "bias"))
     ),
@@ -248,11 +248,11 @@ _udacity = Layout(
 _torch = Layout(
     "pytorch", "PyTorch: nn.LSTM, nn.LSTMCell", "ifgo",
     (
-        Variable("weight_ih", "input", "ifgo", transposed=True),
-        Variable("weight_hh", "recurrent", "ifgo", transposed=True),
-        Variable("bias_ih", "bias", "ifgo"),
-        Variable("bias_hh", "recurrent_bias", "ifgo"),
-        Variable("weight_hr", "projection", "", transposed=True),
+        LayoutArray("weight_ih", "input", "ifgo", transposed=True),
+        LayoutArray("weight_hh", "recurrent", "ifgo", transposed=True),
+        LayoutArray("bias_ih", "bias", "ifgo"),
+        LayoutArray("bias_hh", "recurrent_bias", "ifgo"),
+        LayoutArray("weight_hr", "projection", "", transposed=True),
     ),
     _torch_name, _reader(r"(?P<variable>(?:weight|bias)_(?:ih|hh|hr))(?:_l(?P<layer>\d+)(?P<reverse>_reverse)?)?"),
 )
@@ -260,10 +260,10 @@ _torch = Layout(
 _onnx = Layout(
     "onnx", "ONNX: the LSTM operator", "iofg",
     (
-        Variable("W", "input", "iofg", transposed=True),
-        Variable("R", "recurrent", "iofg", transposed=True),
-        Variable("B", "biases", "iofg"),
-        Variable("P", "peepholes", "iof"),
+        LayoutArray("W", "input", "iofg", transposed=True),
+        LayoutArray("R", "recurrent", "iofg", transposed=True),
+        LayoutArray("B", "biases", "iofg"),
+        LayoutArray("P", "peepholes", "iof"),
     ),
     _dotted_layer_if_many, _reader(r"(?:layer(?P<layer>\d+)\.)?(?P<variable>[WRBP])"),
     directions_stacked=True, coupled_gates=True,
@@ -273,11 +273,11 @@ _cudnn = Layout(
     "cudnn", "cuDNN: the matrices and biases that its RNN calls number", "ifgo",
     (
         *(
-            Variable(f"{name}_{gate}", role, gate, transposed=role in ("input", "recurrent"))
+            LayoutArray(f"{name}_{gate}", role, gate, transposed=role in ("input", "recurrent"))
             for name, role in (("W", "input"), ("R", "recurrent"), ("bW", "bias"), ("bR", "recurrent_bias"))
             for gate in "ifgo"
         ),
-        Variable("P", "projection", "", transposed=True),
+        LayoutArray("P", "projection", "", transposed=True),
     ),
     _dotted, _reader(r"layer(?P<layer>\d+)(?P<reverse>_reverse)?\.(?P<variable>\w+)"),
 )
@@ -285,10 +285,10 @@ _cudnn = Layout(
 _char_rnn = Layout(
     "char-rnn", "char-rnn: the linear modules i2h and h2h", "ifog",
     (
-        Variable("i2h.weight", "input", "ifog", transposed=True),
-        Variable("h2h.weight", "recurrent", "ifog", transposed=True),
-        Variable("i2h.bias", "bias", "ifog"),
-        Variable("h2h.bias", "recurrent_bias", "ifog"),
+        LayoutArray("i2h.weight", "input", "ifog", transposed=True),
+        LayoutArray("h2h.weight", "recurrent", "ifog", transposed=True),
+        LayoutArray("i2h.bias", "bias", "ifog"),
+        LayoutArray("h2h.bias", "recurrent_bias", "ifog"),
     ),
     _char_rnn_name, _read_char_rnn,
 )
@@ -307,16 +307,16 @@ LAYOUTS = {
         Layout(
             "keras-cudnn", "Keras 2: CuDNNLSTM", "ifgo",
             (
-                Variable("kernel", "input", "ifgo", blocks_transposed=True),
-                Variable("recurrent_kernel", "recurrent", "ifgo", blocks_transposed=True),
-                Variable("bias", "biases", "ifgo"),
+                LayoutArray("kernel", "input", "ifgo", blocks_transposed=True),
+                LayoutArray("recurrent_kernel", "recurrent", "ifgo", blocks_transposed=True),
+                LayoutArray("bias", "biases", "ifgo"),
             ),
             _keras_cudnn_name, _read_keras, counts_from_zero=False,
         ),
         Layout(
             "keras-1", "Keras 1: twelve separate arrays", "igfo",
             tuple(
-                Variable(f"{part}_{letter}", role, gate)
+                LayoutArray(f"{part}_{letter}", role, gate)
                 for letter, gate in zip("icfo", "igfo", strict=True)
                 for part, role in (("W", "input"), ("U", "recurrent"), ("b", "bias"))
             ),
@@ -339,14 +339,14 @@ LAYOUTS = {
 
 
 def layout(name: str) -> Layout:
-    """The layout of this name. Raises ValueError listing those there are for any other."""
+    """The layout of this name. Raises ValueError listing the known names."""
     if name not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
     return LAYOUTS[name]
 
 
 def gate_order(name: str) -> str:
-    """The order of a layout's gates, or the order itself if it is one: the letters i, f, g and o, each once.
+    """The gate order of a layout, or the given order if it is one: the letters i, f, g and o, each once.
 
     Raises ValueError listing the layouts for anything else.
     """

@@ -1,10 +1,10 @@
 """TensorFlow checkpoints of version 2 (an `.index` and its `.data-?????-of-?????` files), read without TensorFlow.
 
-The index is a sorted table of blocks, as LevelDB has them, from a tensor's name to a small protocol buffer that says
-where its bytes lie. TensorFlow writes the blocks uncompressed; others are refused. The checksums of the index are
-checked, those of the data are not, which plain Python would take minutes for; sizes are held against the files.
-TensorFlow 2 saves objects: a graph of them, stored as a string, says what each variable was called in its program.
-Refuses partitioned variables and strings, which are left out, and the one-file checkpoints of version 1.
+The index is a sorted table of LevelDB blocks; it maps a tensor's name to a small protocol buffer with the location
+of its bytes. TensorFlow writes the blocks uncompressed; others are refused. Checksums of the index are checked; those
+of the data are not, because plain Python would take minutes, but sizes are checked against the files.
+TensorFlow 2 saves objects: an object graph, stored as a string, has each variable's name in its program.
+Leaves out partitioned variables and strings, and refuses the one-file checkpoints of version 1.
 Source: the comments of tensorflow/core/util/tensor_bundle and of LevelDB's table_format.md;
 tensorflow/core/protobuf/trackable_object_graph.proto.
 """
@@ -23,7 +23,7 @@ from lstmfast._checks import Array
 
 _MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER_BYTES, _TRAILER_BYTES = 48, 5  # a block's trailer: one byte of compression, four of checksum
-# The numbers of tensorflow/core/framework/types.proto that NumPy has a dtype for; bfloat16 is widened, which is exact.
+# The types of tensorflow/core/framework/types.proto that NumPy has; bfloat16 is widened, which is exact.
 _DTYPES = {
     1: "<f4", 2: "<f8", 3: "<i4", 4: "<u1", 5: "<i2", 6: "<i1", 9: "<i8", 10: "?", 17: "<u2", 19: "<f2", 22: "<u4",
     23: "<u8",
@@ -34,7 +34,7 @@ _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 @dataclass
 class _Entry:
-    """Where a tensor's bytes lie."""
+    """Location, type and shape of a tensor."""
 
     dtype: int = 0
     shape: list[int] = field(default_factory=list)
@@ -45,7 +45,7 @@ class _Entry:
 
 
 def is_index(path: Path) -> bool:
-    """Whether a file ends as an index does."""
+    """Whether a file ends like an index."""
     with path.open("rb") as file:
         file.seek(0, 2)
         if file.tell() < _FOOTER_BYTES:
@@ -55,9 +55,9 @@ def is_index(path: Path) -> bool:
 
 
 def read(index: Path) -> tuple[dict[str, Array], list[str]]:
-    """The tensors of a checkpoint by name, and in sentences which were left out; of strings nothing is said.
+    """The tensors of a checkpoint by name, and sentences about those left out (strings are left out silently).
 
-    Raises ValueError saying what is wrong with which of its files; OSError where one is missing.
+    Raises ValueError naming the file at fault and the reason; OSError if a file is missing.
     """
     described, files = _described(index)
     tensors, left_out = {}, []
@@ -72,7 +72,7 @@ def read(index: Path) -> tuple[dict[str, Array], list[str]]:
 
 
 def full_names(index: Path) -> dict[str, str] | None:
-    """What its program called each variable of a checkpoint of objects, by its key; None for one of variables.
+    """The program's name for each variable of an object checkpoint, by key; None for a TensorFlow 1 checkpoint.
 
     Raises as `read`.
     """
@@ -92,7 +92,7 @@ def full_names(index: Path) -> dict[str, str] | None:
 
 
 def keras_metadata(folder: Path) -> list[str]:
-    """The JSON of a SavedModel's Keras layers: in keras_metadata.pb since TensorFlow 2.5, before in saved_model.pb."""
+    """The JSON of a SavedModel's Keras layers: from keras_metadata.pb (TensorFlow 2.5 on), else saved_model.pb."""
     try:
         if (folder / "keras_metadata.pb").exists():
             objects = _messages((folder / "keras_metadata.pb").read_bytes(), 1)  # SavedMetadata.nodes
@@ -107,12 +107,12 @@ def keras_metadata(folder: Path) -> list[str]:
 
 
 def widened_bfloat16(bits: Array) -> Array:
-    """float32 of the 16 bits of bfloat16, which are the upper half of it."""
+    """bfloat16 bits as float32, of which they are the upper half."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _described(index: Path) -> tuple[dict[str, _Entry], list[Path]]:
-    """Where every tensor lies, by its name, and the data files."""
+    """The entry of every tensor by name, and the data files."""
     prefix = index.with_name(index.name.removesuffix(".index"))
     try:
         entries = dict(_entries(index.read_bytes()))
@@ -132,14 +132,14 @@ def _entries(contents: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(contents) < _FOOTER_BYTES or not contents.endswith(_MAGIC):
         raise ValueError("it is truncated or not an index")
     footer = contents[-_FOOTER_BYTES:]
-    _, at = _varint(footer, 0)  # a block of meta data, which these tables leave empty
+    _, at = _varint(footer, 0)  # the metadata block, which is empty in these tables
     _, at = _varint(footer, at)
     for _, handle in _block(contents, footer, at):
         yield from _block(contents, handle, 0)
 
 
 def _block(contents: bytes, handle: bytes, at: int) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of one block: keys share the beginning of the one before; their places stand at the end."""
+    """Keys and values of one block. A key shares a prefix with the one before; restart offsets are at the end."""
     offset, at = _varint(handle, at)
     size, _ = _varint(handle, at)
     block = contents[offset : offset + size]
@@ -162,7 +162,7 @@ def _block(contents: bytes, handle: bytes, at: int) -> Iterator[tuple[bytes, byt
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, lowest first, and where it ends."""
+    """A varint, seven bits per byte, lowest first, and the offset after it."""
     number = shift = 0
     while True:
         byte = data[at]
@@ -188,7 +188,7 @@ _CRC_TABLE = _crc_table()
 
 
 def _masked_crc(data: bytes) -> int:
-    """LevelDB's: the checksum rotated by 15 bits plus a constant, so that checksums of checksums stay good ones."""
+    """LevelDB's masked checksum: rotated by 15 bits plus a constant, because checksums of checksums are weak."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
@@ -200,7 +200,7 @@ def _masked_crc(data: bytes) -> int:
 
 
 def _fields(message: bytes) -> list[tuple[int, Any]]:
-    """The fields of a message: their numbers, and values as int or bytes."""
+    """The fields of a message: number, and value as int or bytes."""
     fields, at = [], 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -226,7 +226,7 @@ def _messages(message: bytes, number: int) -> list[bytes]:
 
 
 def _shards(header: bytes) -> int:
-    """How many data files there are. Of a BundleHeaderProto: 1 num_shards, 2 endianness (1: big)."""
+    """The number of data files. Fields of BundleHeaderProto: 1 num_shards, 2 endianness (1: big)."""
     fields = dict(_fields(header))
     shards = fields.get(1)
     if not isinstance(shards, int):
@@ -239,7 +239,7 @@ def _shards(header: bytes) -> int:
 
 
 def _entry(message: bytes) -> _Entry:
-    """A BundleEntryProto: 1 dtype, 2 shape, 3 shard, 4 offset, 5 size, 6 checksum, 7 slices."""
+    """Fields of BundleEntryProto: 1 dtype, 2 shape, 3 shard, 4 offset, 5 size, 6 checksum, 7 slices."""
     entry = _Entry()
     for number, value in _fields(message):
         if number == 2:
@@ -277,7 +277,7 @@ def _data(name: str, entry: _Entry, files: list[Path]) -> bytes:
 
 
 def _string(entry: _Entry, files: list[Path]) -> bytes:
-    """A scalar string: its length, a checksum of that, its bytes."""
+    """A scalar string, stored as its length, the length's checksum, and its bytes."""
     data = _data(_OBJECT_GRAPH, entry, files)
     length, at = _varint(data, 0)
     if entry.dtype != _STRING or len(data) != at + 4 + length:

@@ -1,7 +1,7 @@
-"""The weights of a stack of LSTMs as one object: the hub through which every layout passes.
+"""The weights of a stack of LSTMs as one object, through which every conversion between layouts passes.
 
-Gates lie in our order (see `gates`), kernels hold the input's rows above the state's. The meaning of biases is kept as
-the source had it: one or two, and what is added at run time apart, so that nothing is rounded on the way through.
+Gates are in our order (see `gates`); a kernel has the input's rows above the state's. Biases stay as the source had
+them, one or two, with the forget bias added at run time kept separate: nothing is rounded on the way through.
 Refuses to compute an LSTM (see `layers`) and to know another library's names and orders (see `table`).
 """
 
@@ -25,12 +25,12 @@ _FORGET = gates.NAMES.index("forget")
 
 @dataclass(frozen=True, eq=False)
 class CellWeights:
-    """The weights of one layer in one direction: what the gates are computed from is x, h and these.
+    """The weights of one layer in one direction.
 
     Shapes: kernel [input_size + output_size, 4*hidden_size]; bias and recurrent_bias [4*hidden_size]; peepholes
     [3, hidden_size], rows i, f, o; projection [hidden_size, output_size], without which output_size is hidden_size.
-    The pre-activation of the forget gate gets bias + recurrent_bias + forget_bias, that of the others bias +
-    recurrent_bias. Raises ValueError naming what has a wrong shape, TypeError for dtypes that differ.
+    The forget gate's pre-activation gets bias + recurrent_bias + forget_bias, the others' bias + recurrent_bias.
+    Raises ValueError naming the array whose shape is wrong, TypeError for dtypes that differ.
     """
 
     kernel: Array
@@ -81,7 +81,7 @@ class CellWeights:
         return self.kernel.dtype
 
     def separable_forget_bias(self) -> float | None:
-        """The forget bias that stands apart from `bias`, as an addend of its own; None if something else does too."""
+        """The forget bias that is kept separate from `bias`; None if the second bias holds anything else."""
         second = self.recurrent_bias
         if second is None:
             return self.forget_bias
@@ -96,9 +96,9 @@ class CellWeights:
         return bias
 
     def with_one_bias(self, forget_bias: float) -> CellWeights:
-        """The cell with one bias, beside which `forget_bias` is added at run time.
+        """The cell with one bias, and `forget_bias` added at run time.
 
-        Where that is just what stands apart now, `bias` stays the same array; otherwise it is a sum, rounded.
+        If the cell already keeps this forget bias separate, `bias` stays the same array; otherwise it is a rounded sum.
         """
         separable, kind = self.separable_forget_bias(), self.dtype.type
         bias = self.bias
@@ -113,8 +113,8 @@ class LSTMWeights:
     """All weights of a stack: `layers[k]` is (forward,) or (forward, reverse), each a `CellWeights`.
 
     Layer k > 0 reads the outputs of the one below, forward first. All cells have the same hidden_size, output_size and
-    dtype, and all or none have peepholes and a projection. cell_clip and coupled_gates as in `LSTM`. assumptions: what
-    was taken for granted when these were read, in sentences. Raises ValueError naming the layer that does not fit.
+    dtype, and all or none have peepholes and a projection. cell_clip and coupled_gates as in `LSTM`. assumptions:
+    sentences stating what was assumed when these were read. Raises ValueError naming the layer that does not fit.
     """
 
     layers: tuple[tuple[CellWeights, ...], ...]
@@ -213,8 +213,8 @@ class LSTMWeights:
     def to_layer(self, **options: Any) -> LSTM:
         """A layer with these weights, copied. options: batch_first, dropout, rng of `LSTM`.
 
-        A layer has one bias and one forget_bias for all cells. Where these weights have more, they are added, which
-        rounds; `layouts.to_arrays(weights, "lstmfast").assumptions` says what it would do.
+        A layer has one bias per cell and one forget_bias for all. Weights with more are summed, which rounds;
+        `layouts.to_arrays(weights, "lstmfast").assumptions` lists what would be summed.
         """
         forget_bias = common_forget_bias(self.cells)
         cell = Cell(
@@ -233,17 +233,17 @@ class LSTMWeights:
 
 
 def common_forget_bias(cells: Sequence[CellWeights]) -> float:
-    """The forget bias that all of these cells have apart from their biases, 0.0 if they do not agree on one."""
+    """The forget bias that all of these cells keep separate from their biases, 0.0 if they do not agree on one."""
     separable = {cell.separable_forget_bias() for cell in cells}
     alone = separable.pop()
     return 0.0 if separable or alone is None else alone
 
 
 def same_bits(a: Array, b: Array) -> bool:
-    """Whether two arrays are the same in dtype, shape and every bit."""
+    """Whether two arrays agree in dtype, shape and every bit."""
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def in_layers(cells: Sequence[CellWeights], directions: int) -> tuple[tuple[CellWeights, ...], ...]:
-    """Cells in the order of `LSTMWeights.cells`, as its `layers`."""
+    """Group cells in the order of `LSTMWeights.cells` into its `layers`."""
     return tuple(tuple(cells[first : first + directions]) for first in range(0, len(cells), directions))
