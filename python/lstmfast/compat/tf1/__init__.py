@@ -7,10 +7,9 @@
         outputs, state = tf.nn.dynamic_rnn(cell, x, dtype=tf.float32)           # x [batch, time, input_size]
     gradients = tape.gradients(outputs, tf.trainable_variables(), d_outputs)    # d_outputs: your own loss's derivative
 
-Everything happens when it is called: there is no graph to build and no session to run. A whole sequence is one call of
-`lstmfast.lstm` a layer, not a loop over steps. Refuses to be TensorFlow: it has cells, what unrolls and differentiates
-them, and variables in scopes; everything between them is NumPy. docs/tf1.md tells how a script moves over and what
-differs.
+Calls compute immediately: there is no graph to build and no session to run. A whole sequence is one call of
+`lstmfast.lstm` per layer, not a loop over steps. Refuses to be TensorFlow: it has cells, functions that unroll and
+differentiate them, and variables in scopes; everything else is NumPy. docs/tf1.md explains how to port a script.
 """
 
 import numpy as _np

@@ -1,7 +1,7 @@
-"""Names of TensorFlow 1 that are not here: for each the sentence that tells what stands in its place.
+"""Names of TensorFlow 1 that are missing here, each with a sentence on what replaces it.
 
-A module of this package calls `answer_in`; from then on Python asks here for what the module lacks. Refuses to be a
-list of TensorFlow: names it does not know get the sentence on what there is at all.
+A module of this package calls `answer_in`; Python then looks up missing names here. Refuses to list all of TensorFlow:
+unknown names get a general sentence on what the package covers.
 """
 
 from __future__ import annotations
@@ -117,14 +117,14 @@ _WHY |= {name: sentence for sentence, names in _SENTENCES.items() for name in na
 
 
 def answer_in(module: str, prefix: str) -> None:
-    """Have a module answer for what it lacks; TensorFlow called it `tf.` and this prefix, "" for `tf` itself.
+    """Make a module answer for its missing names. prefix: its TensorFlow name after `tf.`, "" for `tf` itself.
 
-    Set here and not in the module, where type checkers would take it for a promise that every name is there.
+    Set here and not in the module, because type checkers would conclude that every name exists.
     """
 
     def missing(name: str) -> Any:
         path = f"{prefix}.{name}" if prefix else name
-        if name.startswith("_") and path not in _WHY:  # Python's and its tools' own questions
+        if name.startswith("_") and path not in _WHY:  # looked up by Python and its tools
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         known = name in sys.modules[_HERE].__all__
         why = f"it is tf.{name}" if known else _WHY.get(path) or _WHY.get(name) or _REST

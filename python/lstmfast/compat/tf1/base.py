@@ -1,7 +1,7 @@
-"""What TensorFlow 1's cells have in common: states in their structures, variables made at the first input, one step.
+"""The common base of TensorFlow 1's cells: structured states, variables created at the first input, single steps.
 
 A cell is one or several LSTMs (`leaves`), each with a state (c, h); the structure that a user sees, tuples or
-concatenated arrays, is taken apart at the border and put together again there. Refuses to know of any particular cell.
+concatenated arrays, is split at entry and rebuilt at exit. Refuses to know any particular cell.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LSTMStateTuple(NamedTuple):
 
 @dataclass(frozen=True)
 class How:
-    """How a sequence is read: lengths [batch] or None, backwards, and whether derivatives will be asked for."""
+    """How a sequence is read: lengths [batch] or None, backwards, and whether derivatives will be needed."""
 
     lengths: npt.NDArray[np.int64] | None = None
     reverse: bool = False
@@ -45,7 +45,7 @@ class How:
 
 @dataclass(eq=False)
 class Run:
-    """What came of a sequence: outputs [time, batch, output_size], the final (c, h) of each LSTM, and the way back.
+    """Results of a sequence: outputs [time, batch, output_size], the final (c, h) of each LSTM, and the backward pass.
 
     backward(d_outputs or None, d_pairs, add) returns (d_inputs, d_pairs of the initial state) and adds the variables'.
     """
@@ -56,7 +56,7 @@ class Run:
 
 
 class RNNCell(ABC):
-    """What all cells have in common: a scope of their own, sizes, and one step at a time."""
+    """The base class of all cells: their own scope, sizes, and single steps."""
 
     def __init__(self, *, name: str | None = None, reuse: Reuse = None, dtype: npt.DTypeLike | None = None) -> None:
         self.name = name or re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
@@ -136,7 +136,7 @@ class RNNCell(ABC):
         """Make the variables in the scope that is open."""
 
     def build_in_scope(self, input_size: int, dtype: np.dtype[Any], scope: str | VariableScope | None) -> None:
-        """Make them in a scope of the cell's own, which is called `scope` or like the cell; once only."""
+        """Make the variables, once, in the cell's own scope, named `scope` or after the cell."""
         if self.dtype is not None and dtype != self.dtype:
             raise TypeError(f"inputs must be {self.dtype} like {self.name}, got {dtype}")
         if not self.made_for(input_size, dtype):
@@ -146,7 +146,7 @@ class RNNCell(ABC):
 
     @abstractmethod
     def draw_masks(self) -> None:
-        """Have dropout that is the same at every step drawn anew, where there is any."""
+        """Draw new masks for dropout that is the same at every step, if there is any."""
 
     @abstractmethod
     def split(self, arrays: Iterator[Array | None]) -> list[Pair]:
@@ -177,8 +177,8 @@ def record(
 ) -> None:
     """Put one run on the tapes.
 
-    inputs, state, outputs, new_state: what its caller was given and returned. join_outputs makes of the derivatives by
-    `outputs` that by run.outputs; add_inputs passes on that by the run's x to `inputs`.
+    inputs, state, outputs, new_state: the caller's arguments and results. join_outputs turns derivatives by `outputs`
+    into that by run.outputs; add_inputs adds the derivative by the run's x to that by `inputs`.
     """
     state_arrays, new_arrays = flat(state), flat(new_state)
 
@@ -195,7 +195,7 @@ def record(
 
 
 def flat(state: Nested) -> list[Array]:
-    """Return the arrays of a state, none for None."""
+    """Return the arrays of a state, an empty list for None."""
     if state is None:
         return []
     return [array for part in state for array in flat(part)] if isinstance(state, (tuple, list)) else [state]
@@ -219,7 +219,7 @@ def check_state(name: str, state: Nested, sizes: Any, batch: int, dtype: np.dtyp
 
 
 def map_sizes(function: Callable[[int], Any], sizes: Any) -> Any:
-    """Return a structure like `sizes` with function(size) in the place of every size."""
+    """Return a structure like `sizes` with function(size) in place of every size."""
     if isinstance(sizes, LSTMStateTuple):
         return LSTMStateTuple(*map(function, sizes))
     return tuple(map_sizes(function, size) for size in sizes) if isinstance(sizes, tuple) else function(sizes)

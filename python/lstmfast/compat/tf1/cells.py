@@ -1,8 +1,8 @@
-"""TensorFlow 1's cells: what an LSTM's variables are called, how they lie, and how layers stack.
+"""TensorFlow 1's cells: names and layout of an LSTM's variables, and how layers stack.
 
-A cell makes its variables when it first meets an input, in the scope that is then open. They have TensorFlow's shapes
-and order of gates, i j f o (j is our g), so that checkpoints fit; what the kernels take is made of them once after each
-write. How cells are unrolled over time: see `rnn`. Refuses to compute: that is `lstmfast.lstm`'s.
+A cell makes its variables at its first input, in the scope that is then open. They have TensorFlow's shapes and gate
+order, i j f o (j is our g), so checkpoints fit; they are converted to the kernels' layout once after each write.
+Unrolling over time is in `rnn`. Refuses to compute, which is left to `lstmfast.lstm`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PEEPHOLES = ("w_i_diag", "w_f_diag", "w_o_diag")  # the rows of our peepholes [
 
 
 class _LSTM(RNNCell):
-    """What BasicLSTMCell and LSTMCell have in common, which is all but what one leaves out."""
+    """The common base of BasicLSTMCell and LSTMCell."""
 
     def __init__(
         self,
@@ -55,26 +55,26 @@ class _LSTM(RNNCell):
         self.use_peepholes = bool(use_peepholes)
         self.cell_clip = _positive("cell_clip", cell_clip)
         self.num_proj = None if num_proj is None else check.whole_number("num_proj", num_proj)
-        self.proj_clip = _positive("proj_clip", proj_clip) if self.num_proj else None  # as in TensorFlow: else ignored
+        self.proj_clip = _positive("proj_clip", proj_clip) if self.num_proj else None  # else ignored, as in TF
         self._initializer = initializer
         self._made: dict[str, Variable] = {}
-        self._ours: dict[str, Array] = {}  # the arguments of `lstmfast.lstm` that they become
-        self._ours_of: list[tuple[int, int]] = []  # and the fingerprints of the variables that they were made of
+        self._ours: dict[str, Array] = {}  # the variables as arguments of `lstmfast.lstm`
+        self._ours_of: list[tuple[int, int]] = []  # fingerprints of the variables when they were converted
 
     @property
     def state_size(self) -> Any:
-        """LSTMStateTuple(c, h), or their sum where the state is one array."""
+        """LSTMStateTuple(c, h) of sizes, or their sum if the state is one array."""
         sizes = LSTMStateTuple(self.num_units, self.output_size)
         return sizes if self.state_is_tuple else sum(sizes)
 
     @property
     def output_size(self) -> int:
-        """num_proj, or num_units where there is none."""
+        """num_proj, or num_units without a projection."""
         return self.num_proj or self.num_units
 
     @property
     def trainable_variables(self) -> list[Variable]:
-        """All variables in the order of their making; none before the first input."""
+        """All variables in order of creation; empty before the first input."""
         return list(self._made.values())
 
     @property
@@ -114,13 +114,13 @@ class _LSTM(RNNCell):
         }
 
     def run(self, x: Array, pairs: list[Pair], how: How) -> Run:
-        """One call of `lstmfast.lstm`; with proj_clip, which no kernel has, one for every step."""
+        """One call of `lstmfast.lstm`, or one per step with proj_clip, which no kernel has."""
         if self.proj_clip is None:
             return self._run(x, pairs, how)
         return by_steps(self._clipped_step, x, pairs, how)
 
     def split(self, arrays: Iterator[Array | None]) -> list[Pair]:
-        """Take c and h, or one array of both."""
+        """Take c and h, or one array of both, from the iterator."""
         first = next(arrays)
         if self.state_is_tuple:
             return [(first, next(arrays))]
@@ -135,7 +135,7 @@ class _LSTM(RNNCell):
         return np.concatenate([c, h], axis=1)
 
     def draw_masks(self) -> None:
-        """There is no dropout here."""
+        """Do nothing: a cell has no dropout."""
 
     def _run(self, x: Array, pairs: list[Pair], how: How) -> Run:
         ((c0, h0),) = pairs
@@ -160,7 +160,7 @@ class _LSTM(RNNCell):
         return Run(out.h, [(out.c_n, out.h_n)], backward if how.keep else None)
 
     def _clipped_step(self, x: Array, pairs: list[Pair], how: How) -> Run:
-        """One step, and its h clipped; rows that have ended keep theirs."""
+        """One step, with h clipped; rows that have ended keep their state."""
         run = self._run(x, pairs, how)
         ((c, h),) = run.pairs
         limit = self.proj_clip
@@ -183,7 +183,7 @@ class _LSTM(RNNCell):
         )
 
     def _shapes(self, input_size: int) -> dict[str, Shape]:
-        """The variables in TensorFlow's order."""
+        """Shapes of the variables, in TensorFlow's order."""
         shapes: dict[str, Shape] = {
             "kernel": (input_size + self.output_size, 4 * self.num_units),
             "bias": (4 * self.num_units,),
@@ -200,7 +200,7 @@ class _LSTM(RNNCell):
         return self._made[name]
 
     def _our_arguments(self) -> dict[str, Any]:
-        """The arguments of `lstmfast.lstm`: after a write new arrays, because tapes may go on holding the old ones."""
+        """The arguments of `lstmfast.lstm`: new arrays after a write, because tapes may still hold the old ones."""
         plain = {name: variable.view(np.ndarray) for name, variable in self._made.items()}
         fingerprints = [_core.fingerprint(values) for values in plain.values()]
         if fingerprints != self._ours_of:
@@ -216,12 +216,11 @@ class _LSTM(RNNCell):
 class BasicLSTMCell(_LSTM):
     """TensorFlow 1's basic LSTM cell.
 
-    num_units: size of c and h. forget_bias is added to the forget gate at run time and is no part of the variable
+    num_units: size of c and h. forget_bias is added to the forget gate at run time and is not part of the variable
     `bias`; weights trained by cuDNN need 0.0. state_is_tuple False: the state is one array [batch, 2*num_units], c
-    first. activation: tanh or None, which is the same. reuse, name, dtype: as in TensorFlow; dtype None is that of the
-    first input.
-    Variables: kernel [input_size + num_units, 4*num_units], Glorot uniform or what the scope says; bias [4*num_units],
-    zeros.
+    first. activation: tanh or None, which is the same. reuse, name, dtype: as in TensorFlow; dtype None takes the
+    first input's. Variables: kernel [input_size + num_units, 4*num_units], Glorot uniform or by the scope's
+    initializer; bias [4*num_units], zeros.
     """
 
     def __init__(
@@ -241,11 +240,11 @@ class BasicLSTMCell(_LSTM):
 
 
 class LSTMCell(_LSTM):
-    """TensorFlow 1's LSTM cell, with peepholes, projection and clipping where asked for.
+    """TensorFlow 1's LSTM cell, with optional peepholes, projection and clipping.
 
-    use_peepholes: i and f see c before the step, o sees it after. cell_clip: c is clipped to within it at every step.
-    num_proj: h is projected to this size. proj_clip: and then clipped, which no kernel does, so that the steps are made
-    one by one. initializer: for all variables but bias. num_unit_shards, num_proj_shards: refused. The others as for
+    use_peepholes: i and f see c before the step, o sees it after. cell_clip: c is clipped to ±cell_clip at every step.
+    num_proj: h is projected to this size. proj_clip: the projected h is clipped, which no kernel does, so steps run one
+    by one. initializer: for all variables but bias. num_unit_shards, num_proj_shards: refused. Other arguments as in
     `BasicLSTMCell`.
     Variables: kernel [input_size + output_size, 4*num_units]; bias [4*num_units]; w_f_diag, w_i_diag, w_o_diag
     [num_units]; projection/kernel [num_units, num_proj].
@@ -278,10 +277,10 @@ class LSTMCell(_LSTM):
 
 
 class MultiRNNCell(RNNCell):
-    """Cells on top of each other: each reads the outputs of the one below. Sizes may differ from layer to layer.
+    """A stack of cells: each reads the outputs of the one below. Sizes may differ between layers.
 
-    cells: different objects, because each layer has weights of its own. state_is_tuple True: the state is a tuple of
-    the cells' states. Raises ValueError for the same cell at two places, and for none.
+    cells: distinct objects, because each layer has its own weights. state_is_tuple True: the state is a tuple of the
+    cells' states. Raises ValueError if a cell occurs twice or there are none.
     """
 
     def __init__(self, cells: Any, state_is_tuple: bool = True) -> None:
@@ -298,18 +297,18 @@ class MultiRNNCell(RNNCell):
 
     @property
     def state_size(self) -> Any:
-        """A tuple of the cells' state sizes, or their sum where the state is one array."""
+        """A tuple of the cells' state sizes, or their sum if the state is one array."""
         sizes = tuple(cell.state_size for cell in self.cells)
         return sizes if self.state_is_tuple else sum(sizes)
 
     @property
     def output_size(self) -> int:
-        """That of the last cell."""
+        """The last cell's output size."""
         return self.cells[-1].output_size
 
     @property
     def trainable_variables(self) -> list[Variable]:
-        """The variables of all cells; none before the first input."""
+        """The variables of all cells; empty before the first input."""
         return [variable for cell in self.cells for variable in cell.trainable_variables]
 
     @property
@@ -318,7 +317,7 @@ class MultiRNNCell(RNNCell):
         return [leaf for cell in self.cells for leaf in cell.leaves]
 
     def draw_masks(self) -> None:
-        """Of all cells."""
+        """Make all cells draw new masks."""
         for cell in self.cells:
             cell.draw_masks()
 
@@ -366,7 +365,7 @@ class MultiRNNCell(RNNCell):
         return tuple(states) if self.state_is_tuple else np.concatenate(states, axis=1)
 
     def split(self, arrays: Iterator[Array | None]) -> list[Pair]:
-        """Take each cell's arrays, or one array of all."""
+        """Take each cell's arrays, or one array of all, from the iterator."""
         if not self.state_is_tuple:
             whole = next(arrays)
             ends = np.cumsum([cell.state_size for cell in self.cells])[:-1]

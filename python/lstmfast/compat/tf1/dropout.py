@@ -1,7 +1,7 @@
 """TensorFlow 1's `DropoutWrapper`: dropout around a cell, on its inputs, its outputs and its state.
 
-Dropout of inputs and outputs leaves the sequence whole, one call of the kernels a layer. Dropout of the state changes
-what the next step reads, so that the steps are made one by one: as slow as it sounds.
+With dropout of inputs and outputs a sequence is still one kernel call per layer. Dropout of the state changes what the
+next step reads, so steps run one by one, which is slow.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from lstmfast.compat.tf1.steps import by_steps
 class DropoutWrapper(RNNCell):
     """Dropout around a cell: each value is kept with a probability, and divided by it.
 
-    input_keep_prob, output_keep_prob, state_keep_prob: in (0, 1], as attributes too, because there are no placeholders
-    to feed: set them to 1.0 to evaluate. Of a state only h is dropped, never c, unless they are one array.
+    input_keep_prob, output_keep_prob, state_keep_prob: in (0, 1]; also attributes, because there are no placeholders to
+    feed: set them to 1.0 to evaluate. Only the h of a state is dropped, never c, unless they are one array.
     variational_recurrent: one mask [1, size] for all rows and steps of a call of `dynamic_rnn` and the like; a cell
     called step by step keeps its masks until `draw_masks`. seed: a number or a numpy.random.Generator; None draws from
-    the graph's. input_size and dtype are accepted and not needed. Variables keep the names of the cell's own.
+    the graph's generator. input_size and dtype are ignored. Variables keep the wrapped cell's names.
     """
 
     def __init__(
@@ -60,56 +60,56 @@ class DropoutWrapper(RNNCell):
 
     @property
     def wrapped_cell(self) -> RNNCell:
-        """The cell inside."""
+        """The wrapped cell."""
         return self.cell
 
     @property
     def state_size(self) -> Any:
-        """That of the cell inside."""
+        """The wrapped cell's."""
         return self.cell.state_size
 
     @property
     def output_size(self) -> int:
-        """That of the cell inside."""
+        """The wrapped cell's."""
         return self.cell.output_size
 
     @property
     def trainable_variables(self) -> list[Variable]:
-        """Those of the cell inside."""
+        """The wrapped cell's."""
         return self.cell.trainable_variables
 
     @property
     def leaves(self) -> list[RNNCell]:
-        """Those of the cell inside."""
+        """The wrapped cell's."""
         return self.cell.leaves
 
     def draw_masks(self) -> None:
-        """Have the next step draw new masks, where they are variational; of the cell inside too."""
+        """Make the next step draw new variational masks, in the wrapped cell too."""
         self._masks = {}
         self.cell.draw_masks()
 
     def made_for(self, input_size: int, dtype: np.dtype[Any]) -> bool:
-        """As the cell inside."""
+        """As the wrapped cell."""
         return self.cell.made_for(input_size, dtype)
 
     def build_in_scope(self, input_size: int, dtype: np.dtype[Any], scope: Any) -> None:
-        """As the cell inside: a wrapper has no scope of its own."""
+        """As the wrapped cell: a wrapper has no scope of its own."""
         self.cell.build_in_scope(input_size, dtype, scope)
 
     def build_inside(self, input_size: int, dtype: np.dtype[Any]) -> None:
-        """As the cell inside."""
+        """As the wrapped cell."""
         self.cell.build_inside(input_size, dtype)
 
     def split(self, arrays: Iterator[Array | None]) -> list[Pair]:
-        """As the cell inside."""
+        """As the wrapped cell."""
         return self.cell.split(arrays)
 
     def pack(self, pairs: list[Pair]) -> Nested:
-        """As the cell inside."""
+        """As the wrapped cell."""
         return self.cell.pack(pairs)
 
     def run(self, x: Array, pairs: list[Pair], how: How) -> Run:
-        """Run the cell inside between two masks; step by step where its state is dropped."""
+        """Run the wrapped cell between two masks; step by step if its state is dropped."""
         mask_x = self._mask("input", self.input_keep_prob, x.shape, x.dtype)
         masked_x = x if mask_x is None else x * mask_x
         if self.state_keep_prob < 1.0:
@@ -128,7 +128,7 @@ class DropoutWrapper(RNNCell):
         return Run(outputs, run.pairs, backward if how.keep else None)
 
     def _step(self, x: Array, pairs: list[Pair], how: How) -> Run:
-        """One step, and dropout of the state it leaves; rows that have ended keep theirs."""
+        """One step, then dropout of its state; rows that have ended keep theirs."""
         run = self.cell.run(x, pairs, how)
         masks = [
             (self._state_mask(f"c{k}", c, how) if drops_c else None, self._state_mask(f"h{k}", h, how))
@@ -142,7 +142,7 @@ class DropoutWrapper(RNNCell):
         return replace(run, pairs=_masked(run.pairs, masks), backward=backward if how.keep else None)
 
     def _drops_c(self) -> list[bool]:
-        """For each leaf, whether its c is dropped with its h: where they are one array."""
+        """For each leaf, whether its c is dropped with its h, because they are one array."""
         return [not isinstance(leaf.state_size, tuple) for leaf in self.leaves]
 
     def _state_mask(self, name: str, array: Array | None, how: How) -> Array | None:
@@ -153,7 +153,7 @@ class DropoutWrapper(RNNCell):
         return np.where(how.lengths[:, None] > 0, mask, mask.dtype.type(1))
 
     def _mask(self, name: str, keep_prob: float, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array | None:
-        """Return what to multiply by, 0 or 1 / keep_prob; None where everything is kept."""
+        """Return factors 0 or 1 / keep_prob; None if everything is kept."""
         if keep_prob == 1.0:
             return None
         if not self.variational_recurrent:
@@ -170,7 +170,7 @@ class DropoutWrapper(RNNCell):
 
 
 def _masked(pairs: list[Pair], masks: list[Pair]) -> list[Pair]:
-    """Return the pairs times their masks; None of either stays as it is."""
+    """Multiply values by their masks; a None of either changes nothing."""
 
     def times(array: Array | None, mask: Array | None) -> Array | None:
         return array if array is None or mask is None else array * mask

@@ -1,7 +1,7 @@
-"""Variables by name, in scopes: what in TensorFlow 1's graph decides how a variable is called and who shares it.
+"""Variables by name, in scopes: the part of TensorFlow 1's graph that names and shares variables.
 
-A `Graph` holds variables, the scope that is open and the generator that draws first values; there is always a default
-one. Refuses to hold operations: nothing here is computed later. One graph serves one thread at a time.
+A `Graph` holds variables, the open scope and the generator that draws first values; there is always a default one.
+Refuses to hold operations: nothing is deferred. One graph serves one thread at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Reuse = bool | _AutoReuse | None
 
 @dataclass(frozen=True)
 class Operation:
-    """What makes a variable: here a name only, `rnn/basic_lstm_cell/kernel`, which is the one in checkpoints."""
+    """A variable's operation: only a name, `rnn/basic_lstm_cell/kernel`, as in checkpoints."""
 
     name: str
 
@@ -51,7 +51,7 @@ def _plain_all(value: Any) -> Any:
 class Variable(np.ndarray[Any, np.dtype[Any]]):
     """An array with a name, `rnn/basic_lstm_cell/kernel:0`.
 
-    Change it as any array: `variable -= learning_rate * gradient`, `variable[...] = values`, `variable.assign(values)`.
+    Change it like any array: `variable -= rate * gradient`, `variable[...] = values`, `variable.assign(values)`.
     Cells notice. Its views have no name; results of arithmetic are ordinary arrays.
     """
 
@@ -76,11 +76,11 @@ class Variable(np.ndarray[Any, np.dtype[Any]]):
 
     @property
     def op(self) -> Operation:
-        """As in TensorFlow, for the sake of `variable.op.name`: the name without ":0", as checkpoints have it."""
+        """As in TensorFlow, for `variable.op.name`: the name without ":0", as in checkpoints."""
         return Operation(self.name.removesuffix(":0"))
 
     def assign(self, values: npt.ArrayLike) -> Variable:
-        """Write all of the variable. Raises ValueError for another shape."""
+        """Overwrite the whole variable. Raises ValueError for another shape."""
         check.unmasked(f"value of {self.name or 'the variable'}", values)
         values = np.asarray(values)
         check.has_shape(f"value of {self.name or 'the variable'}", values, self.shape)
@@ -94,32 +94,32 @@ class Variable(np.ndarray[Any, np.dtype[Any]]):
 
 @dataclass
 class VariableScope:
-    """A place for variables: names made in it begin with `name` and a slash."""
+    """A scope of variables: names made in it begin with `name` and a slash."""
 
     name: str = ""
     reuse: Reuse = None
     initializer: Initializer | None = field(default=None, repr=False, compare=False)
 
     def reuse_variables(self) -> None:
-        """Have variables be there from here on, until the scope is left: as if it had been opened with reuse=True."""
+        """Require variables to exist until the scope is left, as if it had been opened with reuse=True."""
         self.reuse = True
 
 
 class Graph:
-    """Variables by name, and the scope that is open.
+    """Variables by name, and the open scope.
 
-    rng draws first values and what cells leave to it; None: one seeded by the operating system.
+    rng draws first values, and dropout masks of wrappers without a seed; None: seeded by the operating system.
     """
 
     def __init__(self, rng: np.random.Generator | None = None) -> None:
         self.rng = np.random.default_rng() if rng is None else check.generator("rng", rng)
         self.scope = VariableScope()
         self.variables: dict[str, Variable] = {}
-        self._opened: dict[str, int] = {}  # how often each scope was opened since its parent was
+        self._opened: dict[str, int] = {}  # times each scope was opened since its parent was
 
     @contextmanager
     def as_default(self) -> Iterator[Graph]:
-        """Make this the graph of everything within the `with` block, in this thread."""
+        """Make this the default graph within the `with` block, in this thread."""
         _defaults.stack.append(self)
         try:
             yield self
@@ -128,7 +128,7 @@ class Graph:
 
     @contextmanager
     def open(self, scope: VariableScope, *, again: bool = False) -> Iterator[VariableScope]:
-        """Have this scope open within the `with` block. `again` leaves the counts of what is inside as they were."""
+        """Open this scope within the `with` block. `again` keeps the counts of the scopes inside."""
         before, opened = self.scope, dict(self._opened) if again else None
         self.scope = scope
         self._opened[scope.name] = self._opened.get(scope.name, 0) + 1
@@ -143,7 +143,7 @@ class Graph:
                 self._opened = opened
 
     def unique(self, name: str) -> str:
-        """Return `name`, or name_1, name_2, ..., such that no scope of this name was opened in the one that is open."""
+        """Return `name`, or name_1, name_2, ...: the first that was not yet opened in the open scope."""
         number, candidate = 0, name
         while self._opened.get(self.full_name(candidate), 0):
             number += 1
@@ -151,12 +151,12 @@ class Graph:
         return candidate
 
     def full_name(self, name: str) -> str:
-        """Return the name that `name` has within the scope that is open."""
+        """Return `name` prefixed by the open scope."""
         return f"{self.scope.name}/{name}" if self.scope.name else name
 
 
 class _Defaults(threading.local):
-    """The graphs that are default in this thread, the innermost last."""
+    """The default graphs of this thread, innermost last."""
 
     def __init__(self) -> None:
         self.stack: list[Graph] = []
@@ -167,12 +167,12 @@ _outermost = Graph()
 
 
 def get_default_graph() -> Graph:
-    """Return the graph that holds variables made now."""
+    """Return the graph in which variables are created now."""
     return _defaults.stack[-1] if _defaults.stack else _outermost
 
 
 def reset_default_graph() -> None:
-    """Forget all variables and scopes of the default graph; cells made before keep theirs. A new seed is drawn."""
+    """Forget all variables and scopes of the default graph, and reseed it; existing cells keep their variables."""
     graph = get_default_graph()
     if graph.scope.name:
         raise RuntimeError(
@@ -182,7 +182,7 @@ def reset_default_graph() -> None:
 
 
 def set_random_seed(seed: int | np.random.Generator) -> None:
-    """Seed what the default graph draws from here on: first values, and dropout of wrappers without a seed."""
+    """Seed the default graph's further draws: first values, and dropout of wrappers without a seed."""
     get_default_graph().rng = np.random.default_rng(seed)
 
 
@@ -194,12 +194,12 @@ def variable_scope(
     initializer: Initializer | None = None,
     reuse: Reuse = None,
 ) -> Iterator[VariableScope]:
-    """Have names of variables begin with this scope's within the `with` block.
+    """Open a scope within the `with` block: names of variables begin with its name.
 
-    name_or_scope: a name within the scope that is open, or a scope that was open before, which is opened again at its
-    own place; None takes default_name and numbers it where it was taken. reuse True: variables must be there; False or
-    None: as the scope around; AUTO_REUSE: either. initializer: for variables that name none.
-    Raises ValueError where there is no name.
+    name_or_scope: a name within the open scope, or an earlier scope, which is reopened under its own full name; None
+    takes default_name and numbers it if it was taken. reuse True: variables must exist; False or None: as the
+    surrounding scope; AUTO_REUSE: either. initializer: for variables that give none.
+    Raises ValueError if there is no name.
     """
     graph = get_default_graph()
     around = graph.scope
@@ -227,7 +227,7 @@ def variable_scope(
 
 
 def get_variable_scope() -> VariableScope:
-    """Return the scope that is open."""
+    """Return the open scope."""
     return get_default_graph().scope
 
 
@@ -237,11 +237,11 @@ def get_variable(
     dtype: npt.DTypeLike = np.float32,
     initializer: Initializer | None = None,
 ) -> Variable:
-    """Return the variable of this name in the scope that is open: a new one, or with `reuse` the one that is there.
+    """Return the variable of this name in the open scope: a new one, or with `reuse` the existing one.
 
     initializer: `initializer(shape, rng)` or a value; None: the scope's, or Glorot's uniform distribution.
-    Raises ValueError for a variable that is there and is not to be reused, that is not there and is to be, or that has
-    another shape; TypeError for another dtype.
+    Raises ValueError for a variable that exists without reuse, is missing with reuse, or has another shape; TypeError
+    for another dtype.
     """
     graph = get_default_graph()
     full_name, reuse = graph.full_name(name), graph.scope.reuse
@@ -279,7 +279,7 @@ def get_variable(
 
 
 def trainable_variables(scope: str | None = None) -> list[Variable]:
-    """Return the default graph's variables in the order of their making.
+    """Return the default graph's variables in order of creation.
 
     scope: a regular expression; only names that begin with a match of it.
     """

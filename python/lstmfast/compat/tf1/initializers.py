@@ -1,6 +1,6 @@
 """TensorFlow 1's initializers: functions that return `initializer(shape, rng) -> values`.
 
-A function of your own with these two arguments will do as well, and so will a number or an array of the right shape.
+Any function with these two arguments works as well, and so does a number or an array of the right shape.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Initializer: TypeAlias = Draw | npt.ArrayLike
 
 
 def draw(initializer: Initializer | None, name: str, shape: Shape, rng: np.random.Generator) -> npt.NDArray[Any]:
-    """Return the first value of a variable; None stands for `glorot_uniform_initializer()`, as in TensorFlow."""
+    """Return the first value of a variable; None means `glorot_uniform_initializer()`, as in TensorFlow."""
     if initializer is None:
         initializer = glorot_uniform_initializer()
     given = initializer(shape, rng) if callable(initializer) else initializer
@@ -63,7 +63,7 @@ def random_normal_initializer(
 def truncated_normal_initializer(
     mean: float = 0.0, stddev: float = 1.0, *, seed: int | np.random.Generator | None = None
 ) -> Draw:
-    """Normal, drawn again where more than two `stddev` from `mean`."""
+    """Normal, redrawn where more than two `stddev` from `mean`."""
     own = _generator(seed)
     return lambda shape, rng: initializers.truncated_normal(shape, own(rng), mean=mean, std=stddev)
 

@@ -1,4 +1,4 @@
-"""TensorFlow's own paths to the same names: `tf.nn.dynamic_rnn`, `tf.nn.rnn_cell.BasicLSTMCell`. Nothing of its own."""
+"""TensorFlow's paths to the same names: `tf.nn.dynamic_rnn`, `tf.nn.rnn_cell.BasicLSTMCell`. Defines nothing."""
 
 from lstmfast.compat.tf1 import absent as _absent
 from lstmfast.compat.tf1 import rnn_cell

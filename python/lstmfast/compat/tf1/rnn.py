@@ -1,6 +1,6 @@
-"""Unrolling over time, as TensorFlow 1 called it: a cell over whole sequences, in one direction or both.
+"""Unrolling over time, under TensorFlow 1's names: a cell over whole sequences, in one direction or both.
 
-Static or dynamic is a matter of shape here, a list of steps or one array: either is one call of the kernels a layer.
+Static and dynamic differ only in shape here, a list of steps or one array: either is one kernel call per layer.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def dynamic_rnn(
 
     inputs [batch, time, input_size], or with time_major [time, batch, input_size]; outputs have output_size last.
     sequence_length [batch], from 0 to time: outputs past a row's end are zero, its final state is that of its own last
-    step. initial_state: in the structure of cell.state_size; None: zeros. dtype: that of inputs; None will do.
-    scope: of the variables, by default "rnn". parallel_iterations and swap_memory mean nothing here.
+    step. initial_state: in the structure of cell.state_size; None: zeros. dtype: None or the inputs' dtype.
+    scope: of the variables, by default "rnn". parallel_iterations and swap_memory are ignored.
     Raises ValueError naming the argument whose shape or values are wrong; TypeError for other types.
     """
     cell = check_cell("cell", cell)
@@ -60,8 +60,8 @@ def bidirectional_dynamic_rnn(
 ) -> tuple[tuple[Array, Array], tuple[Nested, Nested]]:
     """Run two cells over sequences, one of them from each row's own last step to its first.
 
-    Returns ((outputs_fw, outputs_bw), (state_fw, state_bw)); outputs stay at the step they belong to. Arguments as for
-    `dynamic_rnn`; scope is by default "bidirectional_rnn", with fw and bw in it.
+    Returns ((outputs_fw, outputs_bw), (state_fw, state_bw)); outputs stay at the step they belong to. Arguments as in
+    `dynamic_rnn`; the default scope is "bidirectional_rnn", with fw and bw in it.
     """
     _check_two(cell_fw, cell_bw)
     x = _in_time("inputs", inputs, time_major, dtype)
@@ -162,7 +162,7 @@ def _record_static(
     state: Nested,
     columns: slice = slice(None),
 ) -> None:
-    """Put one direction over a list of steps on the tapes; `columns` are its part of the outputs."""
+    """Record one direction over a list of steps on the tapes; `columns` is its part of the outputs."""
 
     def join(gradients: list[Array | None]) -> Array | None:
         if all(gradient is None for gradient in gradients):
@@ -190,7 +190,7 @@ def _run(
     *,
     reverse: bool,
 ) -> tuple[Run, Nested]:
-    """Run a cell over x [time, batch, input_size] in the scope that is open: what came of it, and the final state."""
+    """Run a cell over x [time, batch, input_size] in the open scope; return the run and the final state."""
     time_steps, batch, input_size = x.shape
     how = How(_lengths(sequence_length, time_steps, batch), reverse, tape.recording())
     cell.build_in_scope(input_size, x.dtype, None)
@@ -239,7 +239,7 @@ def _check_dtype(x: Array, dtype: npt.DTypeLike | None) -> None:
 
 
 def _check_two(cell_fw: Any, cell_bw: Any) -> None:
-    """Raise unless these are two cells with weights of their own."""
+    """Raise unless these are two cells that share no weights."""
     check_cell("cell_fw", cell_fw)
     check_cell("cell_bw", cell_bw)
     if any(leaf is other for leaf in cell_fw.leaves for other in cell_bw.leaves):

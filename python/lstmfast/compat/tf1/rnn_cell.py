@@ -1,4 +1,4 @@
-"""What TensorFlow 1 called `tf.nn.rnn_cell`. Nothing of its own."""
+"""TensorFlow 1's `tf.nn.rnn_cell`. Defines nothing."""
 
 from lstmfast.compat.tf1 import absent as _absent
 from lstmfast.compat.tf1.base import LSTMStateTuple, RNNCell

@@ -1,4 +1,4 @@
-"""A sequence step by step, for what changes the state between two steps and so cannot be one call of the kernels."""
+"""Sequences step by step, for cells that change the state between steps and so cannot be one kernel call."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lstmfast.compat.tf1.base import How, Pair, Run
 
 
 def by_steps(step: Callable[[Array, list[Pair], How], Run], x: Array, pairs: list[Pair], how: How) -> Run:
-    """Run `step` over x [time, batch, input_size], each time on one step of it; time first, arguments checked.
+    """Run `step` over each step of x [time, batch, input_size]; arguments are checked.
 
-    At each step lengths are 1 for the rows that go on and 0 for those that have ended, whose state stays as it is.
+    At each step, lengths are 1 for rows that continue and 0 for rows that have ended, which keep their state.
     """
     if how.reverse:
         return _reversed(step, x, pairs, how)
@@ -42,7 +42,7 @@ def by_steps(step: Callable[[Array, list[Pair], How], Run], x: Array, pairs: lis
 
 
 def _no_steps(step: Callable[[Array, list[Pair], How], Run], x: Array, pairs: list[Pair], how: How) -> Run:
-    """No step at all: one that no row takes, and nothing of its output."""
+    """A run of no steps: one step that no row takes, without its output."""
     nobody = np.zeros(x.shape[1], np.int64)
     run = step(np.zeros((1, *x.shape[1:]), x.dtype), pairs, replace(how, lengths=nobody))
 
@@ -55,7 +55,7 @@ def _no_steps(step: Callable[[Array, list[Pair], How], Run], x: Array, pairs: li
 
 
 def _reversed(step: Callable[[Array, list[Pair], How], Run], x: Array, pairs: list[Pair], how: How) -> Run:
-    """Each row from its own last step to its first: turned around, run forward, and turned back."""
+    """Each row from its own last step to its first: reversed, run forward, and reversed back."""
     turn = _turn(len(x), x.shape[1], how.lengths)
     run = by_steps(step, turn(x), pairs, replace(how, reverse=False))
 

@@ -1,8 +1,8 @@
-"""Derivatives for the eager: `tf.gradients` of TensorFlow 1, over what was called while a tape ran.
+"""Derivatives of eager calls: TensorFlow 1's `tf.gradients`, for calls made while a tape was recording.
 
-A tape knows the arrays that cells and their unrolling read and returned, and carries derivatives between them. It knows
-them as objects: a slice or a copy is another array, and NumPy's arithmetic leaves no trace. So the user's own part of a
-model, its loss above all, is differentiated by the user, whose results enter as `grad_ys`.
+A tape knows the arrays that cells and unrolling functions read and returned, and passes derivatives between them. It
+identifies arrays as objects: a slice or a copy is another array, and NumPy's arithmetic is not recorded. So users
+differentiate their own part of a model, above all its loss, and pass the result as `grad_ys`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Add = Callable[[Array, Array], None]
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One recorded call. backward(gradients of the outputs, None for zeros; add) passes on the others."""
+    """One recorded call. backward(gradients of outputs or None for zeros, add) adds the gradients of its inputs."""
 
     inputs: list[Array]
     outputs: list[Array]
@@ -35,9 +35,9 @@ class Call:
 
 
 class GradientTape:
-    """Records calls of cells and of what unrolls them within its `with` block, so that `gradients` can go back.
+    """Records calls of cells and unrolling functions within its `with` block, for `gradients`.
 
-    What was recorded keeps its arrays: do not write to inputs and outputs before `gradients`. Variables may be written.
+    The tape refers to the calls' arrays: do not write to inputs and outputs before `gradients`; variables may change.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class GradientTape:
         """Return the derivative of sum(grad_ys * ys) by each of xs, new arrays; None where ys do not depend on it.
 
         ys: arrays that recorded calls returned, in lists and tuples of any depth: outputs, states, or both. grad_ys:
-        the derivatives of the loss by them, in the same structure, None for zeros; None alone stands for ones, as in
+        the derivatives of the loss by them, in the same structure, None for zeros; None alone means ones, as in
         TensorFlow. xs: variables, and arrays that recorded calls read or returned. May be called more than once.
         Raises ValueError naming the y or x that no recorded call knows, and the grad_y whose shape differs from its
         y's; TypeError for another dtype.
@@ -93,7 +93,7 @@ class GradientTape:
 
 
 class _Running(threading.local):
-    """The tapes that record in this thread."""
+    """The tapes recording in this thread."""
 
     def __init__(self) -> None:
         self.tapes: list[GradientTape] = []
@@ -103,12 +103,12 @@ _running = _Running()
 
 
 def recording() -> bool:
-    """Tell whether a tape runs, so that what goes back must be kept."""
+    """Whether any tape is recording, so that values for the backward pass must be kept."""
     return bool(_running.tapes)
 
 
 def record(call: Call) -> None:
-    """Put a call on every tape that runs."""
+    """Record a call on every active tape."""
     for tape in _running.tapes:
         tape._calls.append(call)
 
@@ -116,7 +116,7 @@ def record(call: Call) -> None:
 def clip_by_global_norm(
     t_list: Sequence[npt.NDArray[Any] | None], clip_norm: float
 ) -> tuple[list[Array | None], float]:
-    """Return the arrays scaled such that their common norm is at most clip_norm, and the norm they had.
+    """Return the arrays scaled to a global norm of at most clip_norm, and their norm before.
 
     None stays None. Raises ValueError unless clip_norm is positive.
     """
@@ -152,7 +152,7 @@ def _flatten(name: str, structure: Any) -> Iterator[tuple[str, Array]]:
 
 
 def _align(name: str, structure: Any, values: Any) -> Iterator[tuple[str, Any]]:
-    """Yield one of `values` for every array of the structure; a None stands for all that is below it."""
+    """Yield one of `values` for every array of the structure; a None applies to everything below it."""
     if isinstance(structure, (list, tuple)):
         if values is not None and (not isinstance(values, (list, tuple)) or len(values) != len(structure)):
             given = f"{len(values)}" if isinstance(values, (list, tuple)) else type(values).__name__
