@@ -1,8 +1,8 @@
-"""A Keras 3 layer on lstmfast's kernels: `lstmfast.keras.LSTM` stands where `keras.layers.LSTM` stood.
+"""A Keras 3 layer on lstmfast's kernels: `lstmfast.keras.LSTM` replaces `keras.layers.LSTM`.
 
-It is Keras' own layer but for the loop over time, so arguments, weights and their order, masks, states, dropout,
+It is Keras' own layer except for the loop over time, so arguments, weights and their order, masks, states, dropout,
 saving and `Bidirectional` are Keras'. The loop runs on the CPU, forward and backward, under the TensorFlow, JAX and
-PyTorch backends. `convert` puts it into models that are there, `explain` says where it is. Refuses what the kernels do
+PyTorch backends. `convert` puts it into existing models, `explain` lists where it is used. Refuses what the kernels do
 not compute (see `LSTM`) instead of falling back to Keras' loop.
 """
 
@@ -27,13 +27,13 @@ Arrays = tuple[Array, ...]
 
 @keras.saving.register_keras_serializable(package="lstmfast")
 class LSTM(keras.layers.LSTM):  # type: ignore[misc]
-    """`keras.layers.LSTM` with lstmfast's kernels in it. Weights: kernel, recurrent_kernel, bias, in Keras' order.
+    """`keras.layers.LSTM` on lstmfast's kernels. Weights: kernel, recurrent_kernel, bias, with Keras' gate order.
 
     Arguments, defaults and call are those of `keras.layers.LSTM`, and so are weights, masks (of any form), `stateful`,
     `go_backwards` and saved files; `unroll` and `use_cudnn` change nothing. matmul_precision: as in `lstmfast.lstm`.
-    Raises ValueError for what the kernels do not compute: another activation than tanh, another recurrent_activation
-    than sigmoid, recurrent_dropout, one dropout mask for each gate (implementation=1), use_cudnn=True, and a compute
-    dtype other than float32 and float64; RuntimeError under a backend other than TensorFlow, JAX and PyTorch.
+    Raises ValueError for what the kernels do not compute: an activation other than tanh, a recurrent_activation other
+    than sigmoid, recurrent_dropout, one dropout mask per gate (implementation=1), use_cudnn=True, and a compute dtype
+    other than float32 and float64; RuntimeError under a backend other than TensorFlow, JAX and PyTorch.
     """
 
     def __init__(self, units: int, *args: Any, matmul_precision: str | None = None, **kwargs: Any) -> None:
@@ -46,7 +46,7 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
         _refuse_what_the_kernels_lack(self)
         self.use_cudnn = False  # also keeps `Bidirectional` from running both layers through cuDNN
         if keras.backend.backend() == "tensorflow":
-            self.supports_jit = False  # XLA compiles no call into Python
+            self.supports_jit = False  # XLA cannot compile calls into Python
 
     def inner_loop(self, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
         """Run the loop over time, as Keras calls it: (last output [B, H], outputs [B, T, H], [h, c])."""
@@ -72,7 +72,7 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
         return outputs[:, -1], outputs, [h, c]
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make this layer again."""
+        """Return the arguments that recreate this layer."""
         return {**super().get_config(), "matmul_precision": self.matmul_precision}
 
 
@@ -84,7 +84,7 @@ def _refuse_what_the_kernels_lack(layer: LSTM) -> None:
 
 
 def _lacking(cell: Any, compute_dtype: str) -> str:
-    """What a `keras.layers.LSTMCell` asks for that the kernels do not compute, "" for nothing."""
+    """Options of a `keras.layers.LSTMCell` that the kernels do not compute, in words; "" if there are none."""
     for name, given, known in (
         ("activation", cell.activation, (keras.activations.tanh, ops.tanh)),
         ("recurrent_activation", cell.recurrent_activation, (keras.activations.sigmoid, ops.sigmoid)),
@@ -110,14 +110,14 @@ def _lacking(cell: Any, compute_dtype: str) -> str:
 
 
 def convert(model: Any, *, partly: bool = False) -> Any:
-    """Return a copy of a Sequential or functional model with this `LSTM` where `keras.layers.LSTM` was.
+    """Return a copy of a Sequential or functional model with this `LSTM` in place of `keras.layers.LSTM`.
 
-    Found in nested models and in whatever layer has it in its settings, as `Bidirectional`, `TimeDistributed` and
-    other wrappers do; `RNN(LSTMCell(...))` becomes an `LSTM` too. Weights, `trainable` and the states of stateful
-    layers are copied. Other layers are made anew from their settings, but a `Lambda` is shared by both models. The copy
-    of a compiled model is compiled alike; its optimizer begins anew. partly: convert what can be and warn of the rest.
-    Raises ValueError naming every LSTM that would stay Keras' and why, or if there is none to convert, or if a copy
-    cannot be made of the model; TypeError for what is no model.
+    Layers are found in nested models and in wrappers such as `Bidirectional` and `TimeDistributed`, in general in any
+    layer with an LSTM in its settings; `RNN(LSTMCell(...))` becomes an `LSTM` too. Weights, `trainable` and the states
+    of stateful layers are copied. Other layers are recreated from their settings, except `Lambda`, which both models
+    share. The copy of a compiled model is compiled with a fresh optimizer. partly: convert what can be converted and
+    warn about the rest. Raises ValueError naming every LSTM that would stay Keras' and why, or if there is none to
+    convert, or if the model cannot be copied; TypeError for anything but a model.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"model must be a keras.Model, got {type(model).__name__}")
@@ -150,9 +150,9 @@ def convert(model: Any, *, partly: bool = False) -> Any:
 
 
 def explain(model: Any) -> str:
-    """Say of every LSTM in a model or layer whose loop it runs, Keras' or lstmfast's, a line each; and how many.
+    """Describe each LSTM of a model or layer on a line, whether it runs Keras' loop or lstmfast's, and count them.
 
-    Raises TypeError for what is neither.
+    Raises TypeError for anything but a model or layer.
     """
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(f"model must be a keras.Model or a layer, got {type(model).__name__}")
@@ -167,7 +167,7 @@ def explain(model: Any) -> str:
 
 @dataclass(frozen=True)
 class _Found:
-    """An LSTM in a model: where, and what keeps it from being converted, "" if nothing does."""
+    """An LSTM in a model: its path, and the obstacle to converting it, "" if there is none."""
 
     name: str
     layer: Any
@@ -176,7 +176,7 @@ class _Found:
 
 
 def _lstms(model: Any) -> Iterator[_Found]:
-    """Every LSTM of a model or layer, a shared one once. Its name is its way there: encoder/bidirectional/forward."""
+    """Every LSTM of a model or layer, a shared one once. Its name is its path: encoder/bidirectional/forward."""
     seen: set[int] = set()
 
     def within(layer: Any, name: str) -> Iterator[_Found]:
@@ -209,7 +209,7 @@ def _is_lstm_cell(layer: Any) -> bool:
 
 
 def _why_no_lstm(layer: Any) -> str:
-    """What keeps an RNN from being the `LSTM` of its cell."""
+    """The obstacle to replacing an RNN by the `LSTM` of its cell, "" if there is none."""
     cell = layer.cell
     if type(layer) is not keras.layers.RNN:
         return _class_of_its_own(layer)
@@ -223,11 +223,11 @@ def _why_no_lstm(layer: Any) -> str:
 
 
 def _class_of_its_own(layer: Any) -> str:
-    return f"{type(layer).__name__} is a custom class, and how it differs is not known"
+    return f"{type(layer).__name__} is a custom class whose differences are unknown"
 
 
 def _is_functional(model: Any) -> bool:
-    """Tell a model made of its inputs and outputs. Keras has no public name for their class."""
+    """Whether a model is defined by its inputs and outputs. Keras has no public name for the class."""
     return any(cls.__name__ == "Functional" and _is_of_keras(cls) for cls in type(model).__mro__)
 
 
@@ -236,7 +236,7 @@ def _is_of_keras(cls: type) -> bool:
 
 
 def _own_methods(model: Any) -> list[str]:
-    """What a class of the user's defines above Keras' own, but for how it is made."""
+    """Methods of `keras.Model` that a user's class overrides, except those that recreate it."""
     made = {"get_config", "from_config"}
     own = [cls for cls in type(model).__mro__ if not _is_of_keras(cls) and issubclass(cls, keras.Model)]
     names = [name for cls in own for name in vars(cls) if not name.startswith("__") and name not in made]
@@ -244,7 +244,7 @@ def _own_methods(model: Any) -> list[str]:
 
 
 def _left_over(model: Any, found: list[_Found], left: list[_Found]) -> str:
-    """The sentence that counts and names what stays Keras'."""
+    """A sentence that counts and names the LSTMs that stay Keras'."""
     count = sum(not each.ours for each in found)
     words = "; ".join(f"{each.name}: {each.why_not}" for each in left)
     rest = " (partly=True converts the others)" if len(left) < count else ""
@@ -252,16 +252,16 @@ def _left_over(model: Any, found: list[_Found], left: list[_Found]) -> str:
 
 
 def _copy_of(model: Any, chosen: set[int]) -> tuple[Any, list[tuple[Any, Any]]]:
-    """A model like this one, without its values and not compiled, with ours in the place of the chosen layers.
+    """A copy of the model, without values and not compiled, with our layers in place of the chosen ones.
 
-    With it the layers that were made again, and what was made of them.
+    Also returns the recreated layers, each with its copy.
     """
     made: list[tuple[Any, Any]] = []
 
     def remembered(layer: Any) -> Any:
         try:
             copy = made_again(layer)
-        except Exception as error:  # whatever a layer of the user's own raises
+        except Exception as error:  # a user's layer may raise anything
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"{layer.name} of the class {type(layer).__name__} cannot be rebuilt from its settings: {reason}"
@@ -274,7 +274,7 @@ def _copy_of(model: Any, chosen: set[int]) -> tuple[Any, list[tuple[Any, Any]]]:
         if id(layer) in chosen:
             return LSTM.from_config(_our_config(layer.get_config()))
         if isinstance(layer, keras.layers.Lambda):
-            return layer  # what it computes is a function, which no setting says
+            return layer  # its function is not in its settings
         config, names = layer.get_config(), set()
         if isinstance(layer, keras.layers.Layer):
             names = {part.name for part in _parts(layer, True) if id(part) in chosen}
@@ -284,7 +284,7 @@ def _copy_of(model: Any, chosen: set[int]) -> tuple[Any, list[tuple[Any, Any]]]:
     compiled = [each for each in models if each.compiled]
     try:
         for each in compiled:
-            each.compiled = False  # a loss that cannot be made again would end the copy
+            each.compiled = False  # a loss that cannot be recreated would fail the copy
         return keras.models.clone_model(model, clone_function=remembered, recursive=True), made
     finally:
         for each in compiled:
@@ -292,7 +292,7 @@ def _copy_of(model: Any, chosen: set[int]) -> tuple[Any, list[tuple[Any, Any]]]:
 
 
 def _rewritten(config: Any, names: set[str]) -> Any:
-    """A copy of a layer's settings in which the layers of these names are ours."""
+    """A copy of a layer's settings with our layers in place of those with these names."""
     if isinstance(config, (list, tuple)):
         return type(config)(_rewritten(each, names) for each in config)
     if not isinstance(config, dict):
@@ -316,7 +316,7 @@ def _our_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _copy_values(model: Any, copy: Any, pairs: list[tuple[Any, Any]]) -> None:
-    """Give a copy the weights, the states and the `trainable` of every layer."""
+    """Copy the weights, states and `trainable` of every layer."""
     models = list(_models(model, copy))
     for old, new in models:
         if type(new) is not type(old) and (lost := _own_methods(old)):
@@ -324,7 +324,7 @@ def _copy_values(model: Any, copy: Any, pairs: list[tuple[Any, Any]]) -> None:
                 f"{old.name} of the class {type(old).__name__} cannot be copied: its {', '.join(lost)} would be lost, "
                 "because Keras copies it as a plain model"
             )
-    for old, new in [*models, *pairs]:  # from the outside to the inside: it is passed on to what is within
+    for old, new in [*models, *pairs]:  # outermost first, because inner layers inherit it
         if new.trainable != old.trainable:
             new.trainable = old.trainable
     for old, new in pairs:
@@ -342,7 +342,7 @@ def _copy_values(model: Any, copy: Any, pairs: list[tuple[Any, Any]]) -> None:
 
 
 def _models(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
-    """A model and the models in it, from the outside to the inside, and the copies of each, which are called alike."""
+    """A model and its nested models, outermost first, each with its copy, which has the same name."""
     yield old, new
     copies = {part.name: part for part in _parts(new)}
     for part in _parts(old):
@@ -351,7 +351,7 @@ def _models(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
-    """A layer and the layers in it, from the outside to the inside, and the copies of each."""
+    """A layer and its nested layers, outermost first, each with its copy."""
     yield old, new
     parts, copies = _parts(old), _parts(new)
     if len(parts) != len(copies):
@@ -368,7 +368,7 @@ def _compile_alike(model: Any, copy: Any) -> None:
         return
     try:
         copy.compile_from_config(model.get_compile_config())
-    except Exception as error:  # whatever a loss or metric of the user's own raises when it is to be made again
+    except Exception as error:  # a user's loss or metric may raise anything
         warnings.warn(f"the copy of {model.name} is not compiled, call compile: {error}", stacklevel=3)
 
 
@@ -376,10 +376,10 @@ def _compile_alike(model: Any, copy: Any) -> None:
 
 
 class _Rows:
-    """Rows of a mask [B, T] without their masked steps: how many are left, which, and which of them shows at a step.
+    """Rows of a mask [B, T] without their masked steps.
 
-    lengths [B]; order [B, T]: the steps that are left, then the masked ones; shown [B, T]: the last step that is left
-    at or before this one, counted among those left; -1 before the first.
+    lengths [B]: unmasked steps; order [B, T]: unmasked steps, then masked ones; shown [B, T]: for each step, the index
+    among the unmasked ones of the last at or before it, -1 before the first.
     """
 
     def __init__(self, mask: Array) -> None:
@@ -389,11 +389,11 @@ class _Rows:
         self.shown = np.cumsum(mask, axis=1) - 1
 
     def close_up(self, x: Array) -> Array:
-        """The steps of x [B, T, I] that are left, in their order, and behind them the others, which nobody reads."""
+        """The unmasked steps of x [B, T, I] in order, followed by the masked ones, which are not read."""
         return np.take_along_axis(x, self.order[:, :, None], axis=1)
 
     def spread(self, d_x: Array) -> Array:
-        """The derivative by x from that by what `close_up` returned."""
+        """The derivative by x, given the derivative by the result of `close_up`."""
         spread = np.empty_like(d_x)
         np.put_along_axis(spread, self.order[:, :, None], d_x, axis=1)
         return spread
@@ -410,11 +410,11 @@ class _Tape:
 
 @dataclass(frozen=True)
 class _Loop:
-    """What Keras tells its loop over time, and that loop for NumPy arrays, batch-major as Keras has them.
+    """The settings that Keras passes to its loop over time, and that loop for NumPy arrays, batch-major as in Keras.
 
-    every_step: outputs are those of all steps, else of the last. At a masked step the state stays and the output is
-    that of the step before, or zero (zero_where_masked); before a row's first step it is zero, but Keras' JAX backend
-    shows the initial h there (state_before_first).
+    every_step: return the outputs of all steps, else of the last. At a masked step the state is kept and the output
+    repeats the step before, or is zero (zero_where_masked). Before a row's first unmasked step the output is zero, or
+    the initial h under Keras' JAX backend (state_before_first).
     """
 
     go_backwards: bool
@@ -462,20 +462,20 @@ class _Loop:
         return np.ascontiguousarray(d_x), d.h0 + d_h0, d.c0, d_kernel, d_recurrent_kernel, d.bias
 
     def forward(self, *arrays: Array) -> Arrays:
-        """What `run` returns of these arrays, without a tape."""
+        """The results of `run`, without a tape."""
         return self.run(*arrays)[0]
 
     def backward(self, d_outputs: Array, d_h_n: Array, d_c_n: Array, *arrays: Array) -> Arrays:
-        """As `backward_of`, where no tape lasts from pass to pass: the forward one is run once more."""
+        """As `backward_of`, but repeats the forward pass, for backends that keep no tape between passes."""
         return self.backward_of(self.run(*arrays, keep_for_backward=True)[1], d_outputs, d_h_n, d_c_n)
 
     def _in_order(self, steps: Array) -> Array:
-        """Steps [B, T, ...] in the order of processing, and back."""
+        """Steps [B, T, ...] in the order of processing; applied again, the original order."""
         return steps[:, ::-1] if self.go_backwards else steps
 
     def _outputs(self, out: functional.Output, rows: _Rows | None, h0: Array) -> Array:
         if rows is None:
-            # Copied: the backward pass reads out.h, and whoever gets the outputs may write to them.
+            # Copied: the backward pass reads out.h, and the caller may write to the outputs.
             return out.h.swapaxes(0, 1).copy() if self.every_step else out.h_n[:, None]
         shown, mask = self._wanted(rows.shown), self._wanted(rows.mask)
         outputs = out.h[np.maximum(shown, 0), np.arange(len(h0))[:, None]]
@@ -486,7 +486,7 @@ class _Loop:
         return outputs
 
     def _outputs_backward(self, tape: _Tape, d_outputs: Array, d_h_n: Array) -> tuple[Array | None, Array, Array]:
-        """The derivatives by h [T, B, H], h_n and h0 from those by the outputs and h_n."""
+        """The derivatives by h [T, B, H], h_n and h0, given those by the outputs and h_n."""
         rows, d_h0 = tape.rows, np.zeros_like(d_h_n)
         if rows is None:
             if self.every_step:
@@ -504,13 +504,13 @@ class _Loop:
         return d_h, np.ascontiguousarray(d_h_n), d_h0
 
     def _wanted(self, steps: Array) -> Array:
-        """Of [B, T] the steps whose outputs are wanted."""
+        """The steps of [B, T] whose outputs are returned."""
         return steps if self.every_step else steps[:, -1:]
 
 
 # --- the backends -----------------------------------------------------------------------------------------------------
-# Each takes the loop, the six tensors of `_Loop.run` and the mask or None, and returns outputs, h_n and c_n with a
-# derivative. A backend is imported with its first call: Keras has done so before.
+# Each takes the loop, the six tensors of `_Loop.run` and the mask or None, and returns outputs, h_n and c_n,
+# differentiable. A backend is imported at its first call, when Keras has already imported it.
 
 
 _FIRST_ALONE = "lstmfast.keras.LSTM has only first derivatives; keras.layers.LSTM supports second ones"
@@ -520,20 +520,20 @@ def _in_tensorflow(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...
     import tensorflow as tf
 
     masks = [] if mask is None else [mask]
-    tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]  # of variables their values
+    tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]  # variables to their values
     dtype = tensors[0].dtype
     units, steps = tensors[1].shape[1], tensors[0].shape[1] if loop.every_step else 1
     shapes = [(tensors[0].shape[0], steps, units), *[(tensors[0].shape[0], units)] * 2]
 
     def call(function: Any, arguments: list[Any], shapes: list[Any]) -> list[Any]:
-        """NumPy in the midst of a graph, which knows no shapes of it."""
+        """A NumPy function in a graph, which does not know its result's shapes."""
         results = tf.numpy_function(function, arguments, [dtype] * len(shapes))
         for result, shape in zip(results, shapes, strict=True):
             result.set_shape(shape)
         return list(results)
 
     def once(results: list[Any], arguments: list[Any]) -> Any:
-        """Results of these arguments that refuse to be differentiated again, where TensorFlow would say: by zero."""
+        """Results that refuse to be differentiated again; without this TensorFlow would return zero."""
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def final(*_: Any) -> Any:
@@ -624,14 +624,14 @@ def _torch_loop() -> Any:
         def forward(ctx: Any, loop: _Loop, mask: Any, *tensors: Any) -> tuple[Any, ...]:
             results, tape = loop.run(*to_numpy((*tensors, mask)), keep_for_backward=any(ctx.needs_input_grad))
             ctx.loop, ctx.tape = loop, tape
-            ctx.save_for_backward(tensors[0])  # the tape reads its memory; PyTorch sees whether that was overwritten
+            ctx.save_for_backward(tensors[0])  # the tape reads its memory; PyTorch notices if it was overwritten
             return to_torch(results, tensors[0])
 
         @staticmethod
         def backward(ctx: Any, *d: Any) -> tuple[Any, ...]:
-            if torch.is_grad_enabled():  # create_graph; once_differentiable would let what has no d through, as zero
+            if torch.is_grad_enabled():  # create_graph; once_differentiable would pass missing ones as zero
                 raise NotImplementedError(_FIRST_ALONE)
-            [_] = ctx.saved_tensors  # reading them is what checks them
+            [_] = ctx.saved_tensors  # reading them checks for overwriting
             return None, None, *to_torch(ctx.loop.backward_of(ctx.tape, *to_numpy(d)), d[0])
 
     return Loop

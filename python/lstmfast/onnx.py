@@ -1,7 +1,7 @@
-"""ONNX: layers and models of lstmfast as graphs with real `LSTM` nodes, and LSTM nodes of any graph as an `LSTM`.
+"""ONNX: export lstmfast's layers and models as graphs of `LSTM` nodes, and read LSTM nodes of any graph as an `LSTM`.
 
-Time and batch are free axes, states go in and come out. Refuses to run graphs (see ONNX Runtime) and to write what the
-operator cannot say: a projected state and a clipped cell. Needs the extra `[onnx]`.
+Time and batch are free axes; states are inputs and outputs. Refuses to run graphs (see ONNX Runtime) and to export what
+the operator lacks: a projected state and a clipped cell. Needs the extra `[onnx]`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lstmfast.models import CharLM, SequenceClassifier
 from lstmfast.text.vocabulary import Vocabulary
 from lstmfast.training.run_folder import load_model
 
-DEFAULT_OPSET = 17  # of 2022: what runs this has long been everywhere
+DEFAULT_OPSET = 17  # of 2022, supported by every current runtime
 OLDEST_OPSET = 13  # Squeeze and Split take axes and sizes as inputs since then
 
 VOCABULARY = "lstmfast.vocabulary"  # the key of a run's vocabulary, JSON, in a graph's metadata
@@ -45,12 +45,12 @@ def export(
     model: an `LSTM`, `CharLM` or `SequenceClassifier`, or the path of a run folder or checkpoint. Inputs and outputs:
     `LSTM`: x [T, B, I] (batch_first: [B, T, I]), h0, c0 [layers*directions, B, H] -> h, h_n, c_n, as in a call.
     `CharLM`: ids [T, B], int64, h0, c0 -> logits [T, B, V], h_n, c_n.
-    `SequenceClassifier`: x [T, B, I] -> logits [B, classes]; its states begin at zero and stay inside, as in a call.
-    T and B are free. lengths: another input, lengths [B], int32, as in a call, but that ONNX Runtime ends a row of
-    length 0 in a state of zeros.
-    The run-time forget_bias goes into the second of the operator's two biases, so that nothing is rounded. Dropout,
-    which is for training, is left out. The file is checked by ONNX before it is written.
-    Raises ValueError naming the argument at fault, also for what the operator cannot say (projection_size, cell_clip);
+    `SequenceClassifier`: x [T, B, I] -> logits [B, classes]; its states start at zero and are internal, as in a call.
+    T and B are free. lengths: adds an input, lengths [B], int32, as in a call, except that ONNX Runtime ends a row of
+    length 0 with a state of zeros.
+    The run-time forget_bias goes into the second of the operator's two biases, so nothing is rounded. Dropout is left
+    out. ONNX checks the model before it is written.
+    Raises ValueError naming the argument at fault, also for what the operator lacks (projection_size, cell_clip);
     TypeError for another model; OSError if the file cannot be written.
     """
     onnx.save(to_model_proto(model, lengths=lengths, opset=opset), os.fspath(path))
@@ -88,16 +88,16 @@ def read_weights(
 ) -> dict[str, LSTMWeights]:
     """Return the weights of every LSTM in a model, by the name of its first node.
 
-    path: a file, of any exporter, or a loaded model. Nodes are looked for in the graph, in bodies of If, Loop and Scan
-    and in functions; names there stand behind a path, and a node without a name is called as its first output. Nodes
-    are the layers of one LSTM where the graph proves that each reads the outputs of the one below as they are, and
-    nothing else does. Weights may be stored or be made by the graph of what is stored; those of 16 bits are widened to
-    float32. weights_only: read nodes whose initial states or lengths the graph stores or computes without them; the
-    caller gives them. What is to be known besides the weights is in their `assumptions`.
-    Raises ValueError naming the node for what no LSTM here computes (weights that depend on an input; activations but
-    sigmoid, tanh, tanh; `clip`; a reverse direction alone; such states and lengths), for sizes that do not fit, if
-    there is no LSTM node, and if the file is no ONNX model; OSError if it cannot be read; TypeError for weights of
-    other types than float16, bfloat16, float32 and float64.
+    path: a file, of any exporter, or a loaded model. Nodes are searched in the graph, in bodies of If, Loop and Scan,
+    and in functions; names there are prefixed by a path, and a node without a name is named after its first output.
+    Nodes form one LSTM if the graph proves that each reads the unchanged outputs of the one below, and nothing else
+    reads them. Weights may be stored or computed by the graph from stored ones; 16-bit ones are widened to float32.
+    weights_only: also read nodes whose initial states or lengths the graph stores or computes; the states and lengths
+    are not read, and the caller gives them. `assumptions` says what to know besides the weights.
+    Raises ValueError naming the node for what no LSTM here computes (weights that depend on an input; activations other
+    than sigmoid, tanh, tanh; `clip`; a reverse direction alone; such states and lengths), for sizes that do not fit, if
+    there is no LSTM node, and if the file is not an ONNX model; OSError if it cannot be read; TypeError for weights of
+    types other than float16, bfloat16, float32 and float64.
     """
     return {name: _weights(stack, weights_only) for name, stack in _stacks(path).items()}
 
@@ -109,12 +109,12 @@ def load(
     weights_only: bool = False,
     **options: Any,
 ) -> LSTM:
-    """Return the LSTM in a model as a layer. path, weights_only and errors as of `read_weights`, of this LSTM alone.
+    """Return the LSTM in a model as a layer. path, weights_only and errors as in `read_weights`, for this LSTM alone.
 
-    name: of its first node, where there are several. options: batch_first, dropout, rng of `LSTM`; batch_first is True
-    for nodes with layout=1 if it is not given. x is what the first node reads, h what the last one puts out. A second
-    bias that is the same number in the forget gate and zero elsewhere, as `export` writes it, becomes forget_bias; any
-    other is added to the first, and forget_bias is 0. Raises ValueError listing the names where `name` must choose.
+    name: of its first node, if there are several LSTMs. options: batch_first, dropout, rng of `LSTM`; batch_first
+    defaults to True for nodes with layout=1. x is the first node's input, h the last one's output. A second bias that
+    is one number in the forget gate and zero elsewhere, as `export` writes it, becomes forget_bias; any other is added
+    to the first, and forget_bias is 0. Raises ValueError listing the names if there are several and `name` is missing.
     """
     found = _stacks(path)
     if name is None and len(found) > 1:
@@ -126,7 +126,7 @@ def load(
 
 
 def _stacks(path: str | os.PathLike[str] | onnx.ModelProto) -> dict[str, list[onnx_nodes.LSTMNode]]:
-    """The nodes of every LSTM in a model, by the name of its first one. Raises ValueError if there is none."""
+    """The nodes of every LSTM in a model, by its first node's name. Raises ValueError if there is none."""
     model = path if isinstance(path, onnx.ModelProto) else onnx_nodes.read_model(Path(path))
     graph = Graph(model)
     nodes = onnx_nodes.lstm_nodes(graph)
@@ -182,7 +182,7 @@ def _add_classifier(graph: _Graph, model: SequenceClassifier, lengths: bool) -> 
 
 
 class _Stack:
-    """The LSTM nodes of a layer stack, between the nodes that bring input and take output."""
+    """The LSTM nodes of a stack, between its input and output nodes."""
 
     def __init__(self, graph: _Graph, layer: LSTM, lengths: bool, *, states: bool) -> None:
         self.graph, self.layer = graph, layer
@@ -194,10 +194,10 @@ class _Stack:
         self._final: list[list[str]] = []  # of every layer [h_n, c_n]
 
     def take_ids(self, vocab_size: int) -> Array:
-        """Return a table of which a token's row is the first node's input, and let that node's weights fit it.
+        """Return a table whose row for a token is the first node's input, and fit that node's weights to it.
 
-        Either rows of ones and zeros, which the node's weights turn into theirs, or those rows themselves, which the
-        node then only passes on: whichever table is narrower. Products with ones and zeros round nothing.
+        Either one-hot rows, which the node multiplies by its kernel, or the kernel's rows, which it multiplies by the
+        identity: whichever table is narrower. Products with ones and zeros round nothing.
         """
         name = self._name(0, "W")
         columns = 4 * self.layer.hidden_size
@@ -229,7 +229,7 @@ class _Stack:
         return x
 
     def put_out_states(self) -> None:
-        """Make the final states of all layers outputs of the graph: h_n, c_n."""
+        """Add the final states of all layers, h_n and c_n, to the graph's outputs."""
         for name, parts in zip(("h_n", "c_n"), zip(*self._final, strict=True), strict=True):
             joined = self.graph.node("Concat", list(parts), axis=0) if len(parts) > 1 else parts[0]
             self.graph.output(name, joined, self._state_shape)
@@ -243,7 +243,7 @@ class _Stack:
         return self.graph.node("Reshape", [side_by_side, self.graph.constant("features", np.array([0, self.width]))])
 
     def _initial_state(self, name: str) -> list[str]:
-        """An input for the initial states of all layers, taken apart."""
+        """An input for the initial states of all layers, split by layer."""
         whole, layers = self.graph.input(name, self._state_shape), self.layer.num_layers
         if layers == 1:
             return [whole]
@@ -251,12 +251,12 @@ class _Stack:
         return self.graph.nodes("Split", [whole, sizes], layers, axis=0)
 
     def _name(self, layer: int, letter: str) -> str:
-        """What `layouts` calls an array: a lone layer's has no scope."""
+        """The name of an array in `layouts`: a single layer's has no scope."""
         return f"layer{layer}.{letter}" if self.layer.num_layers > 1 else letter
 
 
 def _operator_weights(layer: LSTM) -> dict[str, Array]:
-    """The weights of a layer as the operator takes them, by the names of `layouts`."""
+    """The weights of a layer in the operator's layout, by the names of `layouts`."""
     weights = LSTMWeights.from_layer(layer)
     if weights.has_projection:
         raise ValueError(
@@ -272,7 +272,7 @@ def _operator_weights(layer: LSTM) -> dict[str, Array]:
 
 
 class _Graph:
-    """A graph while it is made: names for what is between its nodes, each constant once."""
+    """A graph under construction: makes names for values, and stores each constant once."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
@@ -282,7 +282,7 @@ class _Graph:
         self._constants: dict[str, Any] = {}
 
     def input(self, name: str, shape: Iterable[int | str], dtype: np.dtype[Any] | None = None) -> str:
-        """Add an input; a word stands for a free axis."""
+        """Add an input; a string in its shape names a free axis."""
         self._inputs.append(_value(name, dtype or self._dtype, shape))
         return name
 
@@ -308,7 +308,7 @@ class _Graph:
         return results
 
     def finish(self, name: str, opset: int, vocabulary: Vocabulary | None) -> onnx.ModelProto:
-        """Return the whole as a checked model."""
+        """Return the checked model."""
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, list(self._constants.values()))
         imports = [helper.make_opsetid("", opset)]
         model = helper.make_model(
