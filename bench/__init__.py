@@ -1,5 +1,5 @@
-"""The bench of lstmfast: the same work in lstmfast and in what one would use instead, side by side on one machine.
+"""The bench of lstmfast: the same work in lstmfast and its alternatives, side by side on one machine.
 
-Lies in bench/ in the sources and in `lstmfast.bench` when installed; `lstmfast bench` runs it. README.md tells how it
-measures and where to add a contender or a section. No part of the library imports it.
+In the sources it is bench/, installed it is `lstmfast.bench`; `lstmfast bench` runs it. README.md explains how it
+measures and where to add a contender or a section. Of the library, only the command line imports it.
 """

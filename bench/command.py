@@ -1,4 +1,4 @@
-"""`lstmfast bench`: its options, and what they lead to. What is measured lies in sections.py, how in harness.py."""
+"""`lstmfast bench`: its options, and running them. sections.py says what is measured, harness.py how."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PEERS = ("torch", "onnxruntime", "jax", "keras")
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What to measure, beside whom, and what becomes of it."""
+    """What to measure, against which contenders, and where to write it."""
 
     sections: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="SECTION")] = ()
     """What to measure, in this order: step, sequence, training, sampling, ragged, threads, precision, memory, scaling;
@@ -65,7 +65,7 @@ class BenchOptions:
 
 
 def run(options: BenchOptions) -> int:
-    """Measure or read, show, and write what was asked for. Raises ValueError for options that make no sense."""
+    """Measure or read a report, show it, and write the requested files. Raises ValueError for conflicting options."""
     if options.device == "cuda":
         chosen = list(shapes.chosen(_names(options.shapes)).values())
         return on_cuda.run(rounds=options.rounds, seconds=options.seconds, json_path=options.json, shapes=chosen)
@@ -96,7 +96,7 @@ def run(options: BenchOptions) -> int:
 
 
 def _measure(options: BenchOptions, sections: Sequence[str]) -> report.Report:
-    """Measure section by section, and print; the JSON file is written after each, so that a long run leaves one."""
+    """Measure and print section by section; the JSON file is written after each, so an interrupted run leaves one."""
     for name, least in (("threads", 1), ("rounds", 1), ("core", -1), ("seconds", 0)):
         if not getattr(options, name) >= least:
             raise ValueError(f"{name} must be {least} or more, got {getattr(options, name)}")
@@ -129,7 +129,7 @@ def _method(options: BenchOptions, cores: Sequence[int], version: str) -> dict[s
 
 
 def _show(found: report.Report, name: str, bench: Bench | None = None) -> None:
-    """Print a section as it is measured (with a bench) or as it was."""
+    """Print a section: while measuring it (with a bench), or from the report."""
     kind = ""
     for comparison in SECTIONS[name](bench) if bench else found.of(name):
         if bench:
@@ -155,7 +155,7 @@ def _sections(names: Sequence[str]) -> list[str]:
 
 
 def _contenders(options: BenchOptions) -> list[Contender]:
-    """lstmfast under this interpreter, and each peer under its own or this one."""
+    """lstmfast under this interpreter, and each peer under its own if given, else under this one."""
     names = _names(options.against)
     if unknown := [name for name in names if name not in PEERS]:
         raise ValueError(f"against must name contenders from {', '.join(PEERS)}, got {unknown[0]!r}")
@@ -169,7 +169,7 @@ def _contenders(options: BenchOptions) -> list[Contender]:
 
 
 def _pinned(options: BenchOptions) -> list[int]:
-    """All cores this process may use, the first one to pin to at the head. Empty where the system does not pin."""
+    """All cores this process may use, beginning with the first one to pin to. Empty if the system cannot pin."""
     cores = machine.usable_cores()
     if options.threads > (len(cores) or os.cpu_count() or 1):
         raise ValueError(f"threads must be at most the {len(cores)} cores this process may use, got {options.threads}")

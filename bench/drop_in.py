@@ -1,9 +1,9 @@
-"""The drop-in beside torch's own modules, and beside the library in it: `python -m lstmfast.bench.drop_in`.
+"""The torch drop-in against torch's own modules and against the bare library: `python -m lstmfast.bench.drop_in`.
 
 One layer in float32, inference and training, every shape in one process, one thread: torch.nn.LSTM, lstmfast.torch.LSTM
-and lf.LSTM with the same weights take turns. First they must agree. Training makes gradients of the input too, as in a
-layer above another. Prints microseconds, the median of rounds, and two ratios: how many times faster the drop-in is
-than torch, and how much of the library's own speed it keeps.
+and lf.LSTM with the same weights take turns, after their results were found to agree. Training includes the gradient of
+the input, as for an upper layer. Prints microseconds, the median of rounds, and two ratios: how many times faster the
+drop-in is than torch, and how much of the library's own speed it keeps.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def module_call(module: Any, x: Any, upstream: Any, training: bool) -> Callable[
 
 
 def time_all(calls: list[Callable[[], Any]]) -> list[float]:
-    """Seconds a call takes: the median of rounds in which all take turns."""
+    """Seconds per call: the median of rounds in which all take turns."""
     repeats = []
     for call in calls:
         call()

@@ -1,8 +1,8 @@
-"""Timing side by side: every contender in a process of its own, on the same cores, in turns within one run.
+"""Timing side by side: every contender in its own process, on the same cores, in turns within one run.
 
-Agreement comes first: contenders whose values differ are not timed. Then rounds: each contender in turn works for a
-while, and the order turns from round to round, so that what else the machine does falls on all alike. The parent waits
-on a pipe meanwhile. Knows nothing of what the work is (sections.py, workers/) and prints nothing (report.py).
+Agreement comes first: contenders whose values differ are not timed. Then come rounds: each contender works for a
+while, in an order that rotates from round to round, so other load on the machine affects all alike. The parent waits
+on a pipe meanwhile. Does not know what the work is (sections.py, workers/) and prints nothing (report.py).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .problems import Problem
 from .shapes import Shape
 
 WORKERS = Path(__file__).with_name("workers")
-_PAGE_BYTES = 4096  # memory is seen to grow in steps of this
+_PAGE_BYTES = 4096  # the granularity of memory growth
 
-# What would change a library's speed behind the bench's back: cleared. Then what keeps libraries to the CPU and quiet.
+# Environment variables that would change a library's speed are cleared; the others keep libraries on the CPU and quiet.
 _TUNING_PREFIXES = (
     "ATEN_", "DNNL_", "GOTO_", "JAX_", "KERAS_", "KMP_", "LSTMFAST_NUM_", "MKL_", "NVPL_", "OMP_", "ONEDNN_",
     "OPENBLAS_", "ORT_", "TF_", "XLA_",
@@ -38,12 +38,12 @@ _ENVIRONMENT = {
 
 
 class BenchError(ValueError):
-    """What makes figures worthless: contenders that disagree, a worker that died."""
+    """An error that makes figures worthless: contenders that disagree, a worker that died."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A library, or one way of using it. settings: what its works are told; tolerance: of its values, 0: the task's."""
+    """A library, or one way of using it. settings: for its works; tolerance: of its values, 0 for the task's."""
 
     label: str
     module: Path
@@ -53,15 +53,15 @@ class Contender:
 
     @classmethod
     def of(cls, library: str, python: str = sys.executable, **settings: Any) -> Contender:
-        """The contender of a library that lies in workers/."""
+        """The contender of a library in workers/."""
         return cls(library, WORKERS / f"in_{library}.py", python, settings)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work that contenders do, and what it is worth: `amount` of `unit` each time, for a rate per second.
+    """One piece of work for all contenders, which does `amount` of `unit`, from which a rate per second follows.
 
-    reference: the contender whose values the others must have; the first by default.
+    reference: the contender whose values the others must match; the first by default.
     """
 
     section: str
@@ -106,7 +106,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one task has shown. Contenders stand in their order; lstmfast is the first."""
+    """Results of one task. Contenders are in order, lstmfast first."""
 
     section: str
     case: str
@@ -120,7 +120,7 @@ class Comparison:
     quantity: str = "ms"
 
     def ratio(self, peer: str, ours: str = "lstmfast") -> Spread:
-        """The peer's time (or memory) divided by ours, round by round. Above 1 we are the better one."""
+        """The peer's time (or memory) divided by ours, round by round. Above 1 lstmfast is better."""
         pairs = zip(self.measured[peer].rounds, self.measured[ours].rounds, strict=True)
         return Spread.of([theirs / ours for theirs, ours in pairs])
 
@@ -130,7 +130,7 @@ class Comparison:
 
 
 class Worker:
-    """One process of one contender. What it and its libraries write to standard error is kept for the error message."""
+    """One process of one contender. Its standard error is kept for error messages."""
 
     def __init__(self, contender: Contender, cores: Sequence[int], threads: int) -> None:
         self.contender = contender
@@ -148,7 +148,7 @@ class Worker:
         self.absent: str = greeting.get("absent", "")
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Have the worker do something and return its answer. Raises BenchError if it died."""
+        """Send the worker a request and return its answer. Raises BenchError if it died."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # then there is no answer either
             print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
@@ -156,7 +156,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        self._process.communicate()  # its input ends, and so does it
+        self._process.communicate()  # closes its input, which ends it
         self._errors.close()
 
     def _receive(self) -> dict[str, Any]:
@@ -173,9 +173,9 @@ class Worker:
 
 
 class Crew:
-    """The workers of a run, started when first needed and kept, since loading a library takes seconds.
+    """The workers of a run, started when first needed and kept, because loading a library takes seconds.
 
-    cores: those to pin to, in order; with n threads a worker may use the first n. Empty: nobody is pinned.
+    cores: to pin to, in order; with n threads a worker may use the first n. Empty: no pinning.
     """
 
     def __init__(self, cores: Sequence[int], rounds: int, seconds: float) -> None:
@@ -193,14 +193,14 @@ class Crew:
         self._folder.cleanup()
 
     def worker(self, contender: Contender, threads: int) -> Worker:
-        """The contender's process for so many threads."""
+        """The contender's process for this number of threads."""
         key = contender.label, threads
         if key not in self._workers:
             self._workers[key] = Worker(contender, self._cores[:threads], threads)
         return self._workers[key]
 
     def compare(self, task: Task, contenders: Sequence[Contender], threads: int) -> Comparison:
-        """Have all contenders do a task, if they agree.
+        """Time a task in all contenders, if they agree.
 
         Raises BenchError, before anything is timed, if a contender's values differ from the reference's by more than
         its tolerance, or if lstmfast itself is missing.
@@ -236,9 +236,9 @@ class Crew:
         )
 
     def compare_memory(self, task: Task, contenders: Sequence[Contender], warm_up: Problem) -> Comparison:
-        """As `compare`, in fresh processes: MiB by which each grows at most in its first step, without `amount` bytes.
+        """As `compare`, in fresh processes: each one's peak growth in MiB during its first step, less `amount` bytes.
 
-        Libraries are warmed up with a small problem, so that what they load is not counted.
+        Libraries are warmed up with a small problem first, so what they load is not counted.
         """
         measured: dict[str, Measured] = {}
         absent: dict[str, str] = {}
@@ -267,13 +267,13 @@ class Crew:
 
     @staticmethod
     def _make(worker: Worker, task: Task, problem: str) -> str:
-        """Have a worker make the task's work; return why it cannot."""
+        """Make a worker prepare the task's work; return the reason if it cannot."""
         settings = {**task.settings, **worker.contender.settings}
         reason: str = worker.ask("make", work=task.work, problem=problem, settings=settings).get("unable", "")
         return reason
 
     def _agree(self, task: Task, workers: Mapping[str, Worker], absent: dict[str, str]) -> dict[str, float]:
-        """Everyone's difference from the reference; whoever fails joins the absent. Doubles as the warm-up.
+        """Each contender's difference from the reference; those that fail join the absent. Also warms up.
 
         Raises BenchError if a difference is too large.
         """
@@ -298,7 +298,7 @@ class Crew:
         return differences
 
     def _turns(self, labels: list[str]) -> Iterator[str]:
-        """Whose turn it is: everyone once in a round, each round begun by the next."""
+        """The order of turns: everyone once per round, each round starting with the next contender."""
         for turn in range(self._rounds):
             first = turn % len(labels)
             yield from labels[first:] + labels[:first]
@@ -316,7 +316,7 @@ def _dtype(contender: Contender) -> str:
 
 
 def _difference(values: npt.NDArray[Any] | None, wanted: npt.NDArray[Any]) -> float:
-    """The largest difference, relative to the largest value wanted; infinite if there are none or of another shape."""
+    """The largest difference relative to the largest expected value; infinite if values are missing or misshapen."""
     if values is None or values.shape != wanted.shape:
         return float("inf")
     if not values.size:

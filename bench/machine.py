@@ -11,7 +11,7 @@ _MIB = 1 << 20
 
 
 def describe() -> dict[str, str]:
-    """CPU, caches, cores this process may use, system, Python and how busy the machine is."""
+    """CPU, caches, cores this process may use, system, Python and the machine's load."""
     return {
         "cpu": _cpu_name(),
         "caches": ", ".join(f"{level} {size / 1024:,.0f} KiB" for level, size in cache_sizes().items()) or "unknown",
@@ -23,12 +23,12 @@ def describe() -> dict[str, str]:
 
 
 def usable_cores() -> list[int]:
-    """The cores this process may be pinned to; empty where the system does not say."""
+    """The cores this process may be pinned to; empty if the system does not say."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def cache_sizes() -> dict[str, int]:
-    """Bytes of the caches that hold data: L1, L2, L3. Empty where the system does not say."""
+    """Bytes of the data caches: L1, L2, L3. Empty if the system does not say."""
     sizes = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         kind, level, size = ((index / name).read_text().strip() for name in ("type", "level", "size"))
@@ -38,9 +38,9 @@ def cache_sizes() -> dict[str, int]:
 
 
 def read_sizes() -> dict[str, int]:
-    """How many bytes to read again and again to see how fast each cache and the memory is: {"L1": ..., "memory": ...}.
+    """Bytes to read repeatedly to measure each cache's and the memory's speed: {"L1": ..., "memory": ...}.
 
-    Half of a cache, but of L3 at most 8 times L2, because other cores fill it too; of memory more than all caches hold.
+    Half of a cache, for L3 at most 8 times L2, because other cores use it too; for memory more than all caches hold.
     """
     caches = cache_sizes()
     sizes = {level: size // 2 for level, size in caches.items()}

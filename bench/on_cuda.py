@@ -1,8 +1,8 @@
-"""`lstmfast bench --device cuda`: one layer on a GPU beside PyTorch's own, which is cuDNN there.
+"""`lstmfast bench --device cuda`: one layer on a GPU against PyTorch's own, which is cuDNN there.
 
-Agreement comes first: a case whose values differ is not timed. Then both work in turns, each round between two events
-of the device, and the ratio is that of the rounds' medians; above 1 lstmfast is the faster one. Runs unattended, needs
-PyTorch with CUDA, and says in one sentence what is missing where it cannot run. Its figures are the device's it names.
+Agreement comes first: a case whose values differ is not timed. Then both take turns, each round between two events of
+the device, and the ratio is that of the rounds' medians; above 1 lstmfast is faster. Runs unattended, needs PyTorch
+with CUDA, and says in one sentence what is missing if it cannot run. Figures hold for the device it names.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TOLERANCES = {"float32": 2e-4, "bfloat16": 4e-2}
 
 @dataclass(frozen=True)
 class Row:
-    """One case: milliseconds of a call, and how many times lstmfast's the other's are."""
+    """One case: milliseconds per call, and the other's divided by lstmfast's."""
 
     shape: Shape
     dtype: str
@@ -65,7 +65,7 @@ class Row:
 
 
 def run(*, rounds: int, seconds: float, json_path: str = "", shapes: Sequence[Shape] = ()) -> int:
-    """Measure and print; 0, or 1 with a sentence where there is nothing to measure on."""
+    """Measure and print; return 0, or 1 after a sentence if there is nothing to measure on."""
     try:
         library = _library.require()
         torch = _torch(library)
@@ -143,7 +143,7 @@ def _measure(
 def _works(
     torch: Any, work: str, peer: Any, x: Any, d_h: Any, kernel: Any, bias: Any
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """The same piece of work by both: h, or the derivative by x with all other gradients made on the way."""
+    """The same work by both: h, or the derivative by x with all other gradients computed too."""
 
     def ours_infer() -> Any:
         return lf.lstm(x, kernel, bias).h
@@ -188,13 +188,13 @@ def _captured(torch: Any, work: Callable[[], Any]) -> Callable[[], Any] | None:
 
 
 class _Clock:
-    """Milliseconds of calls: by events on the device's stream, or by the host's clock where it plays the device."""
+    """Milliseconds of calls: by events on the device's stream, or by the host's clock if it emulates the device."""
 
     def __init__(self, torch: Any, *, on_gpu: bool) -> None:
         self._torch, self._on_gpu = torch, on_gpu
 
     def in_turns(self, works: dict[str, Callable[[], Any]], rounds: int, seconds: float) -> dict[str, Spread]:
-        """The spread of the rounds of each; a round repeats its work for its share of the time, in one measurement."""
+        """The spread of each one's rounds; a round repeats the work for its share of the time, measured as a whole."""
         counts = {}
         for name, work in works.items():
             work()

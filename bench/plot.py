@@ -1,4 +1,4 @@
-"""One picture of a report, with a panel for each section that was measured. The only module that needs matplotlib."""
+"""A figure of a report, with a panel for each measured section. The only module that needs matplotlib."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _AXES = {"batch": "batch B", "time_steps": "time steps T", "hidden_size": "units
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw the picture into a file of any kind that matplotlib writes.
+    """Draw the figure into a file of any format that matplotlib writes.
 
-    Raises ValueError if nothing was measured that has a panel.
+    Raises ValueError if no measured section has a panel.
     """
     panels = _panels(report)
     if not panels:
@@ -49,7 +49,7 @@ def _panels(report: Report) -> list[Callable[[Any], None]]:
 
 
 def _ratios(axes: Any, found: Sequence[Comparison]) -> None:
-    """Bars: how many times a peer's work lstmfast does, case by case; the line at 1 is a tie."""
+    """Bars: lstmfast's speed relative to a peer's, case by case; the line at 1 is a tie."""
     labels = list(dict.fromkeys(label for comparison in found for label in peers(comparison)))
     height = 0.8 / len(labels)
     for number, label in enumerate(labels):
@@ -78,7 +78,7 @@ def _ratios(axes: Any, found: Sequence[Comparison]) -> None:
 
 
 def _speed_up(axes: Any, found: Sequence[Comparison]) -> None:
-    """Lines: how much more work is done than by one thread."""
+    """Lines: speed relative to one thread."""
     cases = list(dict.fromkeys(comparison.case for comparison in found))
     for case, style in zip(cases, ("-", "--", ":", "-."), strict=False):
         comparisons = [comparison for comparison in found if comparison.case == case]
@@ -97,7 +97,7 @@ def _speed_up(axes: Any, found: Sequence[Comparison]) -> None:
 
 
 def _along(axes: Any, report: Report, axis: str, found: Sequence[Comparison]) -> None:
-    """Lines: GFLOP/s against one axis of the shape; the grey line is what one core's multiply-adds can do."""
+    """Lines: GFLOP/s against one axis of the shape; the grey line is one core's peak of multiply-adds."""
     for kind, style in (("inference", "-"), ("training", "--")):
         comparisons = [comparison for comparison in found if comparison.kind == kind]
         for label in dict.fromkeys(label for comparison in comparisons for label in comparison.measured):

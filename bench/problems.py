@@ -1,7 +1,7 @@
 """What the contenders work on: weights, inputs, lengths, texts and draws, in lstmfast's names and layouts.
 
-Everything follows from the seed. The text is the running Python's own documentation, so that nothing has to be
-fetched; how long a step takes does not depend on it.
+Everything follows from the seed. The text is the running Python's own documentation, so nothing has to be downloaded;
+the time of a step does not depend on it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _STEPS_TO_COMPARE = 8
 def layer(shape: Shape, *, ragged: bool = False, seed: int = 0) -> Problem:
     """One layer: kernel, bias, x [T, B, I] and d_h [T, B, H], float32; with `ragged` also lengths from T/2 to T.
 
-    Weights are uniform within 1/sqrt(H), as frameworks draw them; with much larger ones an LSTM becomes chaotic and no
-    two libraries agree for long.
+    Weights are uniform within 1/sqrt(H), as in frameworks; with much larger ones an LSTM becomes chaotic and libraries
+    soon disagree.
     """
     rng = np.random.default_rng(seed)
     batch, time_steps, input_size, hidden_size = shape
@@ -73,8 +73,8 @@ def vocabulary(config: Config) -> Vocabulary:
 def text(config: Config) -> str:
     """What `help()` knows, half a million characters, reduced to ASCII; for 27 symbols only its prose.
 
-    Code and grammar are left out there, because a learning rate of 10 makes training chaotic and repetitive text more
-    so: on source code PyTorch in float32 and in float64 drift apart by 0.1 nats within 200 steps.
+    Code and grammar are left out for 27 symbols, because a learning rate of 10 makes training chaotic, and repetitive
+    text more so: on source code PyTorch in float32 and float64 differ by 0.1 nats within 200 steps.
     """
     everything = "\n".join(topics.topics.values())
     if config.data.vocabulary != "udacity":

@@ -1,4 +1,4 @@
-"""What a bench shows: a table in the terminal, JSON, and tables in Markdown between marker comments.
+"""Output of the bench: a table in the terminal, JSON, and tables in Markdown between marker comments.
 
 A ratio always says its direction: "lstmfast does 2.1x" the work of a contender in the same time. It is the median over
 the rounds of the contender's time divided by lstmfast's, with the 10th and 90th percentile. Measures nothing.
@@ -22,13 +22,13 @@ from .shapes import Shape
 
 _FORMAT = 1
 _OURS = "lstmfast"
-# Whom lstmfast is held against where a geometric mean is taken: the fastest of these, shape by shape.
+# The peers of geometric means: lstmfast is compared with the fastest of these, shape by shape.
 _RIVALS = {"inference": ("torch", "onnxruntime"), "training": ("torch", "jax")}
 
 
 @dataclass
 class Report:
-    """One run: the machine, what it can do at most (see machine.py), how it was measured, what was found."""
+    """One run: the machine, its peaks (see machine.py), how it was measured, and the results."""
 
     machine: dict[str, str]
     peaks: dict[str, Any]
@@ -36,7 +36,7 @@ class Report:
     comparisons: list[Comparison] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """Indented JSON, as `from_json` reads it. Ratios are written too, for whoever reads only that."""
+        """Indented JSON, as `from_json` reads it. Ratios are included for other readers."""
         values = {"format": _FORMAT, **dataclasses.asdict(self)}
         for written, comparison in zip(values["comparisons"], self.comparisons, strict=True):
             written["shape"] = comparison.shape and comparison.shape._asdict()
@@ -47,7 +47,7 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """Read what `to_json` wrote. Raises ValueError if it is something else."""
+        """Read the output of `to_json`. Raises ValueError for anything else."""
         try:
             values = json.loads(text)
             if values.pop("format") != _FORMAT:
@@ -62,7 +62,7 @@ class Report:
         return [found for found in self.comparisons if found.section == section and kind in ("", found.kind)]
 
     def share_of_peak(self, comparison: Comparison, label: str) -> float | None:
-        """Part of what the cores in use can do at most, for work counted in operations or bytes; None if unknown."""
+        """Share of the peak of the cores in use, for work counted in operations or bytes; None if unknown."""
         if comparison.unit == "GFLOP/s":
             peak = self.peaks.get("flops", {}).get(comparison.measured[label].dtype, 0.0)
         elif comparison.unit == "GB/s":
@@ -72,7 +72,7 @@ class Report:
         return 1e9 * comparison.rate(label) / (peak * comparison.threads) if peak else None
 
     def _read_bandwidth(self, size_bytes: float) -> float:
-        """Bytes per second from the nearest cache that holds so much; a probe reads half a cache."""
+        """Bytes per second from the nearest cache that holds this size; a probe reads half a cache."""
         reads = self.peaks.get("reads", [])
         fitting = [read for read in reads if size_bytes <= 2 * read["bytes"]] or reads[-1:]
         return float(fitting[0]["bytes_per_second"]) if fitting else 0.0
@@ -89,12 +89,12 @@ def _comparison(written: dict[str, Any]) -> Comparison:
 
 
 def peers(comparison: Comparison) -> list[str]:
-    """Those measured beside lstmfast."""
+    """The contenders other than lstmfast."""
     return [label for label in comparison.measured if label != _OURS and _OURS in comparison.measured]
 
 
 def fastest_peer(comparison: Comparison, among: Sequence[str] = ()) -> str | None:
-    """The peer with the smallest median, of these or of all; lstmfast's own variants are no peers."""
+    """The peer with the smallest median, of these or of all; lstmfast's own variants are not peers."""
     labels = [label for label in peers(comparison) if not label.startswith(_OURS) and (not among or label in among)]
     return min(labels, key=lambda label: comparison.measured[label].spread.median, default=None)
 
@@ -122,7 +122,7 @@ def header(report: Report) -> str:
 
 
 def section_heading(comparison: Comparison, about: str) -> str:
-    """The line over a table, and the names of its columns."""
+    """The heading of a table, and its column names."""
     if comparison.quantity == "MiB":
         names = ("peak", "", "", "", "", "", "lstmfast needs")
     else:
@@ -134,7 +134,7 @@ def section_heading(comparison: Comparison, about: str) -> str:
 
 
 def table_rows(report: Report, comparison: Comparison) -> str:
-    """One comparison, a line for each contender; the shape stands under the name of the case."""
+    """One comparison, a line per contender; the shape is below the name of the case."""
     threads = f"{comparison.threads} thread{'s' if comparison.threads > 1 else ''}"
     names = [comparison.case, str(comparison.shape or ""), threads if comparison.section == "threads" else ""]
     if names[0] == names[1]:
@@ -160,7 +160,7 @@ def table_rows(report: Report, comparison: Comparison) -> str:
 
 
 def section_summary(report: Report, section: str, kind: str) -> list[str]:
-    """What a section comes to, in sentences; empty where there is nobody to compare with."""
+    """A section's summary in sentences; empty if there are no peers."""
     found = report.of(section, kind)
     if section == "sequence" and (mean := _mean_ratio(found, _rivals(found, kind))):
         return [f"{kind}, {mean}."]
@@ -186,7 +186,7 @@ def _sentence(comparison: Comparison, label: str) -> str:
 
 
 def _rivals(found: Sequence[Comparison], kind: str) -> list[str]:
-    """Those of `_RIVALS` that were measured: a mean names nobody who was absent."""
+    """The measured ones of `_RIVALS`; a mean must not name absent ones."""
     return [label for label in _RIVALS[kind] if any(label in comparison.measured for comparison in found)]
 
 
@@ -195,7 +195,7 @@ def _of_the_fastest(labels: Sequence[str]) -> str:
 
 
 def _mean_ratio(found: Sequence[Comparison], among: Sequence[str]) -> str:
-    """How lstmfast stands over several shapes, without a full stop; empty where nobody of those was measured."""
+    """The mean ratio over several shapes in words, without a full stop; empty if none of these peers was measured."""
     named = [(comparison, fastest_peer(comparison, among)) for comparison in found if among]
     ratios = {comparison.case: comparison.ratio(peer).median for comparison, peer in named if peer}
     if len(ratios) < 2:
@@ -209,7 +209,7 @@ def _mean_ratio(found: Sequence[Comparison], among: Sequence[str]) -> str:
 
 
 def _ragged_summary(found: Sequence[Comparison]) -> list[str]:
-    """For each contender, what a useful step of the ragged batch costs in terms of one of the dense batch."""
+    """For each contender, the cost of a useful step of the ragged batch relative to one of the dense batch."""
     lines = []
     for dense, ragged in zip(found[::2], found[1::2], strict=False):
         costs = [
@@ -227,7 +227,7 @@ def _ragged_summary(found: Sequence[Comparison]) -> list[str]:
 
 
 def _precision_summary(found: Sequence[Comparison]) -> list[str]:
-    """`medium` beside the fastest that PyTorch has: bf16 in two ways, or float32 where a CPU runs bf16 slowly."""
+    """`medium` against PyTorch's fastest: bf16 in two ways, or float32 on CPUs that run bf16 slowly."""
     pairs = {"lstmfast medium": ("torch", "torch autocast", "torch fp32=bf16"), "lstmfast float64": ("torch float64",)}
     lines = []
     for comparison in found:
@@ -239,7 +239,7 @@ def _precision_summary(found: Sequence[Comparison]) -> list[str]:
 
 
 def _threads_summary(found: Sequence[Comparison]) -> list[str]:
-    """For each shape and contender, how much more the most threads do than one."""
+    """For each shape and contender, the speed of the largest number of threads relative to one."""
     lines = []
     for case, group in groupby(found, key=lambda comparison: comparison.case):
         comparisons = list(group)
@@ -253,7 +253,7 @@ def _threads_summary(found: Sequence[Comparison]) -> list[str]:
 
 
 def ratio_in_words(comparison: Comparison, label: str, brackets: str) -> str:
-    """1.46x (1.40-1.51): how many times the peer's work lstmfast does; of memory it needs 1/1.46."""
+    """1.46x (1.40-1.51): lstmfast does 1.46 times the peer's work, or needs 1/1.46 of its memory."""
     ratio = comparison.ratio(label)
     if comparison.quantity == "MiB":
         return f"1/{ratio.median:.1f}"
@@ -272,7 +272,7 @@ def amount(comparison: Comparison, value: float) -> str:
 
 def _rate(comparison: Comparison, label: str, *, thousands: bool = False) -> str:
     rate, unit = comparison.rate(label), comparison.unit
-    if unit in _SHORT_UNITS:  # of things, which may be thousands of things
+    if unit in _SHORT_UNITS:  # of countable things, which may come in thousands
         unit = _SHORT_UNITS[unit]
         if thousands and rate >= 1000:
             rate, unit = rate / 1000, f"k{unit}"
@@ -280,7 +280,7 @@ def _rate(comparison: Comparison, label: str, *, thousands: bool = False) -> str
 
 
 def _short(value: float) -> str:
-    """A number with three digits, or all of those before the point."""
+    """A number with three digits, or all digits before the point if there are more."""
     return f"{value:,.{max(0, 2 - int(math.log10(max(value, 1))))}f}"
 
 
@@ -298,7 +298,7 @@ _ROW_PER_CONTENDER = ("training", "sampling", "precision", "memory")
 
 
 def check_markers(name: str, text: str, sections: Iterable[str]) -> None:
-    """Raise ValueError if a Markdown text has no block to write into, or one whose name is unknown."""
+    """Raise ValueError if a Markdown text has no block to write into, or one with an unknown name."""
     known = ("machine", "summary", *sections)
     found = [block[2] for block in _BLOCK.finditer(text)]
     if not found:
@@ -308,9 +308,9 @@ def check_markers(name: str, text: str, sections: Iterable[str]) -> None:
 
 
 def write_between_markers(text: str, report: Report, sections: Iterable[str]) -> str:
-    """A Markdown text whose blocks `<!-- bench:NAME -->` to `<!-- bench:end -->` hold this report's tables.
+    """A Markdown text with this report's tables in its blocks `<!-- bench:NAME -->` to `<!-- bench:end -->`.
 
-    NAME is machine, summary or a section; a block of a section that was not measured stays as it is.
+    NAME is machine, summary or a section; the block of a section that was not measured is left unchanged.
     """
     makers: dict[str, Callable[[], str]] = {name: partial(_section_tables, report, name) for name in sections}
     makers |= {"machine": partial(_machine_list, report), "summary": partial(_summary, report)}
@@ -338,7 +338,7 @@ def _versions(report: Report) -> str:
 
 
 def _section_tables(report: Report, section: str) -> str:
-    """One table for each kind of work, and the sentences below it."""
+    """One table per kind of work, and the sentences below it."""
     parts = []
     for kind in ("inference", "training"):
         found = report.of(section, kind)
@@ -351,7 +351,7 @@ def _section_tables(report: Report, section: str) -> str:
 
 
 def _case_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:
-    """A row for each case: everybody's median, lstmfast's rate, and its ratio to the fastest other."""
+    """A row per case: all medians, lstmfast's rate, and its ratio to the fastest peer."""
     labels = list(dict.fromkeys(label for comparison in found for label in comparison.measured))
     show_threads = len({comparison.threads for comparison in found}) > 1
     yield _markdown_row("case", "B, T, I, H", *["threads"] * show_threads, *labels, "rate", "of peak", "lstmfast does")
@@ -373,7 +373,7 @@ def _case_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:
 
 
 def _contender_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:
-    """A row for each contender in each case."""
+    """A row per contender and case."""
     if found[0].quantity == "MiB":
         heads = ["peak", "lstmfast needs"]
     else:
@@ -409,7 +409,7 @@ _SUMMARY_ROWS = {
 
 
 def _summary(report: Report) -> str:
-    """The figures of the front page: one row for each thing a user does, against the fastest other."""
+    """The figures of the front page: one row per use, against the fastest peer."""
     rows = []
     for kind in _RIVALS:
         found = report.of("sequence", kind)
@@ -437,7 +437,7 @@ def _summary(report: Report) -> str:
 
 
 def _shown(comparison: Comparison, label: str) -> str:
-    """A rate for characters, a time or a size for all else."""
+    """A rate for characters, otherwise a time or a size."""
     if comparison.unit == "characters/s":
         return _rate(comparison, label)
     return amount(comparison, comparison.measured[label].spread.median)

@@ -1,6 +1,6 @@
-"""What is measured: one function for each section, which makes tasks and has them done. Prints nothing.
+"""What is measured: one function per section, which makes tasks and runs them. Prints nothing.
 
-A section yields its comparisons one by one, so that they can be shown as they come. SECTIONS is the table of them.
+A section yields its comparisons one by one, so they can be shown as they come. SECTIONS is the table of sections.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PIECE_LENGTH = 1000
 
 @dataclass(frozen=True)
 class Bench:
-    """What a section may use. contenders: lstmfast first; shapes: those asked for, none: the section's own."""
+    """What a section may use. contenders: lstmfast first; shapes: those requested, empty for the section's own."""
 
     crew: Crew
     contenders: Sequence[Contender]
@@ -33,15 +33,15 @@ class Bench:
     cores: int
 
     def shapes_or(self, *names: str) -> Mapping[str, Shape]:
-        """The shapes asked for, or these."""
+        """The requested shapes, or these."""
         return self.shapes or {name: SHAPES[name] for name in names}
 
     def only(self, *libraries: str) -> list[Contender]:
-        """lstmfast, and those of these peers that were asked for."""
+        """lstmfast, and the requested ones of these peers."""
         return [contender for contender in self.contenders if contender.label in ("lstmfast", *libraries)]
 
     def compare(self, task: Task, contenders: Sequence[Contender], threads: int = 0) -> Comparison:
-        """Have a task done with so many threads, by default the bench's."""
+        """Compare a task on this number of threads, by default the bench's."""
         return self.crew.compare(task, contenders, threads or self.threads)
 
 
@@ -52,7 +52,7 @@ ABOUT: dict[str, str] = {}
 
 
 def _section(about: str) -> Callable[[Section], Section]:
-    """Put a function into both tables."""
+    """Enter a function in both tables."""
 
     def listed(section: Section) -> Section:
         SECTIONS[section.__name__], ABOUT[section.__name__] = section, about
@@ -192,7 +192,7 @@ def scaling(bench: Bench) -> Iterator[Comparison]:
 
 
 def _layer_task(section: str, case: str, kind: str, shape: Shape, *, ragged: bool = False) -> Task:
-    """One layer over whole sequences; its worth is counted in operations."""
+    """One layer over whole sequences; its amount is counted in operations."""
     training = kind == "training"
     operations = shape.forward_flops * (3 if training else 1)
     return Task(

@@ -1,4 +1,4 @@
-"""The shapes that benches name: batch B, time steps T, input size I, hidden size H. Numbers only; no arrays."""
+"""The named shapes of benches: batch B, time steps T, input size I, hidden size H. Numbers only; no arrays."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Shape(NamedTuple):
 
     @property
     def forward_flops(self) -> int:
-        """Operations of the matrix products of a forward pass, 2 for each weight, row and step. Backward has twice."""
+        """Operations of a forward pass's matrix products, 2 per weight, row and step. Backward has twice as many."""
         return 2 * self.batch * self.time_steps * (self.input_size + self.hidden_size) * 4 * self.hidden_size
 
     @property
     def weights(self) -> int:
-        """How many numbers the kernel holds."""
+        """The number of elements of the kernel."""
         return (self.input_size + self.hidden_size) * 4 * self.hidden_size
 
 

@@ -1,7 +1,7 @@
-"""How much of the trainer's step is spent outside of the extension: on Python, NumPy and their checks.
+"""The share of a trainer's step spent outside the extension: in Python, NumPy and their checks.
 
 The `udacity` preset on text drawn at random: 27 symbols, 64 units, batch 64, 10 unrollings, one thread. Calls of the
-extension are timed by a stand-in for it, whose own time counts as outside; prints the median of some thousand steps.
+extension are timed by a wrapper, whose own time counts as outside; prints the median of some thousand steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEPS = 4000
 
 
 class Timed:
-    """Whatever is called on `inner`, and how many seconds that took."""
+    """Forwards calls to `inner` and adds up their seconds."""
 
     seconds = 0.0
 
@@ -48,7 +48,7 @@ class Timed:
 
 
 class Steps(trainer.Callback):
-    """Notes when each step was done, and how much of the time so far was spent in the extension."""
+    """Records when each step ended, and the time spent in the extension until then."""
 
     def __init__(self) -> None:
         self.done: list[tuple[float, float]] = []

@@ -1,1 +1,1 @@
-"""What runs inside a worker process: worker.py, and the works in each library. Each file stands alone."""
+"""Code of the worker processes: worker.py, and the works in each library. Each file stands alone."""

@@ -1,6 +1,6 @@
-"""The works in JAX: a scan over time under jit, the input product of all steps taken before it.
+"""The works in JAX: a scan over time under jit, after one input product for all steps.
 
-Imports jax and NumPy only; see worker.py. JAX takes its number of threads from the cores that the process may use.
+Imports jax and NumPy only; see worker.py. JAX takes its number of threads from the cores available to the process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Problem = Mapping[str, npt.NDArray[Any]]
 
 def version(threads: int) -> str:
     """Set up the library; return its version."""
-    # Work on the calling thread: one step of 64 units then takes 14 us and not 22, and long calls take no longer.
+    # Work on the calling thread: one step of 64 units then takes 14 us instead of 22; long calls are as fast.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     return str(jax.__version__)
 
@@ -54,7 +54,7 @@ class Step:
         self._state: Any = (self._zeros, self._zeros)
 
     def step(self) -> None:
-        """Go on by one step."""
+        """Advance by one step."""
         self._state = self._advance(self._steps[0], self._state)
         self._state[0].block_until_ready()
 
@@ -94,7 +94,7 @@ class Sequence:
 
 
 def _arguments(problem: Problem) -> tuple[Any, ...]:
-    """x, input kernel, recurrent kernel and bias, where JAX wants them."""
+    """x, input kernel, recurrent kernel and bias, on JAX's device."""
     input_size = problem["x"].shape[-1]
     kernel = problem["kernel"]
     return tuple(map(jnp.asarray, (problem["x"], kernel[:input_size], kernel[input_size:], problem["bias"])))

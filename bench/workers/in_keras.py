@@ -1,7 +1,7 @@
-"""The works in Keras on TensorFlow: layers called inside tf.function, compiled by XLA or not, whichever is quicker.
+"""The works in Keras on TensorFlow: layers called inside tf.function, compiled by XLA or not, whichever is faster.
 
 Imports keras, tensorflow and NumPy only; see worker.py. Keras orders its gates as lstmfast does and has one bias; its
-layers want the batch first, so inputs are transposed before the timing.
+layers take the batch first, so inputs are transposed before the timing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Step:
         self._state = [self._zeros, self._zeros]
 
     def step(self) -> None:
-        """Go on by one step."""
+        """Advance by one step."""
         self._state = self._advance(self._steps[0], *self._state)
 
     def values(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _set_weights(cell: Any, problem: Problem) -> None:
 
 
 def _quicker(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """The function as a graph, compiled by XLA or not: the one that takes less time on its second call."""
+    """The function as a graph, compiled by XLA or not, whichever is faster on its second call."""
     seconds = {}
     for compiled in (tf.function(function), tf.function(function, jit_compile=True)):
         compiled(*arguments)

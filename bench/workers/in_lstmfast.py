@@ -22,10 +22,10 @@ def version(threads: int) -> str:
 
 
 def peaks(read_sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What one core can do at most, measured now; see machine.py for what the sizes are.
+    """The peaks of one core, measured now; machine.py explains the sizes.
 
     {"flops": {kind of arithmetic: operations per second}, "reads": [{"from", "bytes", "bytes_per_second"}, ...]}.
-    A kind that this CPU or this build does not have is not there.
+    Kinds that this CPU or build lacks are omitted.
     """
     flops = {dtype: _core.probe_flops(dtype) for dtype in ("float32", "float64")}
     reads = [
@@ -44,7 +44,7 @@ class Step:
         self._x = np.ascontiguousarray(problem["x"][0])
 
     def step(self) -> None:
-        """Go on by one step."""
+        """Advance by one step."""
         self._stream.step(self._x)
 
     def values(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Training:
 
 
 class Sampling:
-    """Characters drawn one after the other from one stream, in pieces."""
+    """Characters drawn one by one from one stream, in pieces."""
 
     def __init__(self, problem: Problem, settings: Mapping[str, Any]) -> None:
         self._stream = _model(problem, settings).stream()
@@ -122,7 +122,7 @@ class Sampling:
 
 
 def _layer(problem: Problem, settings: Mapping[str, Any]) -> lf.LSTM:
-    """A layer with the problem's weights, of the dtype and precision that the settings ask for."""
+    """A layer with the problem's weights, with the dtype and precision of the settings."""
     lf.set_matmul_precision(settings.get("precision", "highest"))
     rows, columns = problem["kernel"].shape
     hidden_size = columns // 4

@@ -1,6 +1,6 @@
 """The works in ONNX Runtime: one LSTM node whose weights are constants. Imports onnxruntime, onnx and NumPy only.
 
-ONNX orders its gates i, o, f, g. The CPU LSTM of ONNX Runtime knows float32 only and does not train. See worker.py.
+ONNX orders its gates i, o, f, g. The CPU LSTM of ONNX Runtime is float32 only and cannot train. See worker.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Step:
         self._feed = {"x": self._x[:1], "h0": self._zeros, "c0": self._zeros}
 
     def step(self) -> None:
-        """Go on by one step."""
+        """Advance by one step."""
         feed = self._feed
         feed["h0"], feed["c0"] = self._session.run(["h_n", "c_n"], feed)
 
@@ -67,7 +67,7 @@ class Sequence:
         return self._session.run(["h"], self._feed)
 
     def values(self) -> dict[str, Any]:
-        """Outputs [T, B, H]; ONNX has an axis of directions in second place."""
+        """Outputs [T, B, H]; ONNX has the directions on its second axis."""
         return {"h": self.step()[0][:, 0]}
 
 
@@ -94,7 +94,7 @@ def _session(problem: Problem, *, state: bool = False, lengths: bool = False) ->
         [_declared(name, shape) for name, shape in outputs.items()],
         [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
     )
-    # Versions of the formats that the runtimes of the last years read: onnx writes newer ones by default.
+    # Versions that runtimes of recent years read; onnx writes newer ones by default.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = _threads, 1

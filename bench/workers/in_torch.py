@@ -36,7 +36,7 @@ class Step:
     context = torch.inference_mode
 
     def step(self) -> None:
-        """Go on by one step."""
+        """Advance by one step."""
         self._state = self._cell(self._x, self._state)
 
     def values(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Sequence:
         return h, torch.autograd.grad(out, self._wanted, d_out.to(out.dtype))
 
     def values(self) -> dict[str, Any]:
-        """Outputs, and gradients if there are any, as lstmfast lays them out."""
+        """Outputs, and gradients if there are any, in lstmfast's layout."""
         h, gradients = self.step()
         values = {"h": self._padded(h)}
         if gradients:
@@ -109,8 +109,8 @@ class Sequence:
 class Training:
     """One update of a character model: one-hot rows looked up in an identity matrix, tensors made before the timing.
 
-    Embedding lookups, one_hot() and foreach updates were tried in place of what is here; none was faster. The forget
-    bias is part of the bias, which the optimizers do not notice.
+    Embedding lookups, one_hot() and foreach updates were tried instead; none was faster. The forget
+    bias is part of the bias; the optimizers treat both alike.
     """
 
     def __init__(self, problem: Problem, settings: Mapping[str, Any]) -> None:
@@ -146,7 +146,7 @@ class Training:
 
 
 class Sampling:
-    """Characters drawn one after the other: nn.LSTMCell, and a search in the summed probabilities."""
+    """Characters drawn one by one: nn.LSTMCell, and a search in the summed probabilities."""
 
     def __init__(self, problem: Problem, settings: Mapping[str, Any]) -> None:
         self._cell, self._projection = _layers(torch.nn.LSTMCell, problem, settings["forget_bias"])

@@ -1,11 +1,11 @@
-"""One worker: a process with one library in it that makes pieces of work, shows their values and times them.
+"""One worker: a process with one library that makes pieces of work, returns their values and times them.
 
 `worker.py IN_LIBRARY.py THREADS` reads one JSON object per line from standard input and answers each with one. It runs
-under the interpreter of the library it measures, which needs NumPy and no lstmfast, so it imports nothing of the bench.
+under the interpreter of the library it measures, which needs NumPy but not lstmfast, so it imports no bench code.
 IN_LIBRARY.py defines `version(threads)`, called once, and `WORKS`: name -> class. A work is made from a problem (arrays
 in lstmfast's names and layouts) and settings; `step()` does it once, `values()` does it and returns arrays to compare,
-both inside `context()` where a work has one, entered once for many steps. NotImplementedError says that a library
-cannot do a work; whatever else goes wrong is an answer too, {"unable": reason}. harness.py, at the other end, judges.
+both inside `context()` if the work has one, entered once for many steps. NotImplementedError means that the library
+cannot do a work; any other error is answered as {"unable": reason}. harness.py, at the other end, judges.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-_SHORTEST_SAMPLE = 50e-6  # seconds; shorter steps are timed several at once, since reading the clock takes 0.1 us
-_SHORT = 0.1  # seconds; what takes longer than this is warm after once and needs no second trial
+_SHORTEST_SAMPLE = 50e-6  # seconds; shorter steps are timed several at once, because reading the clock takes 0.1 us
+_SHORT = 0.1  # seconds; a longer step is warm after one run and needs no second trial
 
 
 class Worker:
@@ -49,7 +49,7 @@ class Worker:
         return {}
 
     def values(self, path: str) -> dict[str, Any]:
-        """Do the work and write what came out to an .npz file. Doubles as the warm-up."""
+        """Do the work and write its results to an .npz file. Also warms up."""
         with self._context():
             begin = time.perf_counter()
             values = self._work.values()
@@ -60,7 +60,7 @@ class Worker:
         return {}
 
     def time(self, seconds: float) -> dict[str, Any]:
-        """Do the work again and again for about so long, at least once: the milliseconds of each step."""
+        """Repeat the work for about this long, at least once: the milliseconds of each step."""
         step = self._work.step
         samples: list[float] = []
         gc.collect()
@@ -73,7 +73,7 @@ class Worker:
         return {"milliseconds": samples}
 
     def memory(self) -> dict[str, Any]:
-        """Do the work once: by how many bytes the process grew at most meanwhile."""
+        """Do the work once: the peak growth of the process in bytes."""
         gc.collect()
         before = _reset_peak_memory()
         self._work.step()
@@ -92,7 +92,7 @@ def _seconds_of(step: Callable[[], Any], count: int) -> float:
 
 
 def _reset_peak_memory() -> int:
-    """Have the system forget the highest use of memory so far (Linux only); return the present one."""
+    """Reset the system's record of peak memory (Linux only); return the present use."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError as error:
@@ -109,7 +109,7 @@ def _status_bytes(field: str) -> int:
 def main() -> None:
     """Answer until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not get between the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
 
     def answer(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=answers, flush=True)
