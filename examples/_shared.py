@@ -1,4 +1,4 @@
-"""What the examples share: options, the text they read, and a table at the end. Nothing of a model is here."""
+"""Shared by the examples: options, the text they read, and a table at the end. No model code."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any, NoReturn
 import lstmfast as lf
 from lstmfast.data import Corpus, load_corpus
 
-CACHE = "runs/lstmfast-cache"  # where `lstmfast train` keeps encoded texts as well
+CACHE = "runs/lstmfast-cache"  # shared with `lstmfast train`
 Results = Mapping[str, float]
 
 
 class Options(argparse.ArgumentParser):
-    """Options that every example has; what is wrong with one is said in one sentence."""
+    """Options that every example has; errors are one sentence."""
 
     def __init__(self, doc: str, *, steps: int, text: bool = True) -> None:
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         if text:
-            learnt = "text files, zip archives or addresses to train on; none: the source of Python's standard library"
-            self.add_argument("text", nargs="*", metavar="TEXT", help=learnt)
+            texts = "text files, zip archives or addresses to train on; none: the source of Python's standard library"
+            self.add_argument("text", nargs="*", metavar="TEXT", help=texts)
         self.add_number("--steps", steps, "batches to train on")
         self.add_number("--seed", 0, "random seed", at_least=0)
         self.add_number("--threads", 0, "threads to use; 0: as many as there are cores", at_least=0)
 
     def add_number(self, name: str, default: int, what: str, *, at_least: int = 1) -> None:
-        """Add an option that takes a whole number."""
+        """Add an option that takes an integer."""
 
         def whole_number(value: str) -> int:
             if not value.isdecimal() or int(value) < at_least:
@@ -51,11 +51,11 @@ class Options(argparse.ArgumentParser):
         self.add_argument(name, type=fraction, default=default, metavar="X", help=f"{what} (default: {default})")
 
     def error(self, message: str) -> NoReturn:
-        """Leave with one sentence, without the usage before it."""
+        """Exit with one sentence, without the usage text."""
         self.exit(2, f"{self.prog}: {message}\n")
 
     def run(self, example: Callable[[Any], Results], arguments: Sequence[str] | None) -> Results:
-        """Run an example with the options given. What it cannot do is said in one sentence too."""
+        """Run an example with the given options; its errors are one sentence too."""
         options = self.parse_args(arguments)
         if options.threads:
             lf.set_num_threads(options.threads)
@@ -73,7 +73,7 @@ def read_text(sources: Sequence[str], *, fold: bool = False) -> Corpus:
 
 
 def read_words(sources: Sequence[str], *, shortest: int, longest: int) -> Counter[str]:
-    """How often the text has each word of a to z, its lower case, with this many letters."""
+    """The count of each word of a to z in the text, in lower case, with this many letters."""
     corpus = read_text(sources, fold=True)
     words = corpus.vocabulary.decode(corpus.ids).split()
     return Counter(word for word in words if shortest <= len(word) <= longest)
@@ -85,7 +85,7 @@ def is_due(step: int, steps: int, lines: int = 8) -> bool:
 
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Print what was learnt: a name and a value on each line."""
+    """Print the results: a name and a value on each line."""
     listed = list(rows)
     width = max(len(name) for name, _ in listed)
     print(f"\n{title}")

@@ -1,9 +1,9 @@
-"""An embedding, two LSTM layers, dropout, and a state that goes on from batch to batch: the language model of R2RT.
+"""An embedding, two LSTM layers, dropout, and a state carried from batch to batch: the language model of R2RT.
 
 Follows "Recurrent Neural Networks in Tensorflow" I and II (R2RT, 2016): characters, looked up in an embedding
-rather than one-hot, a stack of layers, Adam. The text is read as BATCH streams; each batch goes on where the one
-before ended, with the state it ended in. What that is worth is measured at the end: the same text, read with the
-state carried and read with the state set to zero before each window.
+rather than one-hot, a stack of layers, Adam. The text is read as BATCH streams; each batch continues where the one
+before ended, with its final state. The gain is measured at the end: the same text is read with the state carried
+and with the state set to zero before each window.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lstmfast.data import Batches, split
 from lstmfast.sampler import Sampler
 
 BATCH = 32
-FORGET = 0.02  # how often a stream begins anew: a model must have learnt how a text begins, too
+FORGET = 0.02  # probability that a stream's state is reset: a model must also learn how a text begins
 
 Array = npt.NDArray[Any]
 
@@ -56,8 +56,8 @@ def example(options: Any) -> Results:
     for step in range(options.steps):
         inputs, targets = batches.next()
         h, c = state
-        anew = rng.random(BATCH) < FORGET
-        h[:, anew] = c[:, anew] = 0
+        restarted = rng.random(BATCH) < FORGET
+        h[:, restarted] = c[:, restarted] = 0
         loss, state = model.loss_and_gradients(inputs, targets, state, rng=rng)  # rng draws the dropout
         lf.losses.clip_by_global_norm(model.gradient_buffer, 1.0)
         optimizer.update(model.parameter_buffer, model.gradient_buffer, learning_rate=learning_rate(step))

@@ -2,8 +2,8 @@
 
 The first exercise of assignment 6 of Udacity's deep learning course (2016). Its model has twelve variables, ix im
 ib for the input gate, fx fm fb for the forget gate, cx cm cb for the cell and ox om ob for the output gate: eight
-products a step. Side by side they are one kernel and one bias, and x and h one row: one product. This writes both
-down, puts the twelve into the kernel, and shows that states and gradients are the same numbers.
+products a step. Concatenated, they are one kernel and one bias, and x and h one row: one product. This example
+implements both, puts the twelve into the kernel, and shows that states and gradients are the same numbers.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ def views_of(kernel: Array, bias: Array) -> Weights:
 
 
 def slope(loss: Callable[[Weights], float], w: Weights, name: str, direction: Array) -> float:
-    """How fast a loss grows when one of the twelve moves along a direction: two runs, no backpropagation."""
+    """The slope of a loss when one of the twelve moves along a direction: two runs, no backpropagation."""
     step = 6e-6
     ahead, behind = {**w, name: w[name] + step * direction}, {**w, name: w[name] - step * direction}
     return (loss(ahead) - loss(behind)) / (2 * step)
 
 
 def microseconds(run: Callable[[], Any], repetitions: int) -> float:
-    """The time of one call, the shortest of all."""
+    """The time of one call, the minimum over all."""
     times = []
     for _ in range(repetitions):
         started = time.perf_counter()

@@ -3,18 +3,18 @@
 The shapes are those of a much-read question about sequence classification with TensorFlow: [batch, 820, 12]. The
 signals are made here: beats pass over 12 electrodes in a row, every 10 to 16 steps, under noise. In class 0 a beat
 goes from the first electrode to the last, in class 1 from the last to the first. Every electrode sees the same in
-both classes, and no single step tells them apart: one must remember who was first, and keep the answer until the
-end.
+both classes, and no single step tells them apart: the model must remember which electrode was first, and keep the
+answer until the end.
 
-An error at the end says little of what happened 800 steps before: gradients fade on the way. So units begin with
+An error at the end carries little information about 800 steps before: gradients fade on the way. So units start with
 memories of different length, forget biases log(uniform(1, 20)), which is Tallec & Ollivier's initialization (2018);
 written through `cell.gates["forget"].bias`.
 
---data digits reads real data in place of the signals: scikit-learn's 1,797 handwritten digits, 8 rows of 8 pixels
-each as 8 time steps of 8 values, ten classes.
+--data digits reads real data in place of the signals: scikit-learn's 1,797 handwritten digits, each as 8 time steps
+of 8 values (rows of pixels), ten classes.
 
-The loss is the user's own, the sum over the batch or its mean (--loss): a function (logits, labels) -> (loss,
-derivative). A sum makes gradients batch-size times as long; Adam does not mind, and clipping must know.
+The loss is a custom one, the sum over the batch or its mean (--loss): a function (logits, labels) -> (loss,
+derivative). A sum makes gradients batch-size times as large; Adam is unaffected, but clipping must allow for it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Array = npt.NDArray[Any]
 
 
 def make_signals(count: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Signals [count, 820, 12] and labels [count]: 0 where beats go from the first channel to the last, 1 backwards."""
+    """Signals [count, 820, 12] and labels [count]: 0 if beats go from the first channel to the last, 1 if backwards."""
     labels = rng.integers(0, 2, count)
     heart = np.zeros((count, TIME_STEPS))
     for row in heart:
@@ -70,7 +70,7 @@ def summed_loss(logits: Array, labels: Array) -> tuple[float, Array]:
 
 
 def mean_loss(logits: Array, labels: Array) -> tuple[float, Array]:
-    """The same as a mean."""
+    """Softmax cross entropy as a mean over the batch."""
     loss, d_logits = summed_loss(logits, labels)
     return loss / len(labels), d_logits / np.float32(len(labels))
 

@@ -1,9 +1,9 @@
 """The 6_lstm model written out by hand: a character in, the next one out.
 
 All settings are those of assignment 6 of Udacity's deep learning course (2016): 27 symbols (space and a to z), 64
-units, 64 places of the text side by side, 10 steps unrolled, gradients clipped to a norm of 1.25, plain gradient
-descent with a learning rate of 10 that falls to a tenth every 5,000 steps, weights around -0.1, no forget bias. The
-state goes on from batch to batch, the gradient does not: truncated backpropagation through time.
+units, 64 text streams in parallel, 10 steps unrolled, gradients clipped to a norm of 1.25, plain gradient descent
+with a learning rate of 10 that falls to a tenth every 5,000 steps, weights around -0.1, no forget bias. The state is
+carried from batch to batch, the gradient is not: truncated backpropagation through time.
 
 `lstmfast train --preset udacity` trains the same model through the library's own trainer.
 """
@@ -51,14 +51,14 @@ def zero_state(batch: int) -> State:
 
 
 def project(weights: lf.ParameterBuffer, h: Array) -> Array:
-    """One logit for each symbol, from the outputs of the LSTM."""
+    """One logit per symbol, from the outputs of the LSTM."""
     return h @ weights.parameters["projection.kernel"] + weights.parameters["projection.bias"]
 
 
 def train_step(
     weights: lf.ParameterBuffer, inputs: Array, targets: Array, state: State, learning_rate: float
 ) -> tuple[float, State]:
-    """Learn from a batch of ids [UNROLL, BATCH]: return its loss before the update, and the state it ends in."""
+    """Train on a batch of ids [UNROLL, BATCH]: return its loss before the update, and its final state."""
     w, g = weights.parameters, weights.gradients
 
     out = lf.lstm(inputs, w["kernel"], w["bias"], *state, keep_for_backward=True)  # ids look up rows of the kernel
@@ -77,14 +77,14 @@ def train_step(
 
 
 def evaluate(weights: lf.ParameterBuffer, ids: Array) -> float:
-    """Mean loss in nats of each character of a text given all those before it."""
+    """Mean loss in nats per character of a text, given all characters before it."""
     column = ids[:, None]
     out = lf.lstm(column[:-1], weights.parameters["kernel"], weights.parameters["bias"])
     return lf.losses.softmax_cross_entropy(project(weights, out.h), column[1:])[0]
 
 
 def write(weights: lf.ParameterBuffer, length: int, rng: np.random.Generator) -> Array:
-    """Let the model go on from a random character: the ids it draws, one step at a time."""
+    """Continue from a random character: the ids that the model draws, one step at a time."""
     written = [int(rng.integers(SYMBOLS))]
     h, c = zero_state(1)
     for _ in range(length):

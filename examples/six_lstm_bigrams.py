@@ -1,12 +1,11 @@
 """The 6_lstm model over pairs of letters: an embedding of the 729 bigrams, and dropout.
 
 The second exercise of assignment 6 of Udacity's deep learning course (2016). Each step reads two characters and
-foretells the next two. Bigrams are looked up in an embedding, since a one-hot row of 729 would be mostly zeros;
-dropout falls on what enters and leaves the LSTM, never on the way from step to step (Zaremba, Sutskever & Vinyals
-2014).
+predicts the next two. Bigrams are looked up in an embedding, because a one-hot row of 729 would be mostly zeros;
+dropout applies to the LSTM's inputs and outputs, never between time steps (Zaremba, Sutskever & Vinyals 2014).
 
-Beside it stands the same model without dropout, so that one sees what dropout costs or gains on this text.
-Perplexities are per character, the square root of that per bigram, to be compared with six_lstm.py.
+The same model is also trained without dropout, to show what dropout costs or gains on this text. Perplexities are
+per character, the square root of that per bigram, for comparison with six_lstm.py.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from lstmfast.data import Batches, Vocabulary, split
 from lstmfast.trainer import Callback, Summary, Trainer
 
 BATCH, UNROLL = 64, 10
-FORGET = 0.02  # how often a stream begins anew. Never: one seed of three was lost at the beginning of a text, at 156
+FORGET = 0.02  # probability of resetting a stream; at 0, one seed of three failed at text starts (perplexity 156)
 
 Array = npt.NDArray[Any]
 
 
 def bigrams(ids: Array, symbols: int) -> Array:
-    """A text as pairs that do not overlap: one id from 0 to symbols**2 - 1 for each."""
+    """A text as non-overlapping pairs, each an id from 0 to symbols**2 - 1."""
     even = ids[: len(ids) // 2 * 2].astype(np.int32)
     return even[0::2] * symbols + even[1::2]
 
 
 def write(model: lf.CharLM, vocabulary: Vocabulary, pairs: int, rng: np.random.Generator) -> str:
-    """Let the model go on after two spaces, twice as many characters as pairs."""
+    """Continue after two spaces: the text that the model draws, two characters per pair."""
     drawn = model.stream().generate(np.zeros(1, np.int32), rng.random((pairs, 1)))
     return vocabulary.decode(np.stack(np.divmod(drawn.ravel(), vocabulary.size), axis=1))
 
@@ -54,7 +53,7 @@ class Report(Callback):
 
 
 def train(options: Any, ids: Array, valid_ids: Array, vocab_size: int, dropout: float) -> tuple[lf.CharLM, Report]:
-    """Train one model and return it with what was measured."""
+    """Train one model and return it with its metrics."""
     weights_rng, *rngs = (np.random.default_rng([options.seed, number]) for number in range(4))
     model = lf.CharLM(
         vocab_size, options.hidden_size, embedding_size=options.embedding_size, dropout=dropout, rng=weights_rng

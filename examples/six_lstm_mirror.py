@@ -1,13 +1,12 @@
 """Mirror the letters of each word: "the quick brown fox" becomes "eht kciuq nworb xof".
 
 The third exercise of assignment 6 of Udacity's deep learning course (2016), with the sequence-to-sequence model of
-Sutskever, Vinyals & Le (2014). One LSTM reads a word letter by letter; the state it ends in, all that it can say of
-the word, is where a second LSTM begins to write. The writer reads what was written before: while it learns that is
-the right letter, later its own. Words of any length lie side by side in a batch; `lengths` stops each at its own
-end.
+Sutskever, Vinyals & Le (2014). One LSTM reads a word letter by letter; its final state, all it passes on about the
+word, is the initial state of a second LSTM that writes. The writer's input is the letter before: the right one during
+training, its own afterwards. A batch holds words of any length; `lengths` stops each at its own end.
 
-Of all different words of the text one in ten is held out: those the model never sees while it learns, and those it
-is judged by. A word is right if all of its letters are, and its end.
+One in ten of the text's distinct words is held out: the model never trains on these and is tested on them. A word is
+right if all of its letters are, and its end.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from _shared import Options, Results, is_due, print_table, read_words
 import lstmfast as lf
 
 LONGEST, BATCH = 10, 128
-MARK = 26  # the symbol after a to z: begins what is written, and ends it
+MARK = 26  # the symbol after a to z: begins and ends the written word
 SYMBOLS = 27
 
 Array = npt.NDArray[Any]
@@ -37,7 +36,7 @@ def spell(words: Sequence[str]) -> tuple[Array, Array]:
 
 
 class Mirror:
-    """A reader, a writer, and a logit for each symbol the writer may write; all variables in one buffer."""
+    """A reader, a writer, and a projection to one logit per symbol; all variables in one buffer."""
 
     def __init__(self, hidden_size: int, rng: np.random.Generator) -> None:
         lstm, linear = lf.LSTM.shapes(SYMBOLS, hidden_size), lf.Linear.shapes(hidden_size, SYMBOLS)
@@ -48,12 +47,12 @@ class Mirror:
         self.projection = lf.Linear(hidden_size, SYMBOLS, storage=self.storage.part("projection."))
 
     def loss_and_gradients(self, words: Sequence[str]) -> float:
-        """Mean loss in nats of each symbol to be written, the end included; gradients of all variables."""
+        """Mean loss in nats per symbol to write, including the end; gradients of all variables."""
         ids, lengths = spell(words)
         mirrored, _ = spell([word[::-1] for word in words])
         end = np.full((1, len(words)), MARK, np.int32)
         written, wanted = np.vstack([end, mirrored]), np.vstack([mirrored, end])
-        counted = np.arange(LONGEST + 1)[:, None] <= lengths  # up to the end and not past it
+        counted = np.arange(LONGEST + 1)[:, None] <= lengths  # up to and including the end
 
         _, state = self.reader(ids, lengths=lengths, training=True)
         h, _ = self.writer(written, state, lengths=lengths + 1, training=True)
@@ -63,11 +62,11 @@ class Mirror:
         d_h = np.zeros_like(h)
         d_h[counted] = self.projection.backward(d_logits)
         _, d_state = self.writer.backward(d_h)
-        self.reader.backward(None, d_state)  # what the reader learns comes through the state alone
+        self.reader.backward(None, d_state)  # the reader's gradient comes through the state alone
         return loss
 
     def __call__(self, words: Sequence[str]) -> list[str]:
-        """What the model writes for each word, always the likeliest symbol, up to its end."""
+        """The model's output for each word, always the likeliest symbol, up to its end."""
         ids, lengths = spell(words)
         _, state = self.reader(ids, lengths=lengths)
         last = np.full((1, len(words)), MARK, np.int32)

@@ -1,12 +1,11 @@
-"""Three LSTM layers, one above the other: what a stack is, that each layer has weights of its own, and what it learns.
+"""A stack of three LSTM layers: what it computes, that each layer has its own weights, and what it learns.
 
 Follows the many posts on TensorFlow's MultiRNNCell. Its trap was [cell] * 3, which is one cell three times: the
 first layer reads characters and the others read its units, so the kernels cannot even have one shape. Here
-`lf.LSTM(num_layers=3)` is the stack; before it learns, it is run once layer by layer to show that it is just that,
+`lf.LSTM(num_layers=3)` is the stack; before training it is also run layer by layer, to show that the results agree
 to the last bit.
 
-The model is put together from the library's layers: an embedding, the stack, and a projection to the next
-character.
+The model is built from the library's layers: an embedding, the stack, and a projection to the next character.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ class Model:
     def backward(self, d_logits: Array) -> None:
         """Fill the gradients of all variables."""
         d_embedded, _ = self.lstm.backward(self.projection.backward(d_logits))
-        assert d_embedded is not None  # as it is where the stack reads ids itself
+        assert d_embedded is not None  # None only if the stack reads ids
         self.embedding.backward(d_embedded)
 
 
 def layer_by_layer(lstm: lf.LSTM, x: Array) -> Array:
-    """What a stack is: each layer reads the outputs of the one below."""
+    """The definition of a stack: each layer reads the outputs of the one below."""
     for cell in lstm.cells:
         x = lf.lstm(x, cell.kernel, cell.bias, forget_bias=cell.forget_bias).h
     return x

@@ -1,13 +1,12 @@
 """Read a misspelt word: 256 units forwards, 256 backwards, and a softmax over 5,068 words.
 
 The sizes are those of a much-read question about bidirectional LSTMs in TensorFlow: characters of 16 values, 256
-units a direction, hence two kernels of (16 + 256, 4*256) = (272, 1024), and 5,068 words to choose from. The words
-are those that the text has most often. Each is spelt wrong by one slip: two letters swapped, one left out, put in
-or replaced; one word in five stays as it is. The forward direction ends at the last letter, the backward one at the
-first, each has read the whole word; both together say which it was. Slips are drawn anew for every batch and for
-the test.
+units per direction, hence two kernels of (16 + 256, 4*256) = (272, 1024), and 5,068 words to choose from: the most
+frequent ones of the text. Each is misspelt by one slip: two letters swapped, or one left out, added or replaced;
+one word in five stays correct. The forward direction ends at the last letter, the backward one at the first; each has
+read the whole word, and both final states together classify it. Every batch and the test draw new slips.
 
-No reader can be right always: one slip makes "form" of "from".
+No reader can always be right: one slip turns "from" into "form".
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def misspell(word: str, slip: str, rng: np.random.Generator) -> str:
 
 
 def spell(words: Sequence[str]) -> tuple[Array, Array]:
-    """Ids [longest, batch] of the letters, and lengths [batch]; what follows a word's last letter is not read."""
+    """Ids [longest, batch] of the letters, and lengths [batch]; padding after the last letter is not read."""
     lengths = np.array([len(word) for word in words])
     ids = np.zeros((lengths.max(), len(words)), np.int32)
     for column, word in enumerate(words):
@@ -65,7 +64,7 @@ class Reader:
         self.projection = lf.Linear(2 * UNITS, words, storage=self.storage.part("projection."))
 
     def __call__(self, spellings: Sequence[str], *, training: bool = False) -> Array:
-        """A logit [batch, words] for each word it may be."""
+        """Logits [batch, words] of all words."""
         ids, lengths = spell(spellings)
         _, (h_n, _) = self.lstm(self.embedding(ids, training=training), lengths=lengths, training=training)
         return self.projection(np.hstack([h_n[0], h_n[1]]), training=training)  # where each direction ended
@@ -75,7 +74,7 @@ class Reader:
         forward, backward = np.split(self.projection.backward(d_logits), 2, axis=1)
         d_h_n = np.stack([forward, backward])
         d_embedded, _ = self.lstm.backward(None, (d_h_n, np.zeros_like(d_h_n)))
-        assert d_embedded is not None  # as it is where the stack reads ids itself
+        assert d_embedded is not None  # None only if the stack reads ids
         self.embedding.backward(d_embedded)
 
 

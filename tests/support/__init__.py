@@ -1,1 +1,1 @@
-"""What several test files share and is too large for one of them: fuzzers and the plain modules they compare with."""
+"""Helpers shared by several test files: fuzzers, the plain modules they compare with, builds and tolerances."""

@@ -1,6 +1,6 @@
-"""How programs are built from CUDA sources and the emulator of `cuda_emu/`: with g++, once for each text, then kept.
+"""Builds programs from CUDA sources and the emulator of `cuda_emu/`: with g++, cached by their source text.
 
-For tests that run kernels on the CPU, plain or under a sanitizer. No claims here.
+For tests that run kernels on the CPU, plain or under a sanitizer. Contains no tests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
     "thread": ["-fsanitize=thread"],
 }
-# What a program ends with when a sanitizer has found something.
+# Exit status of a program when a sanitizer has found something.
 SANITIZER_STATUS = 77
 _WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 
@@ -29,17 +29,17 @@ _WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 def build_program(
     sources: Sequence[Path], *, sanitizer: str = "plain", flags: Iterable[str] = (), watched: Iterable[Path] = ()
 ) -> Path:
-    """Return a program of these sources and the emulator; `watched`: headers beyond csrc/cuda that they include."""
+    """Build a program from these sources and the emulator. watched: headers outside csrc/cuda that they include."""
     return _build(sources, [*SANITIZERS[sanitizer], *flags], watched, [])
 
 
 def build_library(sources: Sequence[Path], *, flags: Iterable[str] = ()) -> Path:
-    """Return a shared library of these sources and the emulator: host pointers play device pointers."""
+    """Build a shared library from these sources and the emulator; host pointers act as device pointers."""
     return _build(sources, ["-fPIC", "-fvisibility=hidden", *flags], (), ["-shared"])
 
 
 def run_program(program: Path, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run a program in the way its sanitizer needs. TSan maps its shadow at fixed addresses, hence setarch."""
+    """Run a program as its sanitizer requires. TSan maps its shadow at fixed addresses, hence setarch."""
     environment = {
         **os.environ,
         "ASAN_OPTIONS": f"detect_leaks=0:exitcode={SANITIZER_STATUS}",
@@ -68,7 +68,7 @@ def _build(sources: Sequence[Path], flags: Sequence[str], watched: Iterable[Path
 
 
 def _object(source: Path, command: Sequence[str], headers: Iterable[Path]) -> Path:
-    """The source compiled by this command; compiled again only where one of the texts or the command is another."""
+    """The source compiled by this command; recompiled only if a source text or the command has changed."""
     texts = [" ".join(command).encode(), *(path.read_bytes() for path in [source, *headers] if path.exists())]
     target = _folder() / f"{source.stem}-{hashlib.sha256(b'|'.join(texts)).hexdigest()[:20]}.o"
     if not target.exists():
@@ -81,7 +81,7 @@ def _run(command: Sequence[str], target: Path) -> None:
         being_made = Path(file.name)
     try:
         subprocess.run([*command, "-o", str(being_made)], check=True, capture_output=True, text=True)
-        being_made.replace(target)  # at once, for whoever runs tests at the same time
+        being_made.replace(target)  # atomic, for tests running at the same time
     except subprocess.CalledProcessError as error:
         raise RuntimeError(f"{' '.join(error.cmd)}\n{error.stderr}") from None
     finally:

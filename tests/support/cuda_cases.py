@@ -1,8 +1,8 @@
-"""Sequences for the CUDA kernels, run by the emulator in a program of its own, and compared with the reference.
+"""Sequences for the CUDA kernels, run by the emulator in a separate program, and compared with the reference.
 
-A helper of the tests: `Case` makes random arguments, `run` writes them to files for `cuda_driver.cc` and reads what
-came back, `differences` says what is wrong with it. The driver is built once for each sanitizer, with every planted bug
-in it; which of them is active is an argument.
+A test helper: `Case` makes random arguments, `run` writes them to files for `cuda_driver.cc` and reads the results,
+`differences` lists their errors. The driver is built once per sanitizer and contains every planted bug; an argument
+selects the active one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PATH_NAMES = {STEP: "step", SEQUENCE: "sequence", CLUSTER: "cluster"}
 
 @dataclass(frozen=True)
 class Gpu:
-    """What plans ask of a device."""
+    """Properties of a device that plans depend on."""
 
     compute_major: int
     compute_minor: int
@@ -48,7 +48,7 @@ TEN_SMS = Gpu(8, 0, 10, 163 * 1024)  # of an A100: blocks must hold more units
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: a shape, what is asked for, and on which device it is planned."""
+    """One problem: a shape, options, and the device it is planned for."""
 
     batch: int
     hidden: int
@@ -62,8 +62,8 @@ class Case:
     gpu: Gpu = H100
     forward_only: bool = False
     spin_limit: int = 0
-    reuse_weights: bool = False  # a second forward call has to do without them
-    initial_nan: bool = False  # h0 holds the NaN that words of h which are not there look like
+    reuse_weights: bool = False  # a second forward call gets none
+    initial_nan: bool = False  # h0 holds the NaN that marks missing words of h
 
     def __str__(self) -> str:
         name = f"{PATH_NAMES[self.path]}-{['float32', 'bfloat16'][self.dtype]}-{self.batch}x{self.hidden}"
@@ -71,7 +71,7 @@ class Case:
         return name + f"-{self.gpu.sm_count}sms" * (self.gpu != H100)
 
     def arguments(self) -> dict[str, Array | None]:
-        """Random arguments, as the kernels' dtypes hold them exactly; the same for the same case."""
+        """Random arguments that the kernels' dtypes hold exactly; a case always has the same."""
         steps, batch, hidden = self.time_steps, self.batch, self.hidden
         rng = np.random.default_rng([steps, batch, hidden, self.dtype, self.ragged, self.reverse])
         stored = to_bfloat16 if self.dtype == BFLOAT16 else np.float32
@@ -114,7 +114,7 @@ def widened(values: Array | None) -> Array | None:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a case: error codes and statuses, which variants ran, and the arrays, widened to float64."""
+    """Results of a case: error codes and statuses, the variants that ran, and the arrays, widened to float64."""
 
     plan_code: int
     forward_code: int
@@ -128,7 +128,7 @@ class Result:
 
 
 def driver(sanitizer: str) -> Path:
-    """The program, with all bugs in it and none of them active."""
+    """The driver program, with all planted bugs inactive."""
     sources = [SUPPORT / "cuda_driver.cc", CSRC / "cuda" / "lstmfast_cuda.cu", CSRC / "cuda" / "plan.cc"]
     planted = SUPPORT / "cuda_planted.h"
     flags = ["-DLSTMFAST_PLANTED_BUGS", f"-I{SUPPORT}"]
@@ -138,7 +138,7 @@ def driver(sanitizer: str) -> Path:
 def run(
     cases: Sequence[Case], folder: Path, *, sanitizer: str = "plain", seed: int = 0, bug: str = "none"
 ) -> tuple[subprocess.CompletedProcess[str], list[Result]]:
-    """Run cases in one process; there are no results where it failed."""
+    """Run cases in one process; no results if it failed."""
     files = [folder / f"{number}.case" for number in range(len(cases))]
     for case, file in zip(cases, files, strict=True):
         write(case, file)
@@ -164,7 +164,7 @@ def write(case: Case, file: Path) -> None:
 
 
 def read(case: Case, file: Path) -> Result:
-    """What the driver wrote."""
+    """Read the driver's results."""
     data = file.read_bytes()
     codes = np.frombuffer(data, np.int64, 8)
     state = (case.batch, case.hidden)
@@ -246,7 +246,7 @@ def _backward(
 
 
 def differences(case: Case, result: Result) -> list[str]:
-    """What is wrong with a result, in words; empty if nothing is."""
+    """Errors of a result, in words; empty if there are none."""
     codes = {
         name: getattr(result, name)
         for name in ("plan_code", "forward_code", "forward_status", "backward_code", "backward_status")
@@ -266,7 +266,7 @@ def differences(case: Case, result: Result) -> list[str]:
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the tables in csrc/cuda/plan.h: how the warps of a sequence kernel's block share the product."""
+    """A row of the tables in csrc/cuda/plan.h: how the warps of a sequence kernel's block divide the product."""
 
     kernel: str
     is_forward: bool

@@ -1,7 +1,7 @@
-"""A GPU for tests, on the CPU: the CUDA library built with the emulator, and arrays that play device arrays.
+"""A GPU for tests, on the CPU: the CUDA library built with the emulator, and arrays that act as device arrays.
 
-PyTorch's own host tensors are taken for device arrays while the emulated library is loaded. `HostCupy` is as much of
-CuPy over NumPy as the binding asks for, its arrays known by `__cuda_array_interface__` alone.
+PyTorch's host tensors count as device arrays while the emulated library is loaded. `HostCupy` implements over NumPy
+the part of CuPy that the binding uses; its arrays are recognized by `__cuda_array_interface__` alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def emulated_library() -> Path:
 
 @contextlib.contextmanager
 def emulated_device() -> Iterator[_library.Library]:
-    """A device that the emulated library plays, with no kernel tested yet."""
+    """A device of the emulated library, with no kernel tested yet."""
     _library._use(emulated_library())
     try:
         with _health._forgetting():
@@ -121,6 +121,6 @@ def host_cupy() -> Any:
 
 @contextlib.contextmanager
 def host_cupy_arrays() -> Iterator[Any]:
-    """Let HostArrays be arrays of CuPy."""
+    """Make HostArrays count as arrays of CuPy."""
     with _arrays._registered(HostArray.__module__.split(".")[0], _arrays.Cupy(host_cupy())):
         yield HostArray

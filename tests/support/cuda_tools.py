@@ -1,4 +1,4 @@
-"""NVIDIA's compiler and disassembler for the tests that look at what the kernels become. No claims here.
+"""NVIDIA's compiler and disassembler, for tests of the compiled kernels. Contains no tests.
 
 Each is taken from PATH or from the wheels of PyPI in this environment (`cuda-toolkit[nvcc,cudart,cccl]==13.0.*`,
 `nvidia-cuda-nvdisasm>=13.2`), whichever is there. No GPU is needed.
@@ -41,14 +41,14 @@ def folder() -> Path:
 
 
 def nvcc(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the compiler with the flags that every build of the kernels has."""
+    """Run the compiler with the flags common to all builds of the kernels."""
     command = [str(tool("nvcc")), "-O3", "-std=c++17", "-I", str(CSRC), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @functools.cache
 def cubin(architecture: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The kernels of one architecture, with spills and local memory as errors, and what the compiler said."""
+    """The kernels of one architecture, with spills and local memory as errors, and the compiler's output."""
     target = folder() / f"sm_{architecture}.cubin"
     return target, nvcc(f"-arch=sm_{architecture}", *STRICT, "-cubin", "-o", str(target), str(SOURCE))
 
@@ -62,7 +62,7 @@ def ptx(architecture: str) -> Path:
 
 
 def kernel_name(mangled: str) -> str:
-    """forward_sequence<4>, forward_step_bfloat16, ... of a mangled name; the mangled name itself of others."""
+    """forward_sequence<4>, forward_step_bfloat16, ... from a mangled name; other names unchanged."""
     matched = re.search(r"\d((?:forward|backward)_(?:step|sequence)\w*?)(?:ILi(\d+)E|E)", mangled)
     if not matched:
         return mangled
@@ -81,7 +81,7 @@ def resources(architecture: str) -> dict[str, tuple[int, int]]:
 
 @functools.cache
 def instructions(architecture: str) -> dict[str, Counter[str]]:
-    """Kernel -> how often each machine instruction stands in it."""
+    """Kernel -> count of each machine instruction in it."""
     disassembler = [str(tool("nvdisasm")), "-c", str(cubin(architecture)[0])]
     text = subprocess.run(disassembler, capture_output=True, text=True, check=True).stdout
     found = {}

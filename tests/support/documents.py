@@ -1,4 +1,4 @@
-"""The Python in the documents of the project, to be run. A helper of the tests, not a test."""
+"""The Python code in the project's documents, to be run. A test helper."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def python_of(name: str) -> str:
-    """All blocks of Python in a document, one after the other, as they stand there."""
+    """All Python blocks of a document, concatenated."""
     return "\n".join(re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(encoding="utf-8"), re.M | re.S))

@@ -1,4 +1,4 @@
-"""How the kernels of one ISA are compiled: the flags of CMakeLists.txt, for tests that build objects of their own."""
+"""How the kernels of one ISA are compiled: the flags of CMakeLists.txt, for tests that build their own objects."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
 def kernel_flags() -> dict[str, list[str]]:
-    """Every kernel file that this compiler can build -> the flags that CMakeLists.txt gives it."""
+    """Every kernel file that this compiler can build -> its flags in CMakeLists.txt."""
     text = (CSRC.parent / "CMakeLists.txt").read_text()
     (common,) = re.findall(r"set\(LSTMFAST_KERNEL_FLAGS ([^)]*)\)", text)
-    flags, processors = {}, ""  # those that the lines between an if and its endif are for
+    flags, processors = {}, ""  # processors that the lines between if and endif apply to
     for given, end, name, own in _BLOCKS.findall(text):
         if given or end:
             processors = given
@@ -37,7 +37,7 @@ def compiler() -> str | None:
 
 
 def compile_kernels(name: str, target: Path, *, optimized: bool = True) -> None:
-    """Compile the kernels of one ISA as they are built, or without optimization."""
+    """Compile the kernels of one ISA as in the build, or without optimization."""
     source = CSRC / "cpu" / "kernels" / f"{name}.cc"
     flags = ["-std=c++17", "-fPIC", "-O3", *KERNEL_FLAGS[name], *([] if optimized else ["-O0"])]
     subprocess.run([str(compiler()), *flags, "-I", CSRC, "-c", source, "-o", target], check=True)

@@ -1,6 +1,6 @@
-"""Random problems and ways to find an answer without the code under test. The reference itself is `lstmfast.reference`.
+"""Random problems and answers that do not use the code under test. The reference itself is `lstmfast.reference`.
 
-Helpers of the tests, not tests: everything here is plain NumPy and takes its randomness as an argument.
+Test helpers in plain NumPy; randomness is an argument.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def problem(
     peepholes: bool = False,
     projection_size: int | None = None,
 ) -> dict[str, Array]:
-    """Random arguments of `lstm`, of a size that leaves the gates neither shut nor linear.
+    """Random arguments of `lstm`, of a size at which gates are neither saturated nor linear.
 
-    x, kernel, bias, h0, c0; peepholes and projection where they are asked for.
+    x, kernel, bias, h0, c0; optionally peepholes and projection.
     """
     output_size = projection_size or hidden_size
     rows = input_size + output_size
@@ -52,7 +52,7 @@ def problem(
 
 
 def random_lengths(rng: np.random.Generator, time_steps: int, batch: int) -> npt.NDArray[np.int64]:
-    """A length from 0 to time_steps for every row, in no order."""
+    """A length from 0 to time_steps for every row, unsorted."""
     return rng.integers(0, time_steps, batch, endpoint=True)
 
 
@@ -64,7 +64,7 @@ def random_resets(rng: np.random.Generator, time_steps: int, batch: int) -> npt.
 def slopes(
     function: Callable[[dict[str, Array]], float], arguments: dict[str, Array], directions: dict[str, Array]
 ) -> list[float]:
-    """How fast the function grows along each argument's direction, by central differences."""
+    """The derivative of the function along each argument's direction, by central differences."""
 
     def after(step: float, name: str) -> float:
         return function({**arguments, name: arguments[name] + step * directions[name]})

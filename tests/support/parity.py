@@ -1,6 +1,6 @@
-"""What the comparisons with other frameworks share: one problem, our answer to it, and how close is the same.
+"""Shared by the comparisons with other frameworks: one problem, our answer to it, and the tolerance.
 
-Helpers of the tests, not tests. A framework's own file says how the same weights get into it.
+Test helpers. Each framework's own test file transfers the weights to it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ OUTPUTS = ("h", "h_n", "c_n")
 
 
 def problem(rng: np.random.Generator, dtype: str, time_steps: int) -> dict[str, Array]:
-    """Arguments of `lf.lstm`, and d_h, d_h_n, d_c_n: derivatives of a loss by what comes out."""
+    """Arguments of `lf.lstm`, and d_h, d_h_n, d_c_n: derivatives of a loss by the results."""
     p = oracles.problem(rng, time_steps, BATCH, INPUT_SIZE, HIDDEN_SIZE, dtype=dtype)
     return p | sequences.upstream_for(rng, p)
 
 
 def ours(p: Mapping[str, Array], **options: Any) -> dict[str, Array]:
-    """Outputs, and derivatives by all arguments as d_x, d_kernel, ..., of lstmfast."""
+    """lstmfast's outputs, and derivatives by all arguments as d_x, d_kernel, ..."""
     arguments = {name: values for name, values in p.items() if not name.startswith("d_")}
     out = lf.lstm(**arguments, **options, keep_for_backward=True)
     d = lf.lstm_backward(out, **{name: values for name, values in p.items() if name.startswith("d_")})

@@ -1,7 +1,7 @@
-"""One sequence, forward and backward, through the extension and through the reference, with the same face.
+"""One sequence, forward and backward, through the extension and through the reference, with the same interface.
 
 Arguments are the dict of `oracles.problem`, an `upstream` dict of d_h, d_h_n, d_c_n, and the options of `lstm`. Results
-are dicts of the same names. The extension writes into outputs that lie inside larger arrays, so that spilling shows.
+are dicts with the same names. The extension writes into outputs inside larger arrays, to detect writes out of bounds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from support.tolerances import gradients, states
 Array = npt.NDArray[Any]
 
 SENTINEL = -777.25
-MARGIN = 3  # odd: what lies behind it is not aligned to a vector
+MARGIN = 3  # odd, so data after it is not aligned to a vector
 
 
 class Outputs:
@@ -44,14 +44,14 @@ class Outputs:
         return view
 
     def spilled(self) -> list[str]:
-        """Names of the outputs around which something was written. Fills the outputs with sentinels."""
+        """Names of the outputs with writes out of bounds. Fills the outputs with sentinels."""
         for _, view in self._whole.values():
             view[...] = np.asarray(SENTINEL).astype(view.dtype)
         return [name for name, (whole, view) in self._whole.items() if np.ptp(whole) != 0]
 
 
 def inner(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """The part of an array that has MARGIN more on both ends of every axis."""
+    """Slices that cut MARGIN off both ends of every axis."""
     return tuple(slice(MARGIN, MARGIN + size) for size in shape)
 
 
@@ -85,12 +85,12 @@ LOADED = ("kernel", "bias", "peepholes", "projection", "frozen", "serves_one_cal
 
 
 def sequence_of(*, reverse: bool = False, **cell: Any) -> _core.Sequence:
-    """A sequence of the plain cell, but for what is said."""
+    """A sequence of the plain cell, except for the given options."""
     return _core.Sequence(reverse, SimpleNamespace(**(CELL | cell)))
 
 
 def load_and_forward(sequence: _core.Sequence, **arguments: Any) -> None:
-    """Give each of the two calls the arguments that are its own."""
+    """Pass each of the two calls its own arguments."""
     sequence.load(**{name: value for name, value in arguments.items() if name in LOADED})
     sequence.forward(**{name: value for name, value in arguments.items() if name not in LOADED})
 
@@ -152,7 +152,7 @@ def _sequence_and_call(
 
 
 def assert_agree(actual: dict[str, Array], expected: dict[str, Array], p: dict[str, Array]) -> None:
-    """Assert that all results of a problem agree, within what their sums may lose."""
+    """Assert that all results of a problem agree within the rounding of their sums."""
     assert actual.keys() == expected.keys()
     dtype, rows = p["kernel"].dtype, p["kernel"].shape[0]
     added_up = p["x"].shape[0] * p["x"].shape[1]
