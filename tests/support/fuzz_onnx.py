@@ -1,10 +1,9 @@
-"""Random ONNX graphs around LSTM nodes, read by `lstmfast.onnx` and held against ONNX Runtime.
+"""Random ONNX graphs around LSTM nodes, read by `lstmfast.onnx` and compared with ONNX Runtime.
 
-Every LSTM that is read is run on the tensor that feeds its first node and must give the tensor that leaves its last
-one; anything else must be refused by name. Graphs with layout=1, which ONNX Runtime refuses, are run by the reference
-evaluator. As a script: `python tests/support/fuzz_onnx.py --graphs 2000 --seed 1`; it prints the seed, what was read,
-joined and refused, and the first graph that fails. Makes no claim about what a graph should be joined to, but where a
-graph has nothing odd in it: then it must be.
+Every LSTM that is read is run on the input tensor of its first node and must give the output tensor of its last one;
+anything else must be refused by name. Graphs with layout=1, which ONNX Runtime refuses, are run by the reference
+evaluator. As a script: `python tests/support/fuzz_onnx.py --graphs 2000 --seed 1`; it prints the seed, counts of nodes
+read, joined and refused, and the first graph that fails. Requires nodes to be joined only in graphs with nothing odd.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ STATES = ("initial_h", "initial_c")
 
 
 class Failure(AssertionError):
-    """A graph was read in a wrong way."""
+    """A graph was read wrongly."""
 
 
 class NotRunnable(Exception):
-    """What was made does not run: a step of it wants other sizes."""
+    """The graph does not run: one of its nodes needs other sizes."""
 
 
 @dataclass
 class Layer:
-    """What was asked of one node: its tensors by name, its sizes, and whether it has anything odd.
+    """The specification of one node: its tensors by name, its sizes, and whether it has anything odd.
 
     user: of initial_h, initial_c and lengths, the graph's input that a caller would take it from; None if it is none.
     must_join: it reads the node before it as it is, and both are plain. read_elsewhere: its outputs are.
@@ -67,7 +66,7 @@ class Layer:
 
 
 class Builder:
-    """A flat graph while it is made; every choice comes from `rng` and is noted in `words`."""
+    """A flat graph under construction; every choice comes from `rng` and is noted in `words`."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng, self.words = rng, list[str]()
@@ -112,7 +111,7 @@ class Builder:
         return self.constant(np.array(values, np.int64))
 
     def input(self, name: str, values: Array, axes: Sequence[str | int]) -> str:
-        """An input of the graph: what is fed, and its axes, of which less may be said."""
+        """An input of the graph: its value, and its axes, some of which may be declared free."""
         self.feeds[name] = values
         self.axes[name] = {
             "symbols": list(axes), "static": list(values.shape), "rank": None,
@@ -155,7 +154,7 @@ class Builder:
 
 
 def make_weight(b: Builder, values: Array, odd: list[str]) -> str:
-    """A weight in one of many ways; its name. What the file does not hold is noted in odd."""
+    """Make a weight in one of many ways and return its name. Weights not held by the file are noted in odd."""
     if b.chance(0.5):
         return b.constant(values)
     maker = b.pick(WEIGHTS)
@@ -289,7 +288,7 @@ def of_a_branch(b: Builder, v: Array, odd: list[str]) -> str:
 
 
 def by_a_shape(b: Builder, v: Array, odd: list[str]) -> str:
-    """As PyTorch's exporter has it: cut where the shape of a state of zeros says."""
+    """As in PyTorch's exporter: sliced by the shape of a zero state."""
     size = v.shape[-1]
     rows = b.shape_of(b.layers[-1].x if b.layers else "x", 1)
     zeros = b.node("Expand", b.constant(np.float32(0)), b.node("Concat", rows, b.ints(size), axis=0))
@@ -348,7 +347,7 @@ def joined_rightly(b: Builder, layer: Layer) -> str:
 
 
 def passed_on(b: Builder, x: str) -> str:
-    """The same by a node or two that change nothing."""
+    """The value, passed through a node or two that change nothing."""
     way = b.pick(["identity", "dropout", "cast", "there and back", "axis", "open slice", "whole slice", "wide", "ones"])
     b.words.append(way)
     if way == "dropout":
@@ -494,7 +493,7 @@ def add_layer(b: Builder, x: str, input_size: int, like: Layer, **given: Any) ->
 
 
 def states_for(b: Builder, count: int, like: Layer) -> list[dict[str, tuple[str, str | None]]]:
-    """Initial states and lengths of the nodes of a stack to be: tensors, and where a caller takes them from."""
+    """Initial states and lengths of the nodes of a planned stack: tensors, and the caller's inputs for them."""
     d, h, batch = like.directions, like.hidden_size, b.batch
     found: list[dict[str, tuple[str, str | None]]] = [{} for _ in range(count)]
     mode = b.options["states"]
@@ -672,7 +671,7 @@ def run(model: Any, b: Builder, feeds: dict[str, Array] | None = None) -> dict[s
 
 @dataclass
 class Wrapped:
-    """A model that does the same with its nodes somewhere else: in bodies, in functions."""
+    """An equivalent model with its nodes elsewhere: in bodies, in functions."""
 
     model: Any
     feeds: dict[str, Array]
@@ -735,7 +734,7 @@ def in_function(
 
 
 def names_in(node: Any) -> list[str]:
-    """What a node reads, itself and by its bodies."""
+    """The names that a node reads, itself or in its bodies."""
     found = list(node.input)
     for each in node.attribute:
         if each.HasField("g"):
@@ -797,7 +796,7 @@ def in_loop(
 
 
 def check(b: Builder, counts: Counter[str]) -> None:
-    """Read a graph's LSTMs and hold them against what the graph gives. Raises Failure."""
+    """Read a graph's LSTMs and compare them with the graph's outputs. Raises Failure."""
     truth_names = dict.fromkeys(
         name for layer in b.layers for name in (layer.x, layer.y, layer.lengths, *layer.states) if name
     )
@@ -830,7 +829,7 @@ def check(b: Builder, counts: Counter[str]) -> None:
 
 
 def hold(b: Builder, model: Any, name: str, layers: list[Layer], truth: dict[str, Array], counts: Counter[str]) -> None:
-    """Hold one LSTM against the truth, with what a caller would give it, and read without its states."""
+    """Compare one LSTM with the graph, given the caller's states, and also when read without its states."""
     first, directions = layers[0], layers[0].directions
     own = {}
     for k, key in enumerate(STATES):
@@ -900,7 +899,7 @@ def said(error: ValueError, name: str, counts: Counter[str]) -> None:
 def compare(
     layer: Any, layers: list[Layer], truth: dict[str, Array], state: Any, lengths: Array | None, words: str
 ) -> None:
-    """Run a layer on what feeds its first node and hold it against what leaves its last one."""
+    """Run a layer on the input of its first node and compare with the output of its last one."""
     layout, x, y = layers[0].layout, truth[layers[0].x], truth[layers[-1].y]
     if layer.batch_first != bool(layout):
         raise Failure(f"{words}: its axes are swapped")
@@ -910,7 +909,7 @@ def compare(
 
 
 def close(values: Array, wanted: Array, words: str) -> None:
-    """Raise Failure if values are not the wanted ones."""
+    """Raise Failure if values differ from the expected ones."""
     if values.shape != wanted.shape:
         raise Failure(f"{words}: shape {values.shape} for {wanted.shape}")
     if not np.allclose(values, wanted, **tolerances.states("float32", 64)):
@@ -918,7 +917,7 @@ def close(values: Array, wanted: Array, words: str) -> None:
 
 
 def try_one(seed: int, number: int, counts: Counter[str]) -> None:
-    """Make and check the graph of a number. Raises Failure with how to make it again and what it is."""
+    """Make and check the graph of a number. Raises Failure with its nodes and how to make it again."""
     b = None
     try:
         b = build(np.random.default_rng([seed, number]))
@@ -941,7 +940,7 @@ def text_of(b: Builder) -> str:
 
 
 def fuzz(seed: int, graphs: int, first: int = 0, seconds: float | None = None) -> Counter[str]:
-    """Try graphs, for so long at most. Returns what was counted; raises Failure at the first that is read wrongly."""
+    """Try graphs up to a time limit. Returns counts; raises Failure at the first that is read wrongly."""
     counts: Counter[str] = Counter()
     end = None if seconds is None else time.monotonic() + seconds
     for number in range(first, first + graphs):

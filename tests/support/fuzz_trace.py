@@ -1,4 +1,4 @@
-"""What a run of a program left behind, and how two runs differ. Knows nothing of programs."""
+"""The recorded results of a program's run, and how two runs differ. Does not know programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Seen(NamedTuple):
 
 
 class Undecided(Exception):
-    """An error that says nothing of the call: where torch raises it and ours does not, nobody is right."""
+    """An error that says nothing about the call: if torch raises it and ours does not, neither is wrong."""
 
 
 class Trace:

@@ -1,8 +1,8 @@
-"""nn.LSTM and nn.LSTMCell as the equations say them: torch operations in float64, step by step, of copies.
+"""nn.LSTM and nn.LSTMCell from their equations: torch operations in float64, step by step, on copies.
 
-The fuzzer asks them who is right where torch and lstmfast differ. Slow, differentiable to any order, with no memory
-shared with arguments or weights, so that nothing written after a call can change its gradients. Checks no arguments.
-Within `disturbed` all numbers are off by the rounding of a dtype: what comes of that says how far it grows.
+They decide for the fuzzer which side is right when torch and lstmfast differ. Slow, differentiable to any order, and
+sharing no memory with arguments or weights, so later writes cannot change gradients. Checks no arguments.
+Within `disturbed` all numbers are off by the rounding of a dtype, to measure how far rounding grows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
-_disturbance: tuple[float, np.random.Generator] | None = None  # of all threads: programs call from several
+_disturbance: tuple[float, np.random.Generator] | None = None  # for all threads: programs call from several
 
 
 @contextlib.contextmanager
 def disturbed(unit: float, seed: int) -> Iterator[None]:
-    """Within it inputs, weights, and all that a step computes are off by one unit, up or down as chance has it."""
+    """Inside, inputs, weights, and all values of a step are off by one unit, up or down at random."""
     global _disturbance
     _disturbance = unit, np.random.default_rng(seed)  # torch's generator is the program's
     try:
@@ -32,7 +32,7 @@ def disturbed(unit: float, seed: int) -> Iterator[None]:
 
 
 def rounded(tensor: Tensor) -> Tensor:
-    """The same, or within `disturbed` what rounding might have made of it, with gradients that pass the same factor."""
+    """The tensor, or within `disturbed` the tensor with random rounding; its gradients get the same factor."""
     return tensor if _disturbance is None else tensor * (1 + _units(tensor))
 
 
@@ -56,12 +56,12 @@ def tanh(z: Tensor) -> Tensor:
 
 
 def _error(z: Tensor, y: Tensor, growth: Tensor) -> Tensor:
-    """What rounding adds to y(z). It changes with z as the y whose differential equation it follows."""
+    """The rounding error of y(z). Its derivative follows from the differential equation of y."""
     return _units(y) * y.detach() * (growth.detach() * (z - z.detach())).exp()
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """A float64 copy, with gradients to what it was."""
+    """A float64 copy that passes gradients to the original."""
     return rounded(tensor.to(torch.float64, copy=True))
 
 

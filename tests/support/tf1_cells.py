@@ -1,6 +1,6 @@
-"""TensorFlow 1's cells written out in NumPy, and models that are built alike in TensorFlow and in `compat.tf1`.
+"""TensorFlow 1's cells written out in NumPy, and models built alike in TensorFlow and in `compat.tf1`.
 
-Helpers of the tests, not tests. The equations are those of the papers in the order of TensorFlow's columns, i j f o.
+Test helpers. The equations are the papers', with TensorFlow's order of columns, i j f o.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def sigmoid(z: Array) -> Array:
 
 @dataclass
 class Equations:
-    """One LSTM by its variables, named as TensorFlow names them within the cell."""
+    """One LSTM by its variables, under TensorFlow's names within the cell."""
 
     variables: dict[str, Array]
     forget_bias: float = 1.0
@@ -44,7 +44,7 @@ class Equations:
         return c, h
 
     def unroll(self, x: Array, c: Array, h: Array, lengths: npt.ArrayLike | None = None) -> tuple[Array, Array, Array]:
-        """Outputs [time, batch, size], c and h: rows that have ended put out zeros and keep their state."""
+        """Outputs [time, batch, size], c and h; rows that have ended output zeros and keep their state."""
         outputs = []
         for t, x_t in enumerate(x):
             goes_on = np.ones((len(c), 1), bool) if lengths is None else t < np.asarray(lengths)[:, None]
@@ -55,7 +55,7 @@ class Equations:
 
 
 def backwards(x: Array, lengths: npt.ArrayLike | None = None) -> Array:
-    """The first lengths[b] steps of each row b in reverse order, the others as they are. Time first."""
+    """The first lengths[b] steps of each row b in reverse order, the others unchanged. Time first."""
     turned = x.copy()
     for b in range(x.shape[1]):
         end = len(x) if lengths is None else np.asarray(lengths)[b]

@@ -1,4 +1,4 @@
-"""How close is equal: every tolerance of the suite, in one place, with where it comes from.
+"""Every tolerance of the suite, in one place, with its derivation.
 
 Numbers are compared as `abs(actual - expected) <= absolute + relative * abs(expected)` (numpy.testing.assert_allclose).
 Nothing here was tuned until a test passed; a test that needs more than this has found something.
@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 # sigmoid, tanh: the design promises 2e-7 absolute in float32, about 3 units in the last place below 1 (2**-24 = 6e-8).
-# float64 gets the same with room for the libm we compare with, which rounds too: 9 units of 2**-53.
+# float64 gets the same plus room for the rounding of the libm we compare with: 9 units of 2**-53.
 ACTIVATION = {"float32": 2e-7, "float64": 1e-15}
 
 # exp: relative, because it has no bound of its own. 4 units in the last place: a range reduction and a polynomial.
 EXPONENTIAL = {"float32": 4 * 2.0**-23, "float64": 4 * 2.0**-52}
 
-# The rounding of one sum of K terms of size about one grows like sqrt(K) where errors are independent, whatever the
-# order in which an engine adds them. Eight units per sqrt(K) leave room for the largest of some thousand results.
+# The rounding of a sum of K terms of size about one grows like sqrt(K) if errors are independent, in any order of
+# additions. Eight units per sqrt(K) leave room for the largest of some thousand results.
 _SUM_UNITS = 8
 
 # Central differences in float64 with step s: the rounding of f, about 2**-52 * |f| / s, against the cut-off, s**2 / 6
@@ -28,13 +28,13 @@ _SUM_UNITS = 8
 DIFFERENCE_STEP = 6e-6
 DIFFERENCE = {"rtol": 1e-8, "atol": 1e-8}
 
-# Two ways to the same float64 numbers within the reference: only the order of additions differs.
+# Two computations of the same float64 numbers within the reference: only the order of additions differs.
 SAME = {"rtol": 1e-12, "atol": 1e-12}
 
 # CUDA kernels in float32, against the reference in float64: what the design promises, at H up to 129 and 4 steps.
 CUDA_FLOAT32 = {"rtol": 1e-6, "atol": 1e-6}
 
-# A value that was rounded to bfloat16 once: 8 bits of significand, so at most half of 2**-7 of its power of two.
+# A value rounded to bfloat16 once: 8 bits of significand, so at most half of 2**-7 of its power of two.
 ONE_BFLOAT16_ROUNDING = {"rtol": 2.0**-8, "atol": CUDA_FLOAT32["atol"]}
 
 
@@ -47,8 +47,8 @@ def sums(dtype: npt.DTypeLike, terms: int, size: float = 1.0) -> dict[str, float
 def states(dtype: npt.DTypeLike, terms: int) -> dict[str, float]:
     """Tolerance for h, c and gates after some steps, `terms` = I + H: about 1e-6 * sqrt(I + H) in float32.
 
-    A sum's error passes a sigmoid's slope of at most 1/4 or tanh's of 1, the state carries it on with a factor below 1:
-    what one step adds stays of the size of that step's sum.
+    A sum's error passes a sigmoid's slope of at most 1/4 or tanh's of at most 1, and the state carries it on with a
+    factor below 1: a step's contribution stays of the size of its sum's error.
     """
     return sums(dtype, terms)
 
@@ -73,9 +73,9 @@ def rounded(unit: float, terms: int) -> float:
     return 10 * _SUM_UNITS * unit * math.sqrt(max(terms, 1))
 
 
-# Programs of a fuzzer multiply rounding by anything, with large weights and many steps. How far a unit in the last
-# place of all numbers takes their results, in the worst of three draws, is measured; an engine's results may go so many
-# times as far: activations are up to four units off in float64 (ACTIVATION), sums less.
+# A fuzzer's programs, with large weights and many steps, can amplify rounding without bound. The effect of a unit in
+# the last place of all numbers on their results is measured, worst of three draws; an engine's results may differ by
+# this many times that: activations are up to four units off in float64 (ACTIVATION), sums less.
 GROWTH = 4
 
 # A factor rounded to n bits is off by up to half a unit of its row's or column's largest, 1 / (2 * (2**(n-1) - 1)); for
@@ -85,8 +85,8 @@ GROWTH = 4
 INT8_LAYER = 2e-2
 MEDIUM_LAYER = 1e-3
 
-# Beside another framework, which rounds too: how far results may lie apart, as a share of the largest in their array,
-# forward and backward, over this many steps. That is what the project promises.
+# Against another framework, which rounds too: the largest difference as a share of the array's largest value, forward
+# and backward, over this many steps. The project promises these.
 PARITY = {("float32", 10): 1e-6, ("float32", 820): 1e-5, ("float64", 10): 1e-10, ("float64", 820): 1e-10}
 
 

@@ -1,6 +1,6 @@
 """A small program as a user would write it, with types: mypy --strict must accept it, and it must run.
 
-Not a test by itself (hygiene/test_package.py checks it) and not an example to learn from (those lie in README.md).
+Not a test by itself (hygiene/test_package.py checks it) and not an example to learn from (see README.md for those).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What an optimizer's next update should give: its function of the reference, found by its name, with its settings.
-
-Helpers of the tests, not tests.
-"""
+"""The expected result of an optimizer's next update, by its function in the reference."""
 
 from __future__ import annotations
 
