@@ -88,6 +88,7 @@ py::dict plan_of(Index time_steps, Index batch, Index input_size, Index hidden_s
                  const std::string& weights) {
   CallShape call{time_steps, batch, time_steps * batch, token_input ? 0 : input_size, hidden_size, is_plain, 0,
                  precision_of(matmul_precision), weight_format_of(weights), false, training};
+  if (call.weights == WeightFormat::kBFloat16) call.precision = MatmulPrecision::kMedium;
   const Choice choice = dtype == "float32" ? choose_path(kernels<float>(), call) : choose_path(kernels<double>(), call);
   const char* const refusals[] = {"", "dtype", "cell", "isa", "size"};
   const char* const paths[] = {"packed", "unpacked", "bf16x", "int16", "int16 and bf16x", "int8"};
@@ -181,8 +182,8 @@ class PySequence {
       weights.are_frozen = frozen;
       weights.serve_one_call = serves_one_call;
       weights.format = weight_format_of(format);
-      if (weights.format == WeightFormat::kBFloat16 || (!std::is_same_v<T, float> && format != "float32"))
-        throw py::value_error("weights of a sequence must be float32 or, of float32, int8, got " + format);
+      if (!std::is_same_v<T, float> && weights.format != WeightFormat::kFloat32)
+        throw py::value_error("weights must be float32 for a float64 kernel, got " + format);
       if (!std::holds_alternative<Sequence<T>>(sequence_))
         sequence_.template emplace<Sequence<T>>(reverse_, std::get<Cell<T>>(cells_));
       std::get<Sequence<T>>(sequence_).load(weights);

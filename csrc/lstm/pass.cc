@@ -35,7 +35,7 @@ void Pass<T>::begin(const SequenceForwardArgs<T>& given, bool reverse) {
 template <typename T>
 void Pass<T>::use(const Choice& wanted) {
   choice = wanted;
-  products = &paths.prepare(choice.path, *k, args.precision);
+  products = &paths.prepare(choice.path, *k, precision());
 }
 
 template <typename T>
@@ -44,7 +44,7 @@ CallShape Pass<T>::shape() const {
   const bool once = args.keep_for_backward || w.serve_one_call;
   const Index rows_unpacked = once ? kRowsUnpacked : w.are_frozen ? 0 : kRowsUnlooked;
   return {plan.steps(), plan.batch, updates(), weights.input_rows(), w.hidden_size, weights.is_plain(), rows_unpacked,
-          args.precision, w.format, once, args.keep_for_backward};
+          precision(), w.format, once, args.keep_for_backward};
 }
 
 template <typename T>

@@ -44,6 +44,10 @@ struct Pass {
 
   Index updates() const { return plan.count(); }
   Index gate_width() const { return kGateCount * k->vector_length; }
+  // bfloat16 weights are the one part that "medium" multiplies.
+  MatmulPrecision precision() const {
+    return weights.given().format == WeightFormat::kBFloat16 ? MatmulPrecision::kMedium : args.precision;
+  }
   bool has_input_product() const { return weights.input_rows() > 0; }
   double multiply_adds(Index rows, Index depth) const {
     return static_cast<double>(rows) * static_cast<double>(depth) *

@@ -61,7 +61,7 @@ Choice choose_path(const KernelTable<T>& k, const CallShape& call) {
   const bool hoists = call.input_size > 0 && hoisting_pays(k, call);
   if (call.weights == WeightFormat::kInt8) return {Path::kInt8, Refusal::kNone, hoists};
   Choice choice{Path::kBf16x, bf16x_refusal<T>(call), call.input_size > 0};  // they keep pre-activations anyway
-  if (call.precision == MatmulPrecision::kMedium) choice = choose_medium<T>(call, hoists);
+  if (call.weights != WeightFormat::kBFloat16 && call.precision == MatmulPrecision::kMedium) choice = choose_medium<T>(call, hoists);
   if (choice.refusal == Refusal::kNone) return choice;
   const Refusal refusal = choice.refusal;
   choice = choose_multiply_adds(k, call);

@@ -36,7 +36,7 @@ struct SequenceWeights {
   MatrixView<const T> projection;        // [H, P] or absent
   bool are_frozen;       // the caller's promise that they do not change: only the first call compares
   bool serve_one_call;   // no other call will use them; assumed for calls with a backward pass
-  WeightFormat format;   // in which products keep them; kInt8 with float32 only
+  WeightFormat format;   // in which products may keep them, if T is float
 
   bool has_projection() const { return projection || transposed.projection; }
 };

@@ -25,8 +25,7 @@ FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _BYTE, _ULONGLONG = np.dtype(np.byte).num, np.dtype(np.ulonglong).num  # between them all integer types, and no others
 _MaskedArray, _Matrix = np.ma.MaskedArray, np.matrix  # looked up once: single steps notice
 MATMUL_PRECISIONS = ("highest", "high", "medium")
-STREAM_WEIGHTS = ("float32", "bfloat16", "int8")
-INFERENCE_WEIGHTS = ("float32", "int8")
+WEIGHTS = ("float32", "bfloat16", "int8")
 LARGEST_INT8_WEIGHT = 2.0**48  # as csrc/cpu/dot_kernels.h has it
 
 
@@ -87,10 +86,10 @@ def matmul_precision(value: Any) -> str:
     return str(value)
 
 
-def kept_weights(value: Any, dtype: np.dtype[Any], formats: tuple[str, ...] = STREAM_WEIGHTS) -> str:
-    """Return `value` if it is one of these formats and a layer of this dtype can keep its weights in it."""
-    if value not in formats:
-        raise ValueError(f"weights must be one of {', '.join(formats)}, got {value!r}")
+def kept_weights(value: Any, dtype: np.dtype[Any]) -> str:
+    """Return `value` if it is one of WEIGHTS and a layer of this dtype can keep its weights so."""
+    if value not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {value!r}")
     if value != "float32" and dtype != FLOAT32:
         raise ValueError(f"weights must be float32, which leaves them as they are, for a {dtype} layer, got {value!r}")
     return str(value)

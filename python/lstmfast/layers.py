@@ -325,13 +325,25 @@ class LSTM(OfParameters, _OfCell):
 
         A call of the layer looks at all of its weights, to see whether what it has packed of them is still right; the
         copy does not. Later writes to the layer's weights do not reach it, and its own are read-only.
-        weights: "float32" as they are, or "int8": rounded to a quarter of the bytes, with one scale for each gate of
-        each unit (max |w| / 127, for the input's and the recurrent weights apart: per channel). Rows of x and h are
-        rounded too, each with its own scale; products are sums of integers; gates and states are float32. Expect an
-        error of about 1e-2 of h, two to four times the speed on a CPU with VNNI, and no calibration. Raises ValueError
-        for other words, and for int8 with a float64 layer or a weight that is not finite.
+        weights: how kernels are kept. "float32": as they are. "bfloat16": rounded to 8 bits of precision; where the CPU
+        multiplies bfloat16 (AMX, AVX512_BF16) and there are 16 rows or more, x and h are rounded too. "int8": rounded
+        to a quarter of the bytes, with one scale for each gate of each unit (max |w| / 127, for the input's and the
+        recurrent weights apart: per channel); rows of x and h are rounded too, each with its own scale, and products
+        are sums of integers. No calibration; expect an error of 1e-2 of h, and two to four times the speed on a CPU
+        with VNNI. Gates, sums and states are float32. Raises ValueError for other words, for a float64 layer that is
+        not to stay as it is, and for int8 if a weight is not finite.
         """
         return FrozenLSTM(self, weights=weights)
+
+    def _freeze(self, weights: str) -> None:
+        """Keep the weights as this word of `inference` says. Nobody may write to them from now on."""
+        self._frozen_weights = check.kept_weights(weights, self.dtype)
+        if weights == "int8":
+            check.int8_weights(self.parameters)
+        for name, values in self.parameters.items():
+            if weights == "bfloat16" and name.endswith("kernel"):
+                values[...] = _nearest_bfloat16(values)
+        self._begin()
 
     def zero_state(self, batch_size: int) -> State:
         """Return (h, c) of zeros, each [num_layers*num_directions, batch_size, hidden_size]."""
@@ -537,14 +549,28 @@ class LSTM(OfParameters, _OfCell):
         return (cells, batch, self.output_size), (cells, batch, self.hidden_size)
 
 
+def _nearest_bfloat16(values: Array) -> Array:
+    """float32 values rounded to their upper 16 bits, ties to even."""
+    bits = values.view(np.uint32)
+    upper = bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000
+    return np.asarray(np.where(np.isfinite(values), upper.view(np.float32), values))
+
+
+def read_only(values: Array) -> Array:
+    """A view that cannot be written."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
+
+
 class _DeviceTwin:
     """A layer on one device: the same layer over a copy of its weights there."""
 
     def __init__(self, layer: LSTM, x: Any) -> None:
         if layer.dtype != np.float32:
             raise TypeError(f"a layer must be float32 to run on a CUDA device, this one is {layer.dtype}")
-        if layer._frozen_weights == "int8":
-            raise ValueError("int8 weights are multiplied on the CPU alone; call inference() for a copy in float32")
+        if layer._frozen_weights not in (None, "float32"):
+            raise ValueError(f"{layer._frozen_weights} weights are for the CPU; call inference() for a copy in float32")
         self._engine = CudaEngine.of(x)
         check_features(layer.cell.features, self._engine.features, self._engine.place)
         self._mirror = Mirror(self._engine, layer._storage)
@@ -592,31 +618,27 @@ def _pair(name: str, value: Any) -> Any:
 class FrozenLSTM:
     """What `LSTM.inference` returns: the stack as it was then. Weights are packed once and not looked at again.
 
-    `weights`: how they are kept, "float32" or "int8".
+    `weights`: how they are kept, "float32", "bfloat16" or "int8".
     """
 
     def __init__(self, layer: LSTM, *, weights: str = "float32") -> None:
-        self.weights = check.kept_weights(weights, layer.dtype, check.INFERENCE_WEIGHTS)
-        if weights == "int8":
-            check.int8_weights(layer.parameters)
+        self.weights = weights
         values = layer.parameter_buffer.copy()
-        values.flags.writeable = False  # and so are its views
         shapes = {name: view.shape for name, view in layer.parameters.items()}
         self._layer = LSTM(
             layer.input_size, layer.hidden_size,
             num_layers=layer.num_layers, bidirectional=layer.bidirectional, batch_first=layer.batch_first,
             cell=layer.cell, dtype=layer.dtype, storage=ParameterBuffer._bind(values, np.zeros_like(values), shapes),
         )
-        self._layer._frozen_weights = weights
-        self._layer._begin()
+        self._layer._freeze(weights)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), weights=self.weights), (self._layer,)
 
     @property
     def parameters(self) -> dict[str, Array]:
-        """The weights as they were given, read-only, by the names that they have in the layer."""
-        return self._layer.parameters
+        """The weights, read-only, by the names that they have in the layer; those of bfloat16 are rounded."""
+        return {name: read_only(values) for name, values in self._layer.parameters.items()}
 
     def zero_state(self, batch_size: int) -> State:
         """Return (h, c) of zeros, as `LSTM.zero_state`."""

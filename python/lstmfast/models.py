@@ -23,7 +23,7 @@ from lstmfast._engine.cpu import CPU
 from lstmfast.cells import Cell, check_features
 from lstmfast.cuda._engine import CudaEngine, Mirror
 from lstmfast.initializers import Initializer, Shape
-from lstmfast.layers import LSTM, STREAM_FEATURES, Dropout, Embedding, Linear
+from lstmfast.layers import LSTM, STREAM_FEATURES, Dropout, Embedding, Linear, read_only
 
 BatchLoss: TypeAlias = Callable[[Array, Any], tuple[float, Array]]
 """A batch loss: (logits [N, classes], labels as they were given) -> (loss, its derivative by the logits)."""
@@ -251,7 +251,7 @@ class CharLM(_Model):
     def inference(self, *, weights: str = "float32") -> FrozenCharLM:
         """Return a frozen copy of the model as it is now, for logits and losses on the CPU.
 
-        weights: how the LSTM's are kept, "float32" or "int8", and the errors: as in `LSTM.inference`.
+        weights: how the LSTM's are kept, "float32", "bfloat16" or "int8", and the errors: as in `LSTM.inference`.
         """
         return FrozenCharLM(self, weights=weights)
 
@@ -304,25 +304,20 @@ class CharLM(_Model):
 class FrozenCharLM:
     """What `CharLM.inference` returns: the model as it was then. Weights are packed once and not looked at again.
 
-    `weights`: how those of the LSTM are kept, "float32" or "int8".
+    `weights`: how those of the LSTM are kept, "float32", "bfloat16" or "int8".
     """
 
     def __init__(self, model: CharLM, *, weights: str = "float32") -> None:
-        self.weights = check.kept_weights(weights, model.dtype, check.INFERENCE_WEIGHTS)
-        if weights == "int8":
-            check.int8_weights(model.lstm.parameters)
+        self.weights = weights
         self._model = copy.deepcopy(model)
         self._model.device = "cpu"
-        self._model.lstm._frozen_weights = weights
-        self._model.lstm._begin()
+        self._model.lstm._freeze(weights)
         self._model._begin()
-        for values in self.parameters.values():
-            values.flags.writeable = False
 
     @property
     def parameters(self) -> dict[str, Array]:
-        """The weights as they were given, read-only, by the names that they have in the model."""
-        return self._model.parameters
+        """The weights, read-only, by the names that they have in the model; kernels of bfloat16 are rounded."""
+        return {name: read_only(values) for name, values in self._model.parameters.items()}
 
     def zero_state(self, batch_size: int) -> State:
         """As `CharLM.zero_state`."""

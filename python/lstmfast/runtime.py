@@ -109,7 +109,7 @@ def explain(
     hidden_size = check.whole_number("hidden_size", hidden_size)
     precision = resolve_matmul_precision(matmul_precision)
     name = check.float_dtype(dtype).name
-    weights = check.kept_weights(weights, check.float_dtype(dtype), check.INFERENCE_WEIGHTS)
+    weights = check.kept_weights(weights, check.float_dtype(dtype))
     output_size = hidden_size if projection_size is None else check.whole_number("projection_size", projection_size)
     hooks = [
         what
@@ -150,22 +150,22 @@ def explain(
     if hooks:
         sentences.append(f"The cell has {' and '.join(hooks)}: hooks of the same step.")
     rounded, _, backward = plan["path"].partition(" and ")
+    reason = f'matmul_precision "{precision}"' if weights == "float32" else f'weights "{weights}"'
     if rounded == "bf16x":
         parts, products = _count(plan["bf16x_parts"], "bfloat16 part"), _count(plan["bf16x_products"], "product")
         largest = f"{plan['bf16x_largest']:.1e}".replace("e+", "e")
         sentences.append(
-            f'matmul_precision "{precision}": factors are split in {parts} and multiplied in {products} on the '
+            f"{reason}: factors are split in {parts} and multiplied in {products} on the "
             f"{plan['bf16x_unit']}; where a value is not finite or above {largest}, the call runs in float32."
         )
     elif rounded in _ROUNDED:
-        reason = 'weights "int8"' if weights == "int8" else f'matmul_precision "{precision}"'
         unit = "dot products of VNNI" if plan["has_dot_products"] else "products of pairs: this CPU has no VNNI"
         sentences.append(f"{reason}: {_ROUNDED[rounded]}, multiplied by {unit}; sums of integers are exact.")
         if training:
             unit = f"are of bfloat16, on the {plan['bf16x_unit']}" if backward else "are float32"
             sentences.append(f"The backward pass's products {unit}.")
-    elif precision != "highest":
-        sentences.append(f'matmul_precision "{precision}" runs as "highest": {_WHY_FLOAT32[plan["refusal"]]}.')
+    elif weights != "float32" or precision != "highest":
+        sentences.append(f"{reason} is multiplied in float32: {_WHY_FLOAT32[plan['refusal']]}.")
     return " ".join(sentences)
 
 

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import lstmfast as lf
 from lstmfast import _core
-from support.tolerances import INT8_LAYER, MEDIUM_LAYER
+from support.tolerances import BFLOAT16_LAYER, INT8_LAYER, MEDIUM_LAYER
 
 Array = npt.NDArray[Any]
 
@@ -55,8 +55,13 @@ def medium_of(layer: lf.LSTM, x: Array, *args: Any, **options: Any) -> Array:
         lf.set_matmul_precision(before)
 
 
-WAYS = [(int8_of, INT8_LAYER), (medium_of, MEDIUM_LAYER)]
-ways = pytest.mark.parametrize(("run", "bound"), WAYS, ids=["int8", "medium"])
+def bfloat16_of(layer: lf.LSTM, x: Array, *args: Any, **options: Any) -> Array:
+    """h of the copy with bfloat16 weights."""
+    return layer.inference(weights="bfloat16")(x, *args, **options)[0]
+
+
+WAYS = {"int8": (int8_of, INT8_LAYER), "bfloat16": (bfloat16_of, BFLOAT16_LAYER), "medium": (medium_of, MEDIUM_LAYER)}
+ways = pytest.mark.parametrize(("run", "bound"), WAYS.values(), ids=WAYS)
 
 
 @ways
@@ -116,23 +121,33 @@ def test_int8_weights_are_those_of_the_copy(rng, x):
     assert_array_equal(frozen(x)[0], expected)
 
 
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda frozen: pickle.loads(pickle.dumps(frozen))])
-def test_copies_of_the_copy_keep_its_weights_as_it_does(rng, x, how):
-    frozen = lf.LSTM(INPUT, H, rng=rng).inference(weights="int8")
+def test_copies_of_the_copy_keep_its_weights_as_it_does(rng, x, how, weights):
+    frozen = lf.LSTM(INPUT, H, rng=rng).inference(weights=weights)
     again = how(frozen)
-    assert again.weights == "int8"
+    assert again.weights == weights
     assert_array_equal(again(x)[0], frozen(x)[0])
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "float16", None])
+@pytest.mark.parametrize("weights", ["int4", "float16", None])
 def test_error_for_another_word_lists_the_known_ones(rng, weights):
-    with pytest.raises(ValueError, match=f"weights must be one of float32, int8, got {weights!r}"):
+    with pytest.raises(ValueError, match=f"weights must be one of float32, bfloat16, int8, got {weights!r}"):
         lf.LSTM(3, 4, rng=rng).inference(weights=weights)
 
 
-def test_int8_of_a_float64_layer_is_an_error(rng):
-    with pytest.raises(ValueError, match="weights must be float32.*for a float64 layer, got 'int8'"):
-        lf.LSTM(3, 4, rng=rng, dtype="float64").inference(weights="int8")
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_fewer_bits_for_a_float64_layer_are_an_error(rng, weights):
+    with pytest.raises(ValueError, match=f"weights must be float32.*for a float64 layer, got '{weights}'"):
+        lf.LSTM(3, 4, rng=rng, dtype="float64").inference(weights=weights)
+
+
+def test_bfloat16_weights_are_rounded_to_the_nearest(rng):
+    layer = lf.LSTM(3, 4, rng=rng)
+    layer.parameters["layer0.kernel"][0, :6] = [np.nan, np.inf, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8 - 2**-20, 1e-45]
+    frozen = layer.inference(weights="bfloat16").parameters
+    assert_array_equal(frozen["layer0.kernel"][0, :6], [np.nan, np.inf, 1, 1 + 2**-6, -1 - 2**-7, 0])
+    assert_array_equal(frozen["layer0.bias"], layer.parameters["layer0.bias"])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])

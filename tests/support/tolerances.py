@@ -82,7 +82,9 @@ GROWTH = 4
 # normal or uniform numbers that is a standard error of 2**-n to 2**-(n-1) of each factor. The errors of a product's
 # terms are independent, so a sum has the relative error of a term. Gates and states lessen it; h carries it from step
 # to step, 2 to 3 times. As the norm of all outputs: 8 + 8 bits 8e-3, 12 + 13 bits 5e-4, with room for twice as much.
+# bfloat16 rounds each number by itself, to 2**-9 at most: 2e-3 with both factors.
 INT8_LAYER = 2e-2
+BFLOAT16_LAYER = 5e-3
 MEDIUM_LAYER = 1e-3
 
 # Against another framework, which rounds too: the largest difference as a share of the array's largest value, forward

@@ -108,8 +108,8 @@ class EvalOptions(MachineOptions):
     """Reduce the text to the fixed 27 symbols, even if the run did not."""
     encoding: str = ""
     """Encoding of the text; by default that of the run."""
-    weights: Literal["float32", "int8"] = "float32"
-    """Type in which the LSTM's weights are kept; int8 is faster on CPUs with VNNI, and less exact."""
+    weights: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Type in which the LSTM's weights are kept; the narrow ones are less exact, and faster where the CPU has them."""
     json: FlagCreatePairsOff[bool] = False
     """Write a JSON object."""
 
