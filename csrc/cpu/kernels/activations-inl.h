@@ -1,7 +1,7 @@
 // exp, sigmoid and tanh of a vector. Absolute error of sigmoid and tanh: at most 2e-7 (float) and 5e-16 (double) against
 // the exact function; tanh is also accurate relative to itself near 0. NaN stays NaN, infinities saturate.
 //
-// All three are powers of two: 2^u = 2^n * (1 + m) with n the nearest integer and m a polynomial of what is left. Sigmoid
+// All three are powers of two: 2^u = 2^n * (1 + m) with n the nearest integer and m a polynomial of the rest. Sigmoid
 // and tanh come as fractions, because a step divides only after it has multiplied denominators: one division of 16 floats
 // after the other takes as long as 20 multiply-adds, and one among other work still as long as 7 (Golden Cove).
 // The polynomials are our own minimax fits (Remez exchange, 60 digits).
@@ -38,7 +38,7 @@ struct ExpConstants<double> {
       5.5504108664821236504e-2,  2.4022650695910097889e-1, 6.931471805599453112e-1};
 };
 
-// N vectors that go through a function in step. One vector is a chain of about 20 dependent operations, and a CPU's
+// N vectors that go through a function together. One vector is a chain of about 20 dependent operations, and a CPU's
 // scheduler holds too few instructions to overlap the chains of code that computes one after the other.
 template <typename T, int N>
 struct Vectors {
@@ -89,7 +89,7 @@ LSTMFAST_INLINE Vec<T> vector_exp(Vec<T> x) {
   x = largest < x ? largest : x;  // false for NaN, so NaN passes
   x = smallest > x ? smallest : x;
   PowersOfTwo<T, 1> power(Vectors<T, 1>{{x * C::kLog2E}});
-  // The rest anew, without the rounding of that product: here a result must be accurate relative to itself.
+  // The rest again, without the rounding of that product: here a result must be accurate relative to itself.
   const Vec<T> n = power.integer.at[0];
   const Vec<T> r = fused_multiply_add(n, broadcast<T>(-C::kLn2High), x);
   power.rest.at[0] = fused_multiply_add(n, broadcast<T>(-C::kLn2Low), r) * C::kLog2E;
@@ -97,7 +97,7 @@ LSTMFAST_INLINE Vec<T> vector_exp(Vec<T> x) {
   return power.value(0);
 }
 
-// Functions of gates as fractions, N sigmoids and M tanhs in step, each from its x to a denominator and for tanh to the
+// Functions of gates as fractions, N sigmoids and M tanhs together, each from its x to a denominator and for tanh to the
 // numerator in the place of x.
 //   sigmoid(x) = 1 / d with d = 1 + e^-x, which may be infinite. The error of rounding x * log2(e) grows with |x| as fast as
 //   the slope of sigmoid falls: it stays below 1.3e-8 (float).

@@ -1,4 +1,4 @@
-// AMX tiles with bfloat16: Intel Sapphire Rapids (2023) and later. Only what AVX-512 has not: bf16x products. Everything
+// AMX tiles with bfloat16: Intel Sapphire Rapids (2023) and later. Only what AVX-512 lacks: bf16x products. Everything
 // else of this ISA is the table of avx512.cc.
 #include <immintrin.h>
 
@@ -20,11 +20,11 @@ struct alignas(64) TileConfiguration {
 static_assert(sizeof(TileConfiguration) == 64, "as the hardware reads it");
 constexpr TileConfiguration kTileConfiguration{};
 
-// The compiler does not see what these instructions read and write. GCC's intrinsics say too little to it: without the
+// The compiler does not see what these instructions read and write, and GCC's intrinsics do not declare it: without the
 // barriers it may move stores to a tile's memory from one side of the tile's load to the other.
 LSTMFAST_INLINE void order_memory() { asm volatile("" ::: "memory"); }
 
-// Intrinsics want literal register numbers.
+// Intrinsics need literal register numbers.
 #define LSTMFAST_FOR_TILE(number, instruction) \
   do {                                         \
     if constexpr ((number) == 0) instruction(0); \
@@ -37,8 +37,8 @@ LSTMFAST_INLINE void order_memory() { asm volatile("" ::: "memory"); }
     if constexpr ((number) == 7) instruction(7); \
   } while (false)
 
-// The thread's tile registers: ours from `configure` to `release`, which leaves them as if nobody had used them, so that
-// neither other libraries nor the operating system's switching of threads pays for them.
+// The thread's tile registers, in use from `configure` to `release`, which resets them so that neither other libraries
+// nor context switches pay for them.
 class TileRegisters {
  public:
   static constexpr int kMostParts = kBf16xMostParts;

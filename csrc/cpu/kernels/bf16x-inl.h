@@ -1,5 +1,5 @@
-// Bf16x products: packing floats as sums of bfloat16, and the loop over tiles that multiplies them. What they are and how
-// memory lies is told in bf16x_kernels.h.
+// Bf16x products: packing floats as sums of bfloat16, and the loop over tiles that multiplies them. bf16x_kernels.h
+// defines them and their memory layout.
 // The including .cc defines kVectorBytes (64) and `TileRegisters` first: registers of 16 x 64 bytes that can configure,
 // release, zero, load, store and multiply; and open and close, a load and a store of what will go back where it was. Everything else is here, so that all of it but the six instructions also runs,
 // and is tested, on CPUs without them (tile_registers-inl.h).
@@ -18,7 +18,7 @@ static_assert(kLanes<float> == kBf16xColumns, "gate panels have the lanes of a t
 
 typedef unsigned Words __attribute__((vector_size(kVectorBytes)));
 
-// The nearest bfloat16 (ties to even), as a float. Overflows above kBf16xLargest, where nobody uses it.
+// The nearest bfloat16 (ties to even), as a float. Overflows above kBf16xLargest, where it is not used.
 LSTMFAST_INLINE Words rounded(Vec<float> x) {
   const Words bits = (Words)x;
   return (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
@@ -31,8 +31,8 @@ LSTMFAST_INLINE VecBits<float> refused(Vec<float> x) {
   return ((VecBits<float>)x & 0x7fffffff) > kLargestBits;
 }
 
-// Element k of the depth is paired with element k + 16, not with its neighbour: any order will do that both factors agree
-// on, and this one needs no shuffling. What a part leaves over is exact: it is the float's lower bits.
+// Element k of the depth is paired with element k + 16, not with its neighbour: any order that both factors share
+// will do, and this one needs no shuffling. The rest after a part is exact: it is the float's lower bits.
 LSTMFAST_INLINE void split_pairs(Vec<float> first, Vec<float> second, int parts, Bfloat16* packed) {
   for (int part = 0; part < parts; ++part, packed += kBf16xTile) {
     const Words a = rounded(first), b = rounded(second);
@@ -74,7 +74,7 @@ LSTMFAST_NOINLINE void transpose_tile(Bfloat16* tile) {
 
 // ---- packing
 
-// A run of up to 16 elements that lie side by side in every line of a source. No more lanes than zero: nothing there.
+// A run of up to 16 adjacent elements in every line of a source; empty if `lanes` <= 0.
 struct Run {
   Index offset, lanes;
 };
@@ -131,8 +131,8 @@ LSTMFAST_INLINE Vec<float> values(const Source& source, Index line, Run run) {
 enum class Factor { kLeft, kRight };
 enum class Depth { kAlongLines, kAcrossLines };
 
-// Left tiles have a row in each vector of pairs, right tiles a column in each lane. Whichever the source's lines are not,
-// a transpose makes of them.
+// Left tiles have a row in each vector of pairs, right tiles a column in each lane; whichever form the source does not
+// have needs a transpose.
 template <Factor kFactor, Depth kDepth, typename Source>
 bool pack_tiles(const Source& source, Index tiles, Index depth, int parts, Bfloat16* packed) {
   VecBits<float> bad{};
@@ -209,9 +209,9 @@ bool bf16x_pack_transposed(const float* matrix, Index stride, Index columns, Ind
 
 // ---- multiplying
 
-// Which part of the left factor meets which of the right. Neighbours in the list share one of the two: 14 loads of tiles
+// The pairs of parts that are multiplied, left with right. Neighbours in the list share one of the two: 14 loads of tiles
 // instead of 24 for six products of 2 x 2 tiles. With three parts the largest product comes last, so that the small ones
-// are added to each other first. Left out are the products below 2^-24 of the result: (1, 2), (2, 1), (2, 2) of three
+// are added to each other first. Omitted are the products below 2^-24 of the result: (1, 2), (2, 1), (2, 2) of three
 // parts, (1, 1) of two.
 struct PartPair {
   int left, right;
@@ -231,14 +231,14 @@ struct PartPairs<3> {
   static constexpr PartPair kList[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {2, 0}, {0, 0}};
 };
 
-// Registers: accumulators 0..3, left 4 and 5, right 6 and 7. Loads of tiles from L2 are what bounds this loop, and blocks of
-// 2 x 2 tiles need fewest. A row tile that is alone meets four column tiles, which take turns in two registers: an
+// Registers: accumulators 0..3, left 4 and 5, right 6 and 7. Loads of tiles from L2 bound this loop, and blocks of 2 x 2
+// tiles need fewest. A single row tile is multiplied by four column tiles, which take turns in two registers: an
 // accumulator is ready for its next multiplication only after the time of three others.
 constexpr int kLeftRegister = 4, kRightRegister = 6;
 constexpr int accumulator(int row, int column) { return 2 * row + column; }
 
-// The packed tiles of a block, at some depth. Passed by value: the compiler must take it that a load of a tile may read any
-// memory, and would read members again after each.
+// The packed tiles of a block, at some depth. Passed by value: the compiler must assume that a tile load may access any memory,
+// and would read members again after each.
 struct BlockTiles {
   const Bfloat16 *left, *right;
   Index to_next;  // from one row tile, or column tile, to the next
@@ -296,14 +296,14 @@ struct TileBlock {
   }
 };
 
-// Where a result lies and what it begins with: one of these for each form of output.
+// The location and initial value of a result, for each form of output.
 struct GateTarget {
   const Bf16xToGatesArgs& args;
 
   LSTMFAST_INLINE float* out(Index row, Index tile) const {
     return args.panels + tile / kGateCount * args.block_stride + (row * kGateCount + tile % kGateCount) * kBf16xColumns;
   }
-  LSTMFAST_INLINE Index row_stride() const { return kGateCount * kBf16xColumns; }  // 0: rows lie anywhere
+  LSTMFAST_INLINE Index row_stride() const { return kGateCount * kBf16xColumns; }  // 0: rows are anywhere
   LSTMFAST_INLINE Index lanes(Index) const { return kBf16xColumns; }
   LSTMFAST_INLINE bool starts_from_out() const { return args.init == nullptr; }
   LSTMFAST_INLINE const float* start(Index row, Index tile) const {  // null: zeros
@@ -332,8 +332,8 @@ struct RowTarget {
   LSTMFAST_INLINE const float* start(Index, Index tile) const { return args.bias ? args.bias + column(tile) : nullptr; }
 };
 
-// Accumulators of the tile at (row, column tile), from memory and back; through a copy where the tile is cut off by the
-// end of the matrix, or its rows do not lie at equal distances.
+// Accumulators of the tile at (row, column tile), from memory and back; through a copy if the tile is cut off by the
+// end of the matrix, or its rows are not equally spaced.
 template <typename Target>
 struct Accumulator {
   const Target& target;
@@ -455,7 +455,7 @@ LSTMFAST_INLINE void bf16x_multiply(const Bf16xFactors& factors, Range columns, 
   registers.configure();
   const Index depth_tiles = ceil_div(factors.depth, kBf16xDepth);
   Index depth = 0;
-  do {  // once without depth too: the result is then what it starts from
+  do {  // runs once even without depth: the result is then its initial value
     const Index depth_end = depth + kDepthTilesAtOnce < depth_tiles ? depth + kDepthTilesAtOnce : depth_tiles;
     const Bf16xProduct<Target> product{factors, target, registers, depth, depth_end};
     for (Index column = columns.begin; column < columns.end; column += kColumnsAtOnce)

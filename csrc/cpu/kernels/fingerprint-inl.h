@@ -1,8 +1,8 @@
 // The inner hash of a fingerprint of weights (lstm/fingerprint.h): NH, Black, Halevi, Krawczyk, Krovetz & Rogaway 1999.
-// A pair of 32-bit words, each added to a key of its own, is multiplied to 64 bits; the products are added up. For two
-// pieces of one length that differ at all, random keys make two such sums equal with a probability of 2^-32, and two sums
-// by keys that are shifted (UMAC's Toeplitz construction) with 2^-64. Values are read as bits: a vector of floats is
-// loaded and never computed with, so that signs of zeros and payloads of NaNs count.
+// A pair of 32-bit words, each added to a key of its own, is multiplied to 64 bits; the products are added. For two
+// pieces of one length that differ anywhere, random keys make two such sums equal with a probability of 2^-32, and two sums
+// by keys that are shifted (UMAC's Toeplitz construction) with 2^-64. Values are read as bits, so signs of
+// zeros and payloads of NaNs count.
 #pragma once
 
 #include "cpu/kernels/vec-inl.h"
@@ -29,7 +29,7 @@ LSTMFAST_INLINE void add_pairs(Words words, const unsigned* keys, Pairs& first, 
 template <typename T>
 void fingerprint(const T* data, Index count, const unsigned* keys, unsigned long long* sums) {
   constexpr Index V = kLanes<T>, kWords = Index{sizeof(T)} / 4, kAtOnce = 4;
-  // Hardware that follows a stream stops at the end of a page; 8 MB in L3 and memory take 210 us with this and 280 without.
+  // The hardware prefetcher stops at the end of a page; 8 MB in L3 and memory take 210 us with this and 280 without.
   constexpr Index kAhead = 4096 / Index{sizeof(T)};
   constexpr Index kLine = 64 / Index{sizeof(T)};
   Pairs first{}, second{};

@@ -1,4 +1,4 @@
-// Any CPU: 16-byte vectors of whatever the compiler's baseline offers (SSE2 on x86-64).
+// Any CPU: 16-byte vectors in the compiler's baseline instructions (SSE2 on x86-64).
 
 #if defined(__SSE2__)
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-// The table of one ISA, filled from the one kernel source. The including .cc says which ISA it is by defining, in an
+// The table of one ISA, filled from the one kernel source. The including .cc selects the ISA by defining, in an
 // anonymous namespace of lstmfast: kVectorBytes, kTileRows and fused_multiply_add(a, b, c) for both vector types.
 #pragma once
 

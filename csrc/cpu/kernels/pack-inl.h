@@ -6,7 +6,7 @@
 namespace lstmfast {
 namespace {
 
-// Rows that are read side by side, each from its beginning to its end: as many as hardware follows.
+// Rows that are read in parallel, each from beginning to end: as many as the hardware prefetcher tracks.
 constexpr Index kRowsPackedAtOnce = 4;
 
 template <typename T>
@@ -48,9 +48,9 @@ LSTMFAST_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
   }
 }
 
-// A square of whole vectors, in registers: to interleave the rows of its halves moves the bits of an element's row number
-// on by one, and after all of them row and column have changed places. 2.2 times as fast as element by element; the rest
-// is waiting for rows that lie in a line each.
+// A square of whole vectors, in registers: interleaving the rows of its halves rotates the bits of an element's position
+// by one; after all rounds row and column are exchanged. 2.2 times as fast as element by element; the remaining time is
+// cache misses, one line per row.
 template <typename T>
 LSTMFAST_INLINE void transpose_full_square(const T* matrix, Index stride, T* out, Index out_stride) {
   constexpr int V = kLanes<T>;
@@ -67,7 +67,7 @@ LSTMFAST_INLINE void transpose_full_square(const T* matrix, Index stride, T* out
 }
 
 // out[k][i] = matrix[i][k] for k < columns and i < kLanes, zero where i >= rows; rows of out are `out_stride` apart.
-// By way of a square in L1: the rows of a kernel often lie a power of two apart, in the same few sets of the cache.
+// Through a square in L1: the rows of a kernel are often a power of two apart, in the same few cache sets.
 template <typename T>
 LSTMFAST_NOINLINE void transpose_square(const T* matrix, Index stride, Index rows, Index columns, T* out,
                                         Index out_stride) {

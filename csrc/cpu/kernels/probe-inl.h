@@ -1,5 +1,5 @@
-// What the machine can do at most, for benches to compare with: multiply-adds that wait for nothing, reads that do nothing.
-// No part of any LSTM. Whoever calls these holds the clock (cpu/probes.cc).
+// The peaks of the machine, for benches: independent multiply-adds, and reads without computation.
+// No part of any LSTM. The caller takes the time (cpu/probes.cc).
 #pragma once
 
 #include "cpu/kernel_table.h"
@@ -9,7 +9,7 @@ namespace lstmfast {
 namespace {
 
 // As many chains as a register tile has accumulators: at least latency x instructions per cycle of every CPU in question.
-// They begin apart, or the compiler would compute one for all, and run towards 1: nothing denormal, nothing infinite.
+// Their starting values differ, or the compiler would merge them, and tend to 1: never denormal or infinite.
 template <typename T>
 LSTMFAST_NOINLINE Index fma_probe(Index rounds, T* sum) {
   const Vec<T> half = broadcast<T>(T(0.5));

@@ -10,9 +10,9 @@ namespace lstmfast {
 namespace {
 
 // The two cells that the steps are compiled for. A variant's hooks are peepholes, a clip and coupled gates; in a plain cell
-// they are compiled away. All variants are one instantiation that asks at run time, once for some rows of a block, which
-// hooks are wanted: one for each of their combinations would make the steps eight times as large, on every ISA, and save
-// a few of some hundred instructions.
+// they are compiled away. All variants are one instantiation that tests at run time, once for some rows of a block, which
+// hooks are on: one instantiation per combination would make the steps eight times as large, on every ISA, and save a
+// few of some hundred instructions.
 struct PlainCell {
   static constexpr bool kHasHooks = false;
 };
@@ -26,7 +26,7 @@ LSTMFAST_INLINE Vec<T> load_peephole(const T* peepholes, Peephole which, Index h
   return load_partial(peepholes + which * hidden + unit, hidden - unit);
 }
 
-// Hook before the gates: what i and f see of the earlier cells; where they are coupled, f = 1 - i = sigmoid(-z_i), which
+// Hook before the gates: the peepholes of i and f to the earlier cells; if coupled, f = 1 - i = sigmoid(-z_i), which
 // unlike a difference is accurate relative to itself.
 template <typename T, int P>
 LSTMFAST_INLINE void see_earlier_cells(const StepForwardArgs<T>& args, Index unit, Index row, Vec<T>* z_i, Vec<T>* z_f) {
@@ -45,7 +45,7 @@ LSTMFAST_INLINE void see_earlier_cells(const StepForwardArgs<T>& args, Index uni
     for (int r = 0; r < P; ++r) z_f[r] = -z_i[r];
 }
 
-// Hook between c and o: the clip, and what o sees of the new cells. NaN passes the clip.
+// Hook between c and o: the clip, and the peephole of o to the new cells. NaN passes the clip.
 template <typename T, int P>
 LSTMFAST_INLINE void clip_and_see_cells(const StepForwardArgs<T>& args, Index unit, Vec<T>* c, Vec<T>* z_o) {
   const CellVariant<T>& variant = *args.variant;
@@ -109,8 +109,8 @@ struct Cells {
     }
   }
 
-  // `groups` times P rows, whose pre-activations stand in z. The second half of one group goes through the functions
-  // together with the first half of the next: alone it is a chain of dependent operations with little beside it.
+  // `groups` times P rows, whose pre-activations are in z. The second half of one group goes through the functions
+  // together with the first half of the next: alone it is a chain of dependent operations that leaves the core idle.
   LSTMFAST_INLINE void run(Index row, Index groups, const T* z) const {
     if (groups == 0) return;
     Vec<T> sigmoid[3 * P], sigmoid_d[3 * P], tanh[2 * P], tanh_d[2 * P];  // i, f and o; g and c; _d: denominators
@@ -133,7 +133,7 @@ struct Cells {
   }
 };
 
-// Rows whose cells go through the functions in step. AVX-512 would be content with one; with AVX2 8 cells take 57 cycles,
+// Rows whose cells go through the functions together. One would do for AVX-512; with AVX2 8 cells take 57 cycles,
 // and 66 one row at a time (Golden Cove, isolated).
 constexpr int kRowsInStep = 2;
 
@@ -267,7 +267,7 @@ struct BackwardTiles {
     }
   }
 
-  // The units of one row of the panel, from the gradient that came back through the next step.
+  // The units of one row of the panel, from the gradient of the next step.
   LSTMFAST_NOINLINE void derive(Vectors<T, N> d_h_next, Index row) const {
     constexpr Index V = kLanes<T>, W = kGateCount * V;
     const Index first_block = panel * kPanelVectors;
@@ -300,8 +300,8 @@ struct BackwardTiles {
     }
   }
 
-  // The rest of it for a cell with hooks. A clipped c lets nothing through; one that lies within the bounds, or on them by
-  // itself, everything. `c` tells the two apart where it is not a bound, and else the c before the clip, made once more.
+  // The rest for a cell with hooks. A clipped c passes no gradient; one within the bounds, or exactly on them without the
+  // clip, passes all. If `c` is a bound, the c before the clip is recomputed to tell the two apart.
   LSTMFAST_INLINE void derive_variant(Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> o, Vec<T> t, Vec<T> d_h, Vec<T> d_c,
                                       T* d_gates, Index row, Index unit) const {
     constexpr Index V = kLanes<T>;
@@ -396,8 +396,8 @@ struct VariantBackwardPanel {
   }
 };
 
-// The product that comes before it is one of `product`: a second set of tiles for it would make objects larger for the
-// sake of a row that is read back from L1.
+// `product` computes the product before it: a second set of tiles would enlarge the objects only to save reading a row
+// back from L1.
 template <typename T>
 void variant_step_backward(const StepBackwardArgs<T>& args) {
   const PanelLayout<T> layout{args.hidden_size};

@@ -10,7 +10,7 @@
 namespace lstmfast {
 namespace {
 
-// Element (r, k) of a tile's left factor: rows that lie where they like, or columns of a matrix with rows `stride` apart.
+// Element (r, k) of a tile's left factor: rows at any addresses, or columns of a matrix with rows `stride` apart.
 template <typename T, int R>
 struct RowElements {
   const T* row[R];
@@ -23,7 +23,7 @@ struct ColumnElements {
   LSTMFAST_INLINE T operator()(int r, Index k) const { return column[k * stride + r]; }
 };
 
-// What will be read after a panel, to be fetched into L2 while a tile passes over it: a line for every row of the panel,
+// The memory read after a panel, prefetched into L2 while a tile passes over it: a line for every row of the panel,
 // `step` bytes after the one before.
 struct Upcoming {
   const char* line;
@@ -129,7 +129,7 @@ LSTMFAST_INLINE void run_tiles(Index row, Index end, const Body& body) {
   }
 }
 
-// Calls body.run<R>(row) over [begin, end) in tiles of kTileRows rows, and what is left in smaller ones.
+// Calls body.run<R>(row) over [begin, end) in tiles of kTileRows rows, and smaller ones for the rest.
 template <typename Body>
 LSTMFAST_INLINE void for_each_row_tile(Index begin, Index end, const Body& body) {
   run_tiles<kTileRows>(begin, end, body);
@@ -144,9 +144,9 @@ struct Piece {
   LSTMFAST_INLINE Index depth() const { return (block_end - block_begin) * (offset_end - offset_begin); }
 };
 
-// Rows that pass over a piece of a panel, tile by tile. What is read next is fetched meanwhile, every tile its share, spread
-// over the tile's depth: a core waits for 16 lines at once, and fetching all in the first tiles would take them from what
-// those read themselves. With 1,024 units and 128 rows products run at 166 GFLOP/s (of 176), and ran at 155.
+// Rows that pass over a piece of a panel, tile by tile. Each tile prefetches its share of the next piece, spread over its
+// depth: a core can wait for only 16 cache lines at a time, and a tile that requested more would delay its own loads. With
+// 1,024 units and 128 rows, products run at 166 GFLOP/s of 176, and at 155 if the first tiles fetch everything.
 template <typename T, int N>
 struct Pass {
   Index first_row, share;  // of a panel's row, in bytes, that each row of a tile fetches
@@ -161,14 +161,14 @@ struct Pass {
   }
 };
 
-// A factor of the product: rows that lie in `blocks` pieces of `block_length` elements, `block_stride` apart, and the panel
+// A factor of the product: rows of `blocks` pieces of `block_length` elements, `block_stride` apart, and the panel
 // [blocks * block_length][N vectors] that they multiply. Tiles whose rows are all `nothing` are skipped: they are zero.
 template <typename T>
 struct Operand {
   const T* const* rows;
   Index blocks, block_length, block_stride;
   const T* panel;
-  const T* next_panel;  // that will be read after this one
+  const T* next_panel;  // read after this one
   const T* nothing;     // or null
 
   LSTMFAST_INLINE Piece whole() const { return {0, blocks, 0, block_length}; }
@@ -217,11 +217,11 @@ struct ColumnsOperand {
 // terms then loses 3e-7 of its size instead of 8e-7. A panel's piece of this depth also stays in L1 (16 KB with AVX2) while all rows pass over it. At 256 units and 64 rows that
 // is worth 15 % over streaming the whole panel from L2 for each tile.
 constexpr Index kDepthAtOnce = 128;
-// Rows whose accumulators wait between two pieces; 12 KB with AVX2.
+// Rows whose accumulators are kept in memory between two pieces; 12 KB with AVX2.
 constexpr Index kRowsAtOnce = 96;
 static_assert(kRowsAtOnce % kTileRows == 0, "only the last group of rows may end in a smaller tile");
 
-// Tiles that are done in one go. `body.start` sets a tile's first value and `body.finish` takes its last.
+// Tiles computed in one piece. `body.start` sets a tile's first value and `body.finish` takes its last.
 template <typename T, int N, typename Operand, int kOperands, typename Body>
 struct WholeTiles {
   const Operand (&operands)[kOperands];
@@ -237,7 +237,7 @@ struct WholeTiles {
   }
 };
 
-// One pass over the rows with one piece of one operand; between passes the accumulators wait in memory.
+// One pass over the rows with one piece of one operand; between passes the accumulators are in memory.
 template <typename T, int N, typename Operand, typename Body>
 struct PieceTiles {
   const Operand& operand;
@@ -327,7 +327,7 @@ LSTMFAST_INLINE void for_each_row_group(Index row_begin, Index row_end, Index de
 }
 
 // Panels that a single row is multiplied with at once: 8 accumulators are what two units of 4 cycles can have in flight.
-// Four panels are no faster anywhere, and 15 % slower where a stream of 64 units finds half of its weights still in L1.
+// Four panels are no faster anywhere, and 15 % slower for a stream of 64 units, half of whose weights are still in L1.
 constexpr int kPanelsOfOneRow = 2;
 
 // One row times kPanels panels at once, `panel_stride[o]` apart in operand o: one panel alone is N dependent chains of

@@ -1,5 +1,5 @@
-// `TileRegisters` without the instructions: what amx.cc has in hardware, in plain vectors, for tests of everything around
-// it. Eight registers of 16 rows of 64 bytes. The bits are those of the hardware, except where a product of parts or a sum
+// `TileRegisters` in plain vectors instead of the instructions of amx.cc, to test the code around them.
+// Eight registers of 16 rows of 64 bytes. The bits are those of the hardware, except where a product of parts or a sum
 // is below 1.2e-38 (there one rounding differs): products of two bfloat16 are exact in float32, so that adding them is the
 // one rounding of the hardware's fused operation, in the hardware's order.
 #pragma once

@@ -14,8 +14,8 @@ void softmax_cross_entropy(const T* const* logits, const int* targets, Index beg
                            T* losses, T* const* gradients) {
   constexpr Index V = kLanes<T>;
   const T lowest = sizeof(T) == 4 ? T(-3.0e38f) : T(-1.7e308);
-  // A row's last vector ends with the row, and begins inside the one before where the columns do not fill it: a part of a
-  // vector that has just been stored cannot be loaded again before the store is done, a whole one can.
+  // A row's last vector ends with the row, and overlaps the one before if the columns do not fill it: part of a just
+  // stored vector cannot be loaded before the store completes, a whole one can.
   const Index before_last = (columns - 1) / V * V, last = columns < V ? 0 : columns - V;
   T once[V];  // 1 for the lanes of the last vector that are not in the one before
   for (Index lane = 0; lane < V; ++lane) once[lane] = last + lane < before_last ? T(0) : T(1);
@@ -101,8 +101,8 @@ LSTMFAST_INLINE void rmsprop(const T (&constants)[4], T g, T& p, T& mean_square)
   p -= learning_rate * g / (square_root(mean_square) + epsilon);
 }
 
-// step_size = learning_rate / (1 - beta1^step), second_scale = 1 / (1 - beta2^step). A gain is 1 - beta, of the beta that
-// was given: 1 - 0.999f is 1.7e-5 of itself away from 0.001.
+// step_size = learning_rate / (1 - beta1^step), second_scale = 1 / (1 - beta2^step). A gain is 1 - beta,
+// computed in double: 1 - 0.999f has a relative error of 1.7e-5.
 template <typename T>
 LSTMFAST_INLINE void adam(const T (&constants)[9], T g, T& p, T& first, T& second) {
   const auto& [learning_rate, step_size, second_scale, beta1, gain1, beta2, gain2, epsilon, weight_decay] = constants;
@@ -111,8 +111,8 @@ LSTMFAST_INLINE void adam(const T (&constants)[9], T g, T& p, T& first, T& secon
   p -= step_size * first / (square_root(second * second_scale) + epsilon) + learning_rate * weight_decay * p;
 }
 
-// The loop around a formula, which says by its type how many constants and slots there are. Plain: the compiler turns it
-// into vectors, and without contraction every ISA gives the same bits.
+// The loop around a formula, whose type gives the number of constants and slots. Written plainly: the compiler vectorizes
+// it, and without contraction every ISA gives the same bits.
 template <auto formula>
 struct Update;
 

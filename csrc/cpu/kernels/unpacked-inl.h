@@ -1,6 +1,6 @@
-// Products of one row with a matrix as it lies: for so few rows, packing the weights would cost more than multiplying
-// them. The first two are bound by reading the matrix once, one from its first row to its last and the other back: of a pass
-// forward and one backward, the second finds in cache what the first has read last.
+// Products of one row with an unpacked matrix: for so few rows, packing the weights would cost more than multiplying
+// them. The first two are bound by reading the matrix once, one from first row to last and the other in reverse: a backward
+// pass finds in cache the rows that the forward pass read last.
 #pragma once
 
 #include "cpu/kernels/training-inl.h"
@@ -8,7 +8,7 @@
 namespace lstmfast {
 namespace {
 
-// Rows of the matrix that are read side by side.
+// Rows of the matrix that are read in parallel.
 constexpr Index kRowsSideBySide = 4;
 
 // out[j] += sum over k of x[k] * matrix[k][j]. The order of the sum is that of the tiles: k by k.
@@ -60,7 +60,7 @@ void row_dot_products(const T* matrix, Index stride, Index rows, Index columns, 
     dot_rows<T, kRowsSideBySide>(matrix + k * stride, stride, columns, x, out + k);
 }
 
-// Row after row, as `out` lies and a core writes fastest.
+// Row by row, in the memory order of `out`, which a core writes fastest.
 template <typename T>
 void outer_products(const OuterProductsArgs<T>& args) {
   for (Index m = args.m.begin; m < args.m.end; ++m) {

@@ -1,5 +1,5 @@
 // `Vec<T>`: one register of float or double, in GCC/Clang vector extensions: the same source becomes SSE, NEON, AVX2 or
-// AVX-512, as the including .cc defines kVectorBytes and `fused_multiply_add`.
+// AVX-512, depending on how the including .cc defines kVectorBytes and `fused_multiply_add`.
 // Everything here is in an anonymous namespace and nothing comes from the standard library: see the rules in README.md.
 #pragma once
 
@@ -69,7 +69,7 @@ LSTMFAST_INLINE Vec<T> generic_nearest_integer(Vec<T> u, Vec<T>& rest) {
 template <typename T>
 LSTMFAST_INLINE Vec<T> generic_times_power_of_two(Vec<T> a, Vec<T> n) {
   constexpr T kRound = T(3ll << (VecTypes<T>::kMantissaBits - 1));
-  // The integer sits in the low bits of the sum; the exponent field takes it, the rest is shifted out.
+  // The integer is in the low bits of the sum; the exponent field takes it, the rest is shifted out.
   const VecBits<T> one = (VecBits<T>)broadcast<T>(T(1));
   return a * (Vec<T>)(((VecBits<T>)(n + kRound) << VecTypes<T>::kMantissaBits) + one);
 }
