@@ -1,6 +1,6 @@
-// Memory that starts on a cache line: the workspaces keep one of these per array, so that a second call of the same size
-// allocates nothing. It grows at once, and shrinks after being far too large for some time, so that one large call does not
-// keep its memory forever. The contents are undefined after `resize`.
+// Memory that starts on a cache line: the workspaces keep one of these per array, so that a second call of the same
+// size allocates nothing. It grows at once, and shrinks after being far too large for some time, so that one large call
+// does not keep its memory forever. The contents are undefined after `resize`.
 #pragma once
 
 #if defined(__linux__)
@@ -74,8 +74,8 @@ class AlignedBuffer {
   std::size_t size_bytes() const { return capacity_ * sizeof(T); }
 
  private:
-  // Large buffers ask for huge pages: hardware prefetches a stream of weights only to the end of a page. The rest at the
-  // end has small pages.
+  // Large buffers ask for huge pages: hardware prefetches a stream of weights only to the end of a page. The rest at
+  // the end has small pages.
   static void* allocate(std::size_t bytes) {
     const std::size_t alignment = bytes < kHugePage / 2 ? kAlignment : kHugePage;
     void* data = nullptr;

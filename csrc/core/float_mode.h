@@ -27,9 +27,9 @@ inline FloatMode float_mode() { return 0; }
 inline void set_float_mode(FloatMode) {}
 #endif
 
-// During its lifetime, numbers below the smallest normal one (1.2e-38 in float32) count as zero. Gradients that fade over
-// hundreds of steps get that small, and a CPU takes 100 cycles for an operation on one: 820 steps of 32 rows and 64 units
-// backward take 14 ms instead of 570.
+// During its lifetime, numbers below the smallest normal one (1.2e-38 in float32) count as zero. Gradients that fade
+// over hundreds of steps get that small, and a CPU takes 100 cycles for an operation on one: 820 steps of 32 rows and
+// 64 units backward take 14 ms instead of 570.
 class FlushDenormals {
  public:
   FlushDenormals() : before_(float_mode()) { set_float_mode(before_ | kFlushDenormals); }

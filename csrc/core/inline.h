@@ -1,5 +1,5 @@
-// The few definitions that every C++ file of lstmfast shares with the kernels. No function here may be emitted out of line:
-// an object compiled for AVX-512 must not offer the linker a copy of anything that an older CPU might then run.
+// The few definitions that every C++ file of lstmfast shares with the kernels. No function here may be emitted out of
+// line: an object compiled for AVX-512 must not offer the linker a copy of anything that an older CPU might then run.
 #pragma once
 
 #define LSTMFAST_INLINE inline __attribute__((always_inline))

@@ -1,6 +1,6 @@
 // bf16x products: float32 matrices multiplied on a unit that multiplies bfloat16 and adds in float32 (AMX tiles).
-// A float is the sum of up to three bfloat16 of 8 bits each. `parts` is the number kept, and decides how many products of
-// parts are added:
+// A float is the sum of up to three bfloat16 of 8 bits each. `parts` is the number kept, and decides how many products
+// of parts are added:
 //
 //   parts 1   1 product    "medium"    error of a result about 2e-3 of its size
 //   parts 2   3 products   "high"      5e-6
@@ -19,7 +19,8 @@
 // Every packing function returns whether all its values may take this path: finite, and at most kBf16xLargest. If not,
 // the packed factor must not be used: do the whole call with the kernels of KernelTable, so that special values do not
 // depend on the engine. Products of values that may take it overflow neither here nor there. Values below
-// 1.2e-38 (denormals) count as zero and lower parts below that are lost: an error of at most 1.2e-38 times the other factor.
+// 1.2e-38 (denormals) count as zero and lower parts below that are lost: an error of at most 1.2e-38 times the other
+// factor.
 //
 // Sums run over the depth in tiles of kBf16xDepth from element 0 on; the same bits for every split of rows and columns,
 // and for a depth in pieces that are whole tiles (`add`).

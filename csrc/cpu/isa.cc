@@ -60,9 +60,9 @@ bool has_avx512_vnni() { return has_avx512() && LSTMFAST_CPU_SUPPORTS("avx512vnn
 
 bool has_avx512_bf16() { return has_avx512_vnni() && LSTMFAST_CPU_SUPPORTS("avx512bf16"); }
 
-// Whether the CPU has AMX tiles with bfloat16, the operating system saves their 8 KB and lets this process use them. The
-// permission is requested once and holds for all threads and children. Linux refuses it, for example, to a process whose
-// signal handlers run on stacks too small for the tiles.
+// Whether the CPU has AMX tiles with bfloat16, the operating system saves their 8 KB and lets this process use them.
+// The permission is requested once and holds for all threads and children. Linux refuses it, for example, to a process
+// whose signal handlers run on stacks too small for the tiles.
 bool may_use_tiles() {
 #if defined(__x86_64__) && defined(__linux__)
   constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24, kSavesRegisters = 1u << 27;

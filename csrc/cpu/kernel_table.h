@@ -1,6 +1,6 @@
 // What a set of kernels for one instruction set (ISA) can do: plain structs of arguments and one table of functions.
-// This header is all that the kernels and their callers share. Its only function is always inlined, so objects compiled for
-// different CPUs can include it.
+// This header is all that the kernels and their callers share. Its only function is always inlined, so objects compiled
+// for different CPUs can include it.
 //
 // Memory layouts (V = `vector_length` elements of T, W = kPanelVectors * V):
 //
@@ -103,8 +103,8 @@ struct StepBackwardArgs {
   const CellVariant<T>* variant;  // for variant_step_backward only
 };
 
-// Gradients of peepholes for gate blocks [block_begin, block_end): every row's gradient of a gate's z times the c that the
-// gate saw, in order of rows, added to sums.
+// Gradients of peepholes for gate blocks [block_begin, block_end): every row's gradient of a gate's z times the c that
+// the gate saw, in order of rows, added to sums.
 template <typename T>
 struct PeepholeGradientArgs {
   Index block_begin, block_end;
@@ -117,7 +117,8 @@ struct PeepholeGradientArgs {
 };
 
 // out[r, :] = bias + a[r, :]·panels for rows [row_begin, row_end) and plain panels [panel_begin, panel_end).
-// A row of `a` consists of `depth_blocks` pieces of `block_length`, `block_stride` apart: 1 piece if plain, gate panels else.
+// A row of `a` consists of `depth_blocks` pieces of `block_length`, `block_stride` apart: 1 piece if plain, gate panels
+// else.
 template <typename T>
 struct ProductArgs {
   Index row_begin, row_end;
@@ -179,7 +180,8 @@ struct KernelTable {
   int tile_rows;
 
   // Packing. `hidden` = hidden_size. All pad with zeros.
-  // Rows `ids[i]` (or i) of kernel [., 4*hidden] plus bias, as gate panels with `count` rows. kernel or bias may be null.
+  // Rows `ids[i]` (or i) of kernel [., 4*hidden] plus bias, as gate panels with `count` rows. kernel or bias may be
+  // null.
   void (*pack_gate_rows)(const T* kernel, Index kernel_stride, const int* ids, Index count, Index hidden, const T* bias,
                          T forget_bias, T* panels, Index block_stride);
   // kernel [rows, 4*hidden] transposed: plain panels of (gate blocks * W) rows and `rows` columns.
@@ -210,8 +212,8 @@ struct KernelTable {
   void (*row_dot_products)(const T* matrix, Index stride, Index rows, Index columns, const T* x, T* out);
   void (*outer_products)(const OuterProductsArgs<T>&);
 
-  // Sums over rows, in order. Gate blocks [begin, end) of panels are added to sums [4*hidden]; columns [begin, end) of rows
-  // become sums.
+  // Sums over rows, in order. Gate blocks [begin, end) of panels are added to sums [4*hidden]; columns [begin, end) of
+  // rows become sums.
   void (*sum_gate_rows)(const T* panels, Index block_stride, Index rows, Index hidden, Index begin, Index end, T* sums);
   void (*sum_rows)(const T* const* rows, Index count, Index begin, Index end, T* sums);
   // table[ids[r], gate block] += panels[block][r] for gate blocks [begin, end); table [., 4*hidden].
@@ -227,8 +229,8 @@ struct KernelTable {
   const OptimizerKernel<T>* optimizers;
   int optimizer_count;
 
-  // The inner hash of a fingerprint: two sums over at most kFingerprintBytes of values, taken as words of 32 bits, with as
-  // many keys and kFingerprintShift more. Equal on every ISA.
+  // The inner hash of a fingerprint: two sums over at most kFingerprintBytes of values, taken as words of 32 bits, with
+  // as many keys and kFingerprintShift more. Equal on every ISA.
   void (*fingerprint)(const T* values, Index count, const unsigned* keys, unsigned long long* sums);
 
   // For tests: the functions that the step uses, element by element.
@@ -236,8 +238,8 @@ struct KernelTable {
   void (*tanh)(const T* x, T* out, Index count);
   void (*exp)(const T* x, T* out, Index count);
 
-  // For benches: the limits of a core, see probes.h. Multiply-adds on registers: returns the number of operations, and a sum
-  // that depends on them. Reads of whole vectors: returns a sum.
+  // For benches: the limits of a core, see probes.h. Multiply-adds on registers: returns the number of operations, and
+  // a sum that depends on them. Reads of whole vectors: returns a sum.
   Index (*fma_probe)(Index rounds, T* sum);
   T (*read_probe)(const T* data, Index count);
 };

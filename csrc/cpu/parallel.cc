@@ -1,4 +1,5 @@
-// The pool: workers that spin, then sleep; made at first use, and again when the number of threads changes or after fork.
+// The pool: workers that spin, then sleep; made at first use, and again when the number of threads changes or after
+// fork.
 #include "cpu/parallel.h"
 
 #include <pthread.h>

@@ -31,9 +31,10 @@ using PartFunction = void (*)(const void* context, int part, int parts);
 void run_parts(int parts, PartFunction function, const void* context);
 }  // namespace detail
 
-// Calls body(part, parts) once for every part in [0, parts), all at the same time, so that parts may wait for each other at
-// a Barrier. parts <= wanted: fewer if there are fewer threads, 1 if the pool is busy with another caller. Bodies
-// must not throw. Every part uses the caller's rounding and denormal modes: the bits do not depend on the thread.
+// Calls body(part, parts) once for every part in [0, parts), all at the same time, so that parts may wait for each
+// other at a Barrier. parts <= wanted: fewer if there are fewer threads, 1 if the pool is busy with another caller.
+// Bodies must not throw. Every part uses the caller's rounding and denormal modes: the bits do not depend on the
+// thread.
 template <typename Body>
 void run_parallel(int wanted, const Body& body) {
   detail::run_parts(

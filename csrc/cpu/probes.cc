@@ -1,4 +1,5 @@
-// The clock around the probe kernels. The best of many short runs counts: other load on the machine can only make one slower.
+// The clock around the probe kernels. The best of many short runs counts: other load on the machine can only make one
+// slower.
 #include "cpu/probes.h"
 
 #include <algorithm>

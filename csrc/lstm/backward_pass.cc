@@ -7,9 +7,9 @@
 namespace lstmfast {
 namespace {
 
-// Rows of a group. At 64 units the gate gradients of 512 rows are 512 KB; kept whole, those of 820 steps of 32 rows would
-// be 27 MB, written to memory once and read from it twice. Those of many units exceed L2 anyway, and with twice the rows the
-// large weight gradients are passed over half as often: 1 to 3 % of a training step from 256 units on.
+// Rows of a group. At 64 units the gate gradients of 512 rows are 512 KB; kept whole, those of 820 steps of 32 rows
+// would be 27 MB, written to memory once and read from it twice. Those of many units exceed L2 anyway, and with twice
+// the rows the large weight gradients are passed over half as often: 1 to 3 % of a training step from 256 units on.
 Index rows_of_group(Index hidden) { return hidden < 256 ? kTransposedRows / 2 : kTransposedRows; }
 
 }  // namespace
@@ -78,8 +78,8 @@ void BackwardPass<T>::zero_outputs() const {
     for (Index t = forward.lengths[b]; t < forward.time_steps; ++t) std::fill_n(args_.d_x.row(t, b), w.input_size, T(0));
 }
 
-// Room for one group: of equal size, none much smaller than the others, and none of more rows than weight gradients take in
-// one pass. Returns its steps.
+// Room for one group: of equal size, none much smaller than the others, and none of more rows than weight gradients
+// take in one pass. Returns its steps.
 template <typename T>
 Index BackwardPass<T>::begin_groups() {
   const SequenceWeights<T>& w = weights();
@@ -183,8 +183,9 @@ bool BackwardPass<T>::step_through(Range steps) {
   return safe;
 }
 
-// In two phases, or three, because a projection stands between the product and the cells: the gradient of h comes back, is
-// completed by that of the output and kept for the projection's own; goes back through the projection; and then the cells.
+// In two phases, or three, because a projection stands between the product and the cells: the gradient of h comes back,
+// is completed by that of the output and kept for the projection's own; goes back through the projection; and then the
+// cells.
 template <typename T>
 bool BackwardPass<T>::variant_step_through(Range steps) {
   const Index hidden = weights().hidden_size, output_size = weights().output_size, first = group_.updates.begin;

@@ -1,5 +1,5 @@
-// The backward pass: steps in groups, the last one first. The gradients of the gates are kept for one group only, in L2 if
-// they fit, and become weight and input gradients before the next.
+// The backward pass: steps in groups, the last one first. The gradients of the gates are kept for one group only, in L2
+// if they fit, and become weight and input gradients before the next.
 // Reads what the forward pass left in the Pass and writes the requested gradients; owns its temporary memory.
 #pragma once
 

@@ -1,9 +1,9 @@
-// A fingerprint of weights: it tells a Sequence whether its packed weights still equal the caller's arrays, whatever wrote
-// to them. 122 bits of a universal hash whose keys the process draws once at random: two contents of one shape
+// A fingerprint of weights: it tells a Sequence whether its packed weights still equal the caller's arrays, whatever
+// wrote to them. 122 bits of a universal hash whose keys the process draws once at random: two contents of one shape
 // that differ anywhere, even in the sign of a zero, have equal fingerprints with a probability below 2^-64.
 // Pieces of 4 KB become two sums of 64 bits (NH, cpu/kernels/fingerprint-inl.h), and these the coefficients of two
-// polynomials modulo 2^61 - 1. The value depends on the shape, the contents and the process, not on the ISA or the number of
-// threads. Not a checksum to store, nor a defence against a writer who knows the keys.
+// polynomials modulo 2^61 - 1. The value depends on the shape, the contents and the process, not on the ISA or the
+// number of threads. Not a checksum to store, nor a defence against a writer who knows the keys.
 #pragma once
 
 #include <cstdint>

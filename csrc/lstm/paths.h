@@ -26,8 +26,8 @@ struct CallShape {
   bool is_training;      // a backward follows
 };
 
-// Up to this many rows in total, weights that serve one call are read in place. A training step of one row and 256 units
-// takes 195 us instead of 560, of four rows 505 instead of 760; six rows are even.
+// Up to this many rows in total, weights that serve one call are read in place. A training step of one row and 256
+// units takes 195 us instead of 560, of four rows 505 instead of 760; six rows are even.
 constexpr Index kRowsUnpacked = 4;
 // And up to this many, weights that may change between calls: comparing all of them costs as much as multiplying two
 // rows. One row of 256 units takes 23 us, and 48 with the comparison and packed weights; four rows 91 and 59.

@@ -1,6 +1,6 @@
-// The matrix products of one sequence and the unit that computes them: multiply-adds of the ISA's kernels, or bf16x products
-// on a unit for bfloat16. Sequence knows time, rows and threads; this knows weights in the unit's layout, and nothing of
-// time.
+// The matrix products of one sequence and the unit that computes them: multiply-adds of the ISA's kernels, or bf16x
+// products on a unit for bfloat16. Sequence knows time, rows and threads; this knows weights in the unit's layout, and
+// nothing of time.
 //
 // Arguments are those of the kernels, without packed weights and workspaces, which are filled in here.
 // Every function except `prepare` returns whether this unit accepts its values (bf16x_kernels.h). If one returns false,
@@ -56,8 +56,8 @@ class Products {
 
 template <typename T>
 std::unique_ptr<Products<T>> make_fma_products(const KernelTable<T>& k);
-// Multiply-adds too, but with the weights read in place, for so few rows that packing would take longer. Plain cells only.
-// Gradients are transposed if the weights are.
+// Multiply-adds too, but with the weights read in place, for so few rows that packing would take longer. Plain cells
+// only. Gradients are transposed if the weights are.
 template <typename T>
 std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k);
 // Plain cells only.

@@ -1,6 +1,7 @@
 // One direction of one LSTM layer over a whole sequence: forward, and backward through time.
-// Knows time, states and gradients; knows no ISA, no Python, no other layer. It owns all workspace and keeps it, so that
-// calls of the same size after the first allocate nothing; excess memory of a larger call is freed within 15 others.
+// Knows time, states and gradients; knows no ISA, no Python, no other layer. It owns all workspace and keeps it, so
+// that calls of the same size after the first allocate nothing; excess memory of a larger call is freed within 15
+// others.
 #pragma once
 
 #include <cstddef>
@@ -31,8 +32,8 @@ class Sequence {
   // Continues for the sequence whose forward had these arguments and filled `saved`; bias,
   // h_n and c_n may be absent. Weights must have the values they had.
   void restore(const SequenceForwardArgs<T>& args);
-  // Gradients of the last forward, which must have kept its values for backward, or of a restored one. The arrays given to it must
-  // still exist unchanged.
+  // Gradients of the last forward, which must have kept its values for backward, or of a restored one. The arrays given
+  // to it must still exist unchanged.
   void backward(const SequenceBackwardArgs<T>& args);
   const SequenceForwardArgs<T>& last_call() const { return pass_.args; }
 

@@ -1,5 +1,5 @@
-// Which row is updated at which step: lengths, resets and direction turned into one flat list of row updates, so that the
-// kernels and the loops over time need to know none of the three.
+// Which row is updated at which step: lengths, resets and direction turned into one flat list of row updates, so that
+// the kernels and the loops over time need to know none of the three.
 // Updates are ordered by step, then by batch row; update r owns row r of every packed workspace. The order, and with it
 // every sum over updates, depends only on the arguments.
 #pragma once
@@ -29,8 +29,8 @@ struct SequencePlan {
   bool is_ragged() const { return count() != time_steps * batch; }
 
   // lengths [batch], each in [0, time_steps], or null if all are time_steps; resets [time_steps, batch] or null.
-  // If `reverse`, each row runs from its own last step down to step 0. A plan without lengths and resets is kept for the
-  // next call of the same size.
+  // If `reverse`, each row runs from its own last step down to step 0. A plan without lengths and resets is kept for
+  // the next call of the same size.
   void build(Index time_steps, Index batch, const Index* lengths, const bool* resets, bool reverse);
 
   // The updates of `step` that belong to batch rows [batch_begin, batch_end), as a range of updates.

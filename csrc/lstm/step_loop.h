@@ -7,15 +7,16 @@
 
 namespace lstmfast {
 
-// Batch rows dealt to threads need no waiting; few rows of a large layer are divided by units, with a barrier at every step.
+// Batch rows dealt to threads need no waiting; few rows of a large layer are divided by units, with a barrier at every
+// step.
 struct Division {
   int threads;
   bool by_units;
 };
 Division divide_steps(const SequencePlan& plan, double multiply_adds_per_step, Index tile_rows);
 
-// Phases of a step follow each other: body(step, updates, blocks, part) for the row updates and the blocks of units assigned
-// to one thread. A phase may read what all threads wrote in the one before. One without blocks is skipped.
+// Phases of a step follow each other: body(step, updates, blocks, part) for the row updates and the blocks of units
+// assigned to one thread. A phase may read what all threads wrote in the one before. One without blocks is skipped.
 template <typename Body>
 struct Phase {
   Index blocks;

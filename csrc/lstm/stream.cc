@@ -113,8 +113,8 @@ const T* Stream<T>::step_tokens(const int* ids) {
   return advance();
 }
 
-// A thread takes the same gate blocks in every step, and passes over them in alternating direction: of weights that do not
-// fit in its L2, what it read last is still there.
+// A thread takes the same gate blocks in every step, and passes over them in alternating direction: of weights that do
+// not fit in its L2, what it read last is still there.
 template <typename T>
 const T* Stream<T>::advance() {
   const Index blocks = PanelSizes<T>(*k_).gate_blocks(hidden_);

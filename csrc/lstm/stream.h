@@ -24,9 +24,9 @@ struct StreamLayer {
 template <typename T>
 class Stream {
  public:
-  // All layers have hidden_size units. Copies the weights, in another format if float32; biases and the kernel rows that
-  // token ids select stay as they are, because they do not limit speed. Throws std::invalid_argument for int8 if a weight
-  // is not finite. `takes_tokens`: the first layer's input is an id.
+  // All layers have hidden_size units. Copies the weights, in another format if float32; biases and the kernel rows
+  // that token ids select stay as they are, because they do not limit speed. Throws std::invalid_argument for int8 if a
+  // weight is not finite. `takes_tokens`: the first layer's input is an id.
   Stream(const std::vector<StreamLayer<T>>& layers, Index hidden_size, Index batch, bool takes_tokens, T forget_bias,
          WeightFormat format = WeightFormat::kFloat32);
   Stream(const Stream&) = delete;

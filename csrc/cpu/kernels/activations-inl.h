@@ -1,9 +1,9 @@
-// exp, sigmoid and tanh of a vector. Absolute error of sigmoid and tanh: at most 2e-7 (float) and 5e-16 (double) against
-// the exact function; tanh is also accurate relative to itself near 0. NaN stays NaN, infinities saturate.
+// exp, sigmoid and tanh of a vector. Absolute error of sigmoid and tanh: at most 2e-7 (float) and 5e-16 (double)
+// against the exact function; tanh is also accurate relative to itself near 0. NaN stays NaN, infinities saturate.
 //
 // All three are powers of two: 2^u = 2^n * (1 + m) with n the nearest integer and m a polynomial of the rest. Sigmoid
-// and tanh come as fractions, because a step divides only after it has multiplied denominators: one division of 16 floats
-// after the other takes as long as 20 multiply-adds, and one among other work still as long as 7 (Golden Cove).
+// and tanh come as fractions, because a step divides only after it has multiplied denominators: one division of 16
+// floats after the other takes as long as 20 multiply-adds, and one among other work still as long as 7 (Golden Cove).
 // The polynomials are our own minimax fits (Remez exchange, 60 digits).
 #pragma once
 
@@ -97,8 +97,8 @@ LSTMFAST_INLINE Vec<T> vector_exp(Vec<T> x) {
   return power.value(0);
 }
 
-// Functions of gates as fractions, N sigmoids and M tanhs together, each from its x to a denominator and for tanh to the
-// numerator in the place of x.
+// Functions of gates as fractions, N sigmoids and M tanhs together, each from its x to a denominator and for tanh to
+// the numerator in the place of x.
 //   sigmoid(x) = 1 / d with d = 1 + e^-x, which may be infinite. The error of rounding x * log2(e) grows with |x| as fast as
 //   the slope of sigmoid falls: it stays below 1.3e-8 (float).
 //   tanh(x) = e / (2 - e) with e = 1 - e^(-2|x|): no bits are lost near 0, unlike in 2*sigmoid(2x) - 1.

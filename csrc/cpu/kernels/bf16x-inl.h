@@ -1,7 +1,8 @@
 // Bf16x products: packing floats as sums of bfloat16, and the loop over tiles that multiplies them. bf16x_kernels.h
 // defines them and their memory layout.
 // The including .cc defines kVectorBytes (64) and `TileRegisters` first: registers of 16 x 64 bytes that can configure,
-// release, zero, load, store and multiply; and open and close, a load and a store of what will go back where it was. Everything else is here, so that all of it but the six instructions also runs,
+// release, zero, load, store and multiply; open and close are a load and a store of a tile that returns to its place.
+// Everything else is here, so that all of it except the instructions also runs,
 // and is tested, on CPUs without them (tile_registers-inl.h).
 #pragma once
 
@@ -209,10 +210,10 @@ bool bf16x_pack_transposed(const float* matrix, Index stride, Index columns, Ind
 
 // ---- multiplying
 
-// The pairs of parts that are multiplied, left with right. Neighbours in the list share one of the two: 14 loads of tiles
-// instead of 24 for six products of 2 x 2 tiles. With three parts the largest product comes last, so that the small ones
-// are added to each other first. Omitted are the products below 2^-24 of the result: (1, 2), (2, 1), (2, 2) of three
-// parts, (1, 1) of two.
+// The pairs of parts that are multiplied, left with right. Neighbours in the list share one of the two: 14 loads of
+// tiles instead of 24 for six products of 2 x 2 tiles. With three parts the largest product comes last, so that the
+// small ones are added to each other first. Omitted are the products below 2^-24 of the result: (1, 2), (2, 1), (2, 2)
+// of three parts, (1, 1) of two.
 struct PartPair {
   int left, right;
 };
@@ -231,14 +232,14 @@ struct PartPairs<3> {
   static constexpr PartPair kList[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {2, 0}, {0, 0}};
 };
 
-// Registers: accumulators 0..3, left 4 and 5, right 6 and 7. Loads of tiles from L2 bound this loop, and blocks of 2 x 2
-// tiles need fewest. A single row tile is multiplied by four column tiles, which take turns in two registers: an
+// Registers: accumulators 0..3, left 4 and 5, right 6 and 7. Loads of tiles from L2 bound this loop, and blocks of 2 x
+// 2 tiles need fewest. A single row tile is multiplied by four column tiles, which take turns in two registers: an
 // accumulator is ready for its next multiplication only after the time of three others.
 constexpr int kLeftRegister = 4, kRightRegister = 6;
 constexpr int accumulator(int row, int column) { return 2 * row + column; }
 
-// The packed tiles of a block, at some depth. Passed by value: the compiler must assume that a tile load may access any memory,
-// and would read members again after each.
+// The packed tiles of a block, at some depth. Passed by value: the compiler must assume that a tile load may access any
+// memory, and would read members again after each.
 struct BlockTiles {
   const Bfloat16 *left, *right;
   Index to_next;  // from one row tile, or column tile, to the next
@@ -387,8 +388,8 @@ struct Accumulator {
   }
 };
 
-// Of the right factor's pair of column tiles, this depth is 32 KB a part: with one part it stays in L1 while all rows pass
-// over it, with three in L2.
+// Of the right factor's pair of column tiles, this depth is 32 KB a part: with one part it stays in L1 while all rows
+// pass over it, with three in L2.
 constexpr Index kDepthTilesAtOnce = 16;
 
 template <typename Target>

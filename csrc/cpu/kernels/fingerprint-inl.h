@@ -1,7 +1,7 @@
 // The inner hash of a fingerprint of weights (lstm/fingerprint.h): NH, Black, Halevi, Krawczyk, Krovetz & Rogaway 1999.
 // A pair of 32-bit words, each added to a key of its own, is multiplied to 64 bits; the products are added. For two
-// pieces of one length that differ anywhere, random keys make two such sums equal with a probability of 2^-32, and two sums
-// by keys that are shifted (UMAC's Toeplitz construction) with 2^-64. Values are read as bits, so signs of
+// pieces of one length that differ anywhere, random keys make two such sums equal with a probability of 2^-32, and two
+// sums by keys that are shifted (UMAC's Toeplitz construction) with 2^-64. Values are read as bits, so signs of
 // zeros and payloads of NaNs count.
 #pragma once
 

@@ -33,7 +33,8 @@ void pack_gate_rows(const T* kernel, Index kernel_stride, const int* ids, Index 
   }
 }
 
-// The elements of two vectors in turn: a0 b0 a1 b1 ..., the first half (kFirst = 0) or the second (kFirst = kLanes / 2).
+// The elements of two vectors in turn: a0 b0 a1 b1 ..., the first half (kFirst = 0) or the second (kFirst = kLanes /
+// 2).
 template <typename T, int kFirst, int... kLane>
 LSTMFAST_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
   if constexpr (sizeof...(kLane) < kLanes<T>) {
@@ -48,9 +49,9 @@ LSTMFAST_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
   }
 }
 
-// A square of whole vectors, in registers: interleaving the rows of its halves rotates the bits of an element's position
-// by one; after all rounds row and column are exchanged. 2.2 times as fast as element by element; the remaining time is
-// cache misses, one line per row.
+// A square of whole vectors, in registers: interleaving the rows of its halves rotates the bits of an element's
+// position by one; after all rounds row and column are exchanged. 2.2 times as fast as element by element; the
+// remaining time is cache misses, one line per row.
 template <typename T>
 LSTMFAST_INLINE void transpose_full_square(const T* matrix, Index stride, T* out, Index out_stride) {
   constexpr int V = kLanes<T>;

@@ -8,8 +8,8 @@
 namespace lstmfast {
 namespace {
 
-// As many chains as a register tile has accumulators: at least latency x instructions per cycle of every CPU in question.
-// Their starting values differ, or the compiler would merge them, and tend to 1: never denormal or infinite.
+// As many chains as a register tile has accumulators: at least latency x instructions per cycle of every CPU in
+// question. Their starting values differ, or the compiler would merge them, and tend to 1: never denormal or infinite.
 template <typename T>
 LSTMFAST_NOINLINE Index fma_probe(Index rounds, T* sum) {
   const Vec<T> half = broadcast<T>(T(0.5));

@@ -9,10 +9,10 @@
 namespace lstmfast {
 namespace {
 
-// The two cells that the steps are compiled for. A variant's hooks are peepholes, a clip and coupled gates; in a plain cell
-// they are compiled away. All variants are one instantiation that tests at run time, once for some rows of a block, which
-// hooks are on: one instantiation per combination would make the steps eight times as large, on every ISA, and save a
-// few of some hundred instructions.
+// The two cells that the steps are compiled for. A variant's hooks are peepholes, a clip and coupled gates; in a plain
+// cell they are compiled away. All variants are one instantiation that tests at run time, once for some rows of a
+// block, which hooks are on: one instantiation per combination would make the steps eight times as large, on every ISA,
+// and save a few of some hundred instructions.
 struct PlainCell {
   static constexpr bool kHasHooks = false;
 };
@@ -137,8 +137,8 @@ struct Cells {
 // and 66 one row at a time (Golden Cove, isolated).
 constexpr int kRowsInStep = 2;
 
-// Out of line and reached through memory: one copy of this code serves every tile shape, which keeps it in the instruction
-// cache (and the build short).
+// Out of line and reached through memory: one copy of this code serves every tile shape, which keeps it in the
+// instruction cache (and the build short).
 template <typename T, typename Cell>
 LSTMFAST_NOINLINE void finish_rows(const StepForwardArgs<T>& args, Index block, Index row, Index end, const T* z) {
   const Index groups = (end - row) / kRowsInStep, rows = groups * kRowsInStep;
@@ -169,8 +169,8 @@ struct ForwardTiles {
   }
 };
 
-// Calls several(block) for groups of kPanelsOfOneRow gate blocks if there is one row, and one(block) for the others. Blocks
-// outside, rows inside: a block's weights stay in L1 or L2 while all rows pass over them.
+// Calls several(block) for groups of kPanelsOfOneRow gate blocks if there is one row, and one(block) for the others.
+// Blocks outside, rows inside: a block's weights stay in L1 or L2 while all rows pass over them.
 template <typename T, typename Several, typename One>
 LSTMFAST_INLINE void for_each_block(const StepForwardArgs<T>& args, const Several& several, const One& one) {
   const Index blocks = args.block_end - args.block_begin;
@@ -300,8 +300,8 @@ struct BackwardTiles {
     }
   }
 
-  // The rest for a cell with hooks. A clipped c passes no gradient; one within the bounds, or exactly on them without the
-  // clip, passes all. If `c` is a bound, the c before the clip is recomputed to tell the two apart.
+  // The rest for a cell with hooks. A clipped c passes no gradient; one within the bounds, or exactly on them without
+  // the clip, passes all. If `c` is a bound, the c before the clip is recomputed to tell the two apart.
   LSTMFAST_INLINE void derive_variant(Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> o, Vec<T> t, Vec<T> d_h, Vec<T> d_c,
                                       T* d_gates, Index row, Index unit) const {
     constexpr Index V = kLanes<T>;

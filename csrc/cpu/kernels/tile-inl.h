@@ -68,8 +68,8 @@ struct Tile {
   }
 };
 
-// The columns under a tile in a row of an ordinary matrix: N pieces of one vector each, `step` apart. Where the matrix ends
-// inside the tile, piece n has only `lanes - n * lanes_step` elements.
+// The columns under a tile in a row of an ordinary matrix: N pieces of one vector each, `step` apart. Where the matrix
+// ends inside the tile, piece n has only `lanes - n * lanes_step` elements.
 struct TileColumns {
   Index step, lanes, lanes_step;
 };
@@ -79,8 +79,8 @@ LSTMFAST_INLINE bool all_full(const TileColumns& columns) {
   return columns.lanes - (N - 1) * columns.lanes_step >= kLanes<T>;
 }
 
-// Between a row of a matrix and a row of packed pieces. Out of line, and reached through memory: a call with vectors alive
-// would make the compiler keep the accumulators of the whole tile on the stack, in the inner loop too.
+// Between a row of a matrix and a row of packed pieces. Out of line, and reached through memory: a call with vectors
+// alive would make the compiler keep the accumulators of the whole tile on the stack, in the inner loop too.
 template <typename T>
 LSTMFAST_NOINLINE void copy_pieces(const T* from, Index from_step, T* to, Index to_step, int pieces,
                                    const TileColumns& columns) {
@@ -144,9 +144,10 @@ struct Piece {
   LSTMFAST_INLINE Index depth() const { return (block_end - block_begin) * (offset_end - offset_begin); }
 };
 
-// Rows that pass over a piece of a panel, tile by tile. Each tile prefetches its share of the next piece, spread over its
-// depth: a core can wait for only 16 cache lines at a time, and a tile that requested more would delay its own loads. With
-// 1,024 units and 128 rows, products run at 166 GFLOP/s of 176, and at 155 if the first tiles fetch everything.
+// Rows that pass over a piece of a panel, tile by tile. Each tile prefetches its share of the next piece, spread over
+// its depth: a core can wait for only 16 cache lines at a time, and a tile that requested more would delay its own
+// loads. With 1,024 units and 128 rows, products run at 166 GFLOP/s of 176, and at 155 if the first tiles fetch
+// everything.
 template <typename T, int N>
 struct Pass {
   Index first_row, share;  // of a panel's row, in bytes, that each row of a tile fetches
@@ -317,7 +318,8 @@ LSTMFAST_INLINE void multiply_rows(Index row_begin, Index row_end, const Operand
     multiply_in_pieces<T, N>(row_begin, row_end, operands, depth, body);
 }
 
-// Calls body(begin, end) for groups of rows of which 256 KB, and at least 96, stay in L2 while all panels pass over them.
+// Calls body(begin, end) for groups of rows of which 256 KB, and at least 96, stay in L2 while all panels pass over
+// them.
 template <typename T, typename Body>
 LSTMFAST_INLINE void for_each_row_group(Index row_begin, Index row_end, Index depth, const Body& body) {
   const Index fitting = (Index{256} << 10) / ((depth + 1) * static_cast<Index>(sizeof(T)));
@@ -326,8 +328,9 @@ LSTMFAST_INLINE void for_each_row_group(Index row_begin, Index row_end, Index de
     body(begin, begin + rows < row_end ? begin + rows : row_end);
 }
 
-// Panels that a single row is multiplied with at once: 8 accumulators are what two units of 4 cycles can have in flight.
-// Four panels are no faster anywhere, and 15 % slower for a stream of 64 units, half of whose weights are still in L1.
+// Panels that a single row is multiplied with at once: 8 accumulators are what two units of 4 cycles can have in
+// flight. Four panels are no faster anywhere, and 15 % slower for a stream of 64 units, half of whose weights are still
+// in L1.
 constexpr int kPanelsOfOneRow = 2;
 
 // One row times kPanels panels at once, `panel_stride[o]` apart in operand o: one panel alone is N dependent chains of

@@ -1,7 +1,7 @@
 // `TileRegisters` in plain vectors instead of the instructions of amx.cc, to test the code around them.
 // Eight registers of 16 rows of 64 bytes. The bits are those of the hardware, except where a product of parts or a sum
-// is below 1.2e-38 (there one rounding differs): products of two bfloat16 are exact in float32, so that adding them is the
-// one rounding of the hardware's fused operation, in the hardware's order.
+// is below 1.2e-38 (there one rounding differs): products of two bfloat16 are exact in float32, so that adding them is
+// the one rounding of the hardware's fused operation, in the hardware's order.
 #pragma once
 
 #include "cpu/bf16x_kernels.h"
@@ -44,8 +44,8 @@ class TileRegisters {
     store<kTile>(to, stride);
   }
 
-  // Row m, column n of kTo: += sum over k of the pairs (m, k) of kLeft times the pairs (k, n) of kRight. First members and
-  // second members of pairs have sums of their own, which begin at zero.
+  // Row m, column n of kTo: += sum over k of the pairs (m, k) of kLeft times the pairs (k, n) of kRight. First members
+  // and second members of pairs have sums of their own, which begin at zero.
   template <int kTo, int kLeft, int kRight>
   void multiply() {
     multiply_tiles(tiles_[kTo], tiles_[kLeft], tiles_[kRight]);

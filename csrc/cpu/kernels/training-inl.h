@@ -1,4 +1,5 @@
-// The hot loops of a training step besides the LSTM: softmax cross entropy, the norm of the gradient, parameter updates.
+// The hot loops of a training step besides the LSTM: softmax cross entropy, the norm of the gradient, parameter
+// updates.
 #pragma once
 
 #include "cpu/kernels/activations-inl.h"
@@ -111,8 +112,8 @@ LSTMFAST_INLINE void adam(const T (&constants)[9], T g, T& p, T& first, T& secon
   p -= step_size * first / (square_root(second * second_scale) + epsilon) + learning_rate * weight_decay * p;
 }
 
-// The loop around a formula, whose type gives the number of constants and slots. Written plainly: the compiler vectorizes
-// it, and without contraction every ISA gives the same bits.
+// The loop around a formula, whose type gives the number of constants and slots. Written plainly: the compiler
+// vectorizes it, and without contraction every ISA gives the same bits.
 template <auto formula>
 struct Update;
 

@@ -1,6 +1,6 @@
 // Products of one row with an unpacked matrix: for so few rows, packing the weights would cost more than multiplying
-// them. The first two are bound by reading the matrix once, one from first row to last and the other in reverse: a backward
-// pass finds in cache the rows that the forward pass read last.
+// them. The first two are bound by reading the matrix once, one from first row to last and the other in reverse: a
+// backward pass finds in cache the rows that the forward pass read last.
 #pragma once
 
 #include "cpu/kernels/training-inl.h"

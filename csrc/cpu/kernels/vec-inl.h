@@ -89,8 +89,8 @@ LSTMFAST_INLINE Vec<double> times_power_of_two(Vec<double> a, Vec<double> n) {
 #endif
 
 #ifndef LSTMFAST_ISA_HAS_MASKS
-// The first `lanes` elements (none if there are fewer than one), fewer than a vector has. Out of line: they are rare, and
-// would double the code of every loop.
+// The first `lanes` elements (none if there are fewer than one), fewer than a vector has. Out of line: they are rare,
+// and would double the code of every loop.
 template <typename T>
 LSTMFAST_NOINLINE Vec<T> load_first(const T* p, Index lanes, T fill) {
   T copy[kLanes<T>];
