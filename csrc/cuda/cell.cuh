@@ -1,6 +1,6 @@
-// One cell of an LSTM on a GPU, forward and backward: what a thread does with a (row, unit) once the recurrent product is
-// there. Every kernel begins and ends with these functions; `reference._cell` and `_cell_backward` are the same in NumPy.
-// Knows lengths, resets and direction; knows nothing of products, blocks or how h travels.
+// One cell of an LSTM on a GPU, forward and backward: what a thread computes for a (row, unit) from the recurrent
+// product. Every kernel begins and ends with these functions; `reference._cell` and `_cell_backward` are the same in
+// NumPy. Knows lengths, resets and direction; knows nothing of products, blocks or the exchange of h.
 #pragma once
 
 #include "core/gates.h"
@@ -16,10 +16,10 @@ template <class T>
 __device__ __forceinline__ T from_float(float x);
 template <>
 __device__ __forceinline__ float from_float<float>(float x) { return x; }
-template <>  // rounds to nearest even; of NaN it makes 0x7fff, never another
+template <>  // rounds to nearest even; every NaN becomes 0x7fff
 __device__ __forceinline__ bfloat16 from_float<bfloat16>(float x) { return __float2bfloat16(x); }
 
-// A value as it is handed on to other blocks: every NaN is the same one, and never all ones, which mean "not there yet".
+// A value as passed to other blocks: every NaN is the same one, and never all ones, which mean "not published yet".
 __device__ __forceinline__ float handed_on(float x) {
   const uint32_t bits = __float_as_uint(x);
   return __uint_as_float((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffffffu : bits);
@@ -36,7 +36,7 @@ __device__ __forceinline__ uint32_t pack_pair(bfloat16 low, bfloat16 high) {
   return static_cast<uint32_t>(__bfloat16_as_ushort(low)) | static_cast<uint32_t>(__bfloat16_as_ushort(high)) << 16;
 }
 
-// A problem, as every kernel of a direction is given it. Arrays as in lstmfast_cuda.h.
+// The arguments of every kernel of a direction. Arrays as in lstmfast_cuda.h.
 struct Problem {
   int time_steps, batch, hidden;
   int reverse;
@@ -64,7 +64,7 @@ __device__ __forceinline__ size_t step_row(const Problem& p, int t, int row) {
   return static_cast<size_t>(t) * p.batch + row;
 }
 
-// What is known of a cell's step before the product is.
+// What is known of a cell's step before its product.
 struct StepKind {
   bool exists;        // row and unit are within the problem; the rest of a tile is padding
   bool useful;        // the step is within the row's length
@@ -80,7 +80,7 @@ __device__ __forceinline__ StepKind step_kind(const Problem& p, int t, int row, 
   return kind;
 }
 
-// --- forward ----------------------------------------------------------------------------------------------------------
+// --- forward ---------------------------------------------------------------------------------------------------------
 
 struct ForwardInput {
   StepKind kind;
@@ -105,7 +105,7 @@ __device__ __forceinline__ float initial_c(const Problem& p, const float* c0, in
   return c0 != nullptr && row < p.batch && unit < p.hidden ? c0[static_cast<size_t>(row) * p.hidden + unit] : 0.0f;
 }
 
-// One step: from the recurrent product and the state (c, h) the next state. Writes all that is kept of the step.
+// One step: the next state from the recurrent product and the state (c, h). Writes everything kept of the step.
 template <class T>
 __device__ __forceinline__ void advance_cell(const Problem& p, const ForwardArrays& a, int t, int row, int unit,
                                              const ForwardInput& in, const float (&product)[kGateCount], float& c, T& h) {
@@ -144,7 +144,7 @@ __device__ __forceinline__ void store_last_state(const Problem& p, const Forward
   static_cast<T*>(a.h_n)[cell] = h;
 }
 
-// --- backward ---------------------------------------------------------------------------------------------------------
+// --- backward --------------------------------------------------------------------------------------------------------
 
 struct BackwardInput {
   StepKind kind;
@@ -172,12 +172,12 @@ __device__ __forceinline__ BackwardInput load_backward_input(const Problem& p, c
   return in;
 }
 
-// What flows back through a cell: gradients of its state after the step that was just taken back, and of which kind the
-// step was that the next product of gate gradients belongs to.
+// What flows back through a cell: gradients of its state before the last step processed, and the kind of that step, to
+// which the next product of gate gradients belongs.
 struct BackwardState {
   float d_h, d_c;
   bool product_counts;  // the step was useful: its product replaces d_h
-  bool product_is_cut;  // it started anew: nothing flows past it
+  bool product_is_cut;  // it began from a reset: nothing flows past it
 };
 
 __device__ __forceinline__ void take_product(BackwardState& state, float product) {
@@ -194,7 +194,7 @@ __device__ __forceinline__ BackwardState last_gradients(const Problem& p, const 
   return state;
 }
 
-// One step back: gradients of the four gates' sums, as they are exchanged and written; moves the state over the step.
+// One step back: gradients of the four gates' sums, in both stored forms; moves the state past the step.
 template <class T>
 __device__ __forceinline__ void retreat_cell(const Problem& p, const BackwardArrays& a, int t, int row, int unit,
                                              const BackwardInput& in, BackwardState& state, T (&d_z)[kGateCount]) {

@@ -1,14 +1,14 @@
-// How the blocks that share a sequence hand one another the rows of a step. Two ways with the same face:
+// How the blocks that share a sequence exchange the rows of a step. Two classes with one interface:
 //
-//   peek, await   16 bytes of an exchanged row of a slot, asked for and then there
-//   publish       words of the own units into the rows of a slot
+//   peek, await   16 bytes of an exchanged row of a slot: request, then wait
+//   publish       words of the block's own units, into the rows of a slot
 //   end_step      between the last publish of a step and the first peek of the next
 //
-// GridExchange: through L2, between any blocks that run at the same time. A slot of its own for every step is filled with
-// ones before the launch, a NaN that `handed_on` never makes: every value is its own flag, so there is no barrier, no
-// fence and no order between words. A word that does not come within the spin limit sets the status and is taken for what
-// it is, NaN: results are then NaN from there on, in every block, and nothing hangs.
-// ClusterExchange: through the shared memory of one block or one cluster, two slots in turn, a barrier a step.
+// GridExchange: through L2, between any blocks that run at the same time. A slot of its own for every step is filled
+// with ones before the launch, a NaN that `handed_on` never makes: every value is its own flag, so there is no barrier,
+// no fence and no order between words. A word that does not arrive within the spin limit sets the status and is used as
+// it is, NaN: results are NaN from there on, in every block, and nothing hangs.
+// ClusterExchange: through the shared memory of one block or one cluster, two alternating slots, one barrier per step.
 #pragma once
 
 #include "cuda/layouts.cuh"
@@ -17,7 +17,7 @@
 namespace lstmfast::cuda {
 
 constexpr uint32_t kAbsent = 0xffffffffu;  // a float, or a pair of bfloat16, that has not been published
-constexpr int kStatusInterval = 256;       // polls between two looks at whether another block has given up
+constexpr int kStatusInterval = 256;       // polls between checks whether another block has given up
 
 struct ExchangeArgs {
   void* rows;  // [slices][slots][slice_rows][depth]
@@ -27,7 +27,7 @@ struct ExchangeArgs {
   uint32_t* status;
 };
 
-// Where slot 0 of a slice has an element, as `prepare` left it.
+// The address of an element of slot 0 of a slice, written by `prepare`.
 template <class T>
 __device__ __forceinline__ const T* first_handed_on(const ExchangeArgs& args, int slice, int row, int element) {
   const size_t row_of_all = static_cast<size_t>(slice) * args.slots * args.slice_rows + row;
@@ -62,7 +62,7 @@ class GridExchange {
     return load_relaxed_128(at(slot, row, element));
   }
 
-  // All lanes of a warp come here together and leave together.
+  // All lanes of a warp call this together and return together.
   __device__ __forceinline__ void await(uint4& v, int slot, int row, int element) {
     if (LSTMFAST_PLANTED(kNotAwaited)) return;
     const T* address = at(slot, row, element);
@@ -109,7 +109,7 @@ class ClusterExchange {
         shared_(shared),
         stride_(shared_row_stride(args.depth, sizeof(T))) {}
 
-  // Slot 0 as it was prepared, if it was; then every block may be written to.
+  // Loads slot 0 if it was prepared; afterwards every block may be written to.
   __device__ __forceinline__ void begin() {
     constexpr int kElements = kVectorBytes / sizeof(T);
     const int row_vectors = args_.depth / kElements;

@@ -1,16 +1,16 @@
-// How weights and exchanged rows lie while a sequence runs, and the kernel that lays them down before it. All sizes are
-// padded with zeros to whole vectors of 16 bytes and whole tiles, so that no other kernel has an edge in its depth.
+// The layouts of weights and exchanged rows while a sequence runs, and the kernel that writes them before. All sizes
+// are padded with zeros to whole vectors of 16 bytes and whole tiles, so no other kernel handles a partial depth.
 //
 //   padded_hidden     hidden_size rounded up to 32
-//   exchanged rows    forward: h, [padded_hidden]; backward: gradients of z, [padded_hidden][4]: the four gates of a unit
-//                     side by side, so that one store publishes them
-//   depth             length of an exchanged row, the sum that a product runs over
+//   exchanged rows    forward: h, [padded_hidden]; backward: gradients of z, [padded_hidden][4]: the gates of a unit are
+//                     adjacent, so one store publishes them
+//   depth             length of an exchanged row, over which a product sums
 //
-//   float32 weights   [k][unit][4]: forward k is a depth and 4 the gates of the unit; backward k is a unit of the exchanged
-//                     row and 4 its gates
+//   float32 weights   [k][unit][4]: forward k is a depth and 4 are the gates of the unit; backward k is a unit of the
+//                     exchanged row and 4 are its gates
 //   bfloat16 weights  fragments of multiply_accumulate as lanes hold them: [tile][chunk of 32 depths][2][m][lane] of 16
 //                     bytes. Lane 4g + t owns the depths 8t..8t + 7 of a chunk, four in each of its 2 products: any
-//                     order of depths will do that both factors agree on, and this one makes a lane's loads of an
+//                     order of depths that both factors share will do, and this one makes a lane's loads of an
 //                     exchanged row 16 bytes long.
 //                     forward: a tile is 8 units; m = 0 has their gates i (rows g), f (rows g + 8), m = 1 has g, o: a lane
 //                     ends with all four gates of its unit. backward: a tile is 16 units, one m.
@@ -28,12 +28,12 @@ __host__ __device__ constexpr int round_up(int value, int multiple) {
 }
 __host__ __device__ constexpr int padded_hidden(int hidden) { return round_up(hidden, kHiddenPadding); }
 
-// What the first kernel of a call writes: packed weights, the exchanged rows of slot 0, the filling of the other slots.
+// What the first kernel of a call writes: packed weights, the exchanged rows of slot 0, the fill of the other slots.
 struct PrepareArgs {
   int hidden, batch;
   const void* recurrent_kernel;  // [hidden, 4*hidden]
   int64_t stride;
-  const void* h0;         // [batch, hidden] or null; of forward only
+  const void* h0;         // [batch, hidden] or null; forward only
   void* packed;
   int64_t packed_vectors;
   void* exchange;         // [slices][slots][slice_rows][depth]
@@ -104,7 +104,7 @@ struct BackwardWeights<bfloat16> {
   }
 };
 
-// Element `k` of the exchanged row that a batch row begins with.
+// Element `k` of the first exchanged row of a batch row.
 template <class T>
 __device__ __forceinline__ T first_exchanged(const PrepareArgs& a, int row, int k) {
   if (a.h0 == nullptr || row >= a.batch || k >= a.hidden) return from_float<T>(0.0f);

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kDefaultSpinLimit = 1 << 22;
 
-// --- what a launch needs, from the arguments of the ABI -----------------------------------------------------------------
+// --- launch arguments, from the arguments of the ABI -----------------------------------------------------------------
 
 bool is_valid(const LstmfastCudaPlan& plan, Direction direction) {
   const LstmfastCudaDirectionPlan& d = direction_plan(plan, direction);
@@ -35,7 +35,7 @@ bool is_valid(const LstmfastCudaPlan& plan, Direction direction) {
          d.shared_bytes == v.shared_bytes(depth, d.slice_rows);
 }
 
-// What both directions check, and what is left to give when the workspace is cut up.
+// The checks of both directions, and the parts of the workspace.
 template <class Args>
 int check(const LstmfastCudaPlan* plan, Direction direction, const Args* args) {
   if (plan == nullptr || args == nullptr) return LSTMFAST_CUDA_MISSING_POINTER;
@@ -107,7 +107,7 @@ int launch_prepare(const LstmfastCudaPlan& plan, Direction direction, const Args
                                : launch_prepare<bfloat16, BackwardWeights<bfloat16>>(a, stream);
 }
 
-// --- steps --------------------------------------------------------------------------------------------------------------
+// --- steps -----------------------------------------------------------------------------------------------------------
 
 int block_rows(const LstmfastCudaPlan& plan, const LstmfastCudaDirectionPlan& d) {
   if (plan.dtype == LSTMFAST_CUDA_BFLOAT16) return kStepTiles * kTileRows;
@@ -174,7 +174,7 @@ int run_steps(const LstmfastCudaPlan& plan, const Problem& problem, const Backwa
   return 0;
 }
 
-// --- sequences ----------------------------------------------------------------------------------------------------------
+// --- sequences -------------------------------------------------------------------------------------------------------
 
 template <class Arguments>
 int launch_variant(void (*kernel)(Arguments), const LstmfastCudaDirectionPlan& d, const Arguments& s, int groups,
@@ -275,7 +275,7 @@ extern "C" int lstmfast_cuda_device_count(int* count) {
   if (count == nullptr) return LSTMFAST_CUDA_MISSING_POINTER;
   const cudaError_t error = cudaGetDeviceCount(count);
   if (error != cudaSuccess) *count = 0;
-  cudaGetLastError();  // an absent driver is an answer, not an error to be met again later
+  cudaGetLastError();  // clears the error: a missing driver is a valid answer
   return error;
 }
 
@@ -323,11 +323,11 @@ extern "C" int lstmfast_cuda_device_properties(int device, LstmfastCudaDevice* p
 extern "C" const char* lstmfast_cuda_error_string(int error) {
   switch (error) {
     case 0: return "no error";
-    case LSTMFAST_CUDA_INVALID_SHAPE: return "a size is out of range (hidden_size 1 to 2048, batch and time_steps 1 or more)";
+    case LSTMFAST_CUDA_INVALID_SHAPE: return "a size is out of range (hidden_size 1..2048, batch and time_steps 1 or more)";
     case LSTMFAST_CUDA_INVALID_DTYPE: return "the dtype is neither float32 nor bfloat16";
-    case LSTMFAST_CUDA_MISSING_POINTER: return "a pointer that must be given is null";
+    case LSTMFAST_CUDA_MISSING_POINTER: return "a required pointer is null";
     case LSTMFAST_CUDA_MISALIGNED_WORKSPACE: return "the workspace does not begin at a multiple of 256 bytes";
-    case LSTMFAST_CUDA_WORKSPACE_TOO_SMALL: return "the workspace is smaller than lstmfast_cuda_workspace_bytes says";
+    case LSTMFAST_CUDA_WORKSPACE_TOO_SMALL: return "the workspace is smaller than lstmfast_cuda_workspace_bytes";
     case LSTMFAST_CUDA_INVALID_PLAN: return "the plan has no kernel for this direction, shape or path";
     case LSTMFAST_CUDA_UNSUPPORTED_DEVICE:
       return "the device's compute capability is too low: 7.5 for float32, 8.0 for bfloat16";

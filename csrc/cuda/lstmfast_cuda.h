@@ -1,12 +1,12 @@
 // The C ABI of liblstmfast_cuda: recurrent sequences on an NVIDIA GPU, forward and backward, from raw device pointers.
 // No Python, no framework, no cuBLAS: z = x·kernel + bias and every weight gradient are large plain products and stay
 // with the caller. Nothing here allocates, synchronises or keeps state: memory, workspace and stream are the caller's.
-// Works without a driver: there are no devices then, and a launch returns an error code. What is computed stands in
-// python/lstmfast/reference.py; gates lie i, f, g, o (core/gates.h).
+// Works without a driver: there are no devices then, and a launch returns an error code. python/lstmfast/reference.py
+// defines the results; the order of gates is i, f, g, o (core/gates.h).
 //
-// The way of a call:  lstmfast_cuda_device_properties -> lstmfast_cuda_plan -> lstmfast_cuda_workspace_bytes ->
+// Order of calls: lstmfast_cuda_device_properties -> lstmfast_cuda_plan -> lstmfast_cuda_workspace_bytes ->
 // lstmfast_cuda_forward -> lstmfast_cuda_backward. All arrays are C-contiguous unless a stride is named; "dtype" is the
-// plan's. Functions that return int give 0, a negative LstmfastCudaError, or a positive cudaError_t.
+// plan's. Functions that return int return 0, a negative LstmfastCudaError, or a positive cudaError_t.
 #ifndef LSTMFAST_CUDA_H
 #define LSTMFAST_CUDA_H
 
@@ -22,10 +22,10 @@ extern "C" {
 enum LstmfastCudaDtype { LSTMFAST_CUDA_FLOAT32 = 0, LSTMFAST_CUDA_BFLOAT16 = 1 };
 
 enum LstmfastCudaPath {
-  LSTMFAST_CUDA_NO_PATH = 0,   // in a plan: this direction was not asked for
-  LSTMFAST_CUDA_STEP = 1,      // one launch a time step; any device, any shape
+  LSTMFAST_CUDA_NO_PATH = 0,   // in a plan: this direction was not requested
+  LSTMFAST_CUDA_STEP = 1,      // one launch per time step; any device, any shape
   LSTMFAST_CUDA_SEQUENCE = 2,  // one cooperative launch; weights stay in registers of many SMs, h travels through L2
-  LSTMFAST_CUDA_CLUSTER = 3,   // one launch; weights stay in registers of one block or one cluster, h in their shared memory
+  LSTMFAST_CUDA_CLUSTER = 3,   // one launch; weights stay in registers of one block or cluster, h in its shared memory
 };
 
 enum LstmfastCudaError {
@@ -41,17 +41,17 @@ enum LstmfastCudaError {
 typedef struct {
   int32_t compute_major, compute_minor;
   int32_t sm_count;
-  int32_t shared_bytes_per_block;  // the most that a kernel may ask for (opt-in)
+  int32_t shared_bytes_per_block;  // the most that a kernel may request (opt-in)
   int32_t registers_per_sm;
   int32_t threads_per_sm;
   int32_t clock_mhz;
-  int32_t cooperative_launch;  // 1 where the device can do it
+  int32_t cooperative_launch;  // 1 if the device supports it
   int64_t l2_bytes;
   char name[256];
 } LstmfastCudaDevice;
 
-// How one direction of time runs. A batch is cut into slices of at most `slice_rows` rows; `groups` of them run side by
-// side in one launch, and `launches` launches follow one another (of T steps each; the step path needs one per step).
+// How one direction of time runs. A batch is cut into slices of at most `slice_rows` rows; `groups` of them run in
+// parallel in one launch, and `launches` launches run in sequence (of T steps each; the step path needs one per step).
 typedef struct {
   int32_t path;     // LstmfastCudaPath
   int32_t variant;  // which kernel of that path: an index into its table
@@ -90,8 +90,8 @@ typedef struct {
   int64_t workspace_bytes;
   int32_t z_dtype;     // LstmfastCudaDtype
   int32_t reverse;     // not 0: each row runs from its own last step down to step 0
-  int32_t spin_limit;  // how often a word of h is looked at before the launch is given up; 0: 2^22, about two seconds
-  int32_t reuse_weights;  // not 0: the workspace still holds the weights as a forward call with this plan packed them
+  int32_t spin_limit;  // polls of a word of h before the launch gives up; 0: 2^22, about two seconds
+  int32_t reuse_weights;  // not 0: the workspace still holds the weights packed by a forward call with this plan
 } LstmfastCudaForward;
 
 typedef struct {
@@ -115,7 +115,7 @@ typedef struct {
   int32_t spin_limit;
 } LstmfastCudaBackward;
 
-// The first 32-bit word of the workspace after a launch. When it is not 0, results are NaN from some step on.
+// The first 32-bit word of the workspace after a launch. If it is not 0, results are NaN from some step on.
 enum LstmfastCudaStatus { LSTMFAST_CUDA_STATUS_GOOD = 0, LSTMFAST_CUDA_STATUS_SPIN_LIMIT = 1 };
 
 LSTMFAST_CUDA_API int lstmfast_cuda_abi_version(void);
@@ -123,24 +123,24 @@ LSTMFAST_CUDA_API int lstmfast_cuda_runtime_version(void);  // of the CUDA runti
 LSTMFAST_CUDA_API int lstmfast_cuda_is_emulated(void);      // 1: kernels run on the CPU and pointers are the host's
 LSTMFAST_CUDA_API const char* lstmfast_cuda_error_string(int error);
 
-// *count becomes 0 where there is no driver or no device; the return value then says why.
+// *count becomes 0 without a driver or device; the return value gives the reason.
 LSTMFAST_CUDA_API int lstmfast_cuda_device_count(int* count);
 LSTMFAST_CUDA_API int lstmfast_cuda_device_properties(int device, LstmfastCudaDevice* properties);
 
 // A pure function of its arguments. hidden_size 1..2048, batch 1 or more; training: plan the backward direction too.
 LSTMFAST_CUDA_API int lstmfast_cuda_plan(const LstmfastCudaDevice* device, int64_t hidden_size, int64_t batch,
                                          int32_t dtype, int32_t training, LstmfastCudaPlan* plan);
-// The same with one path forced (LstmfastCudaPath), for tests and benches; INVALID_PLAN where the shape does not fit it.
+// The same with one path forced (LstmfastCudaPath), for tests and benches; INVALID_PLAN if the shape does not fit it.
 LSTMFAST_CUDA_API int lstmfast_cuda_plan_path(const LstmfastCudaDevice* device, int64_t hidden_size, int64_t batch,
                                               int32_t dtype, int32_t training, int32_t path, LstmfastCudaPlan* plan);
-// Bytes of workspace of a forward (backward != 0: backward) call; 0 where the plan has no such direction.
+// Bytes of workspace of a forward (backward != 0: backward) call; 0 if the plan has no such direction.
 LSTMFAST_CUDA_API int64_t lstmfast_cuda_workspace_bytes(const LstmfastCudaPlan* plan, int64_t time_steps, int32_t backward);
 
 // Launch on the current device and this stream (cudaStream_t; null: the default one). Returns before the work is done.
 LSTMFAST_CUDA_API int lstmfast_cuda_forward(const LstmfastCudaPlan* plan, const LstmfastCudaForward* args, void* stream);
 LSTMFAST_CUDA_API int lstmfast_cuda_backward(const LstmfastCudaPlan* plan, const LstmfastCudaBackward* args, void* stream);
 
-// Makes a device the calling thread's current one, which launches go to.
+// Makes a device the calling thread's current one, on which launches run.
 LSTMFAST_CUDA_API int lstmfast_cuda_set_device(int device);
 
 #ifdef __cplusplus

@@ -1,5 +1,5 @@
-// What every path would take on a device, and the fastest of those that fit. The estimates are arithmetic on data sheets,
-// told in README.md; they only have to order the paths.
+// Estimates the time of every path on a device and chooses the fastest that fits. The estimates are arithmetic on data
+// sheets (README.md) and only have to rank the paths.
 #include "cuda/plan.h"
 
 #include <algorithm>
@@ -9,7 +9,7 @@ namespace lstmfast::cuda {
 namespace {
 
 constexpr int kMostClusterSize = 16;
-constexpr int kRegisters = 65536;               // that the variants of plan.h count on
+constexpr int kRegisters = 65536;               // assumed by the variants of plan.h
 constexpr int kStepUnits[] = {8, 16};           // of a block: float32 and bfloat16 forward, bfloat16 backward
 constexpr int kFewRows = 4, kStepRows = 16;     // of a float32 block: variant 0 and 1
 constexpr int kTileRows = 8, kStepTileRows = 32;  // of bfloat16: a tile, a block
@@ -19,19 +19,19 @@ int round_up(int64_t value, int multiple) { return ceil_div(value, multiple) * m
 int padded_hidden(int64_t hidden) { return round_up(hidden, 32); }
 int depth_of(int64_t hidden, Direction direction) { return padded_hidden(hidden) * (direction == kForward ? 1 : 4); }
 
-// --- estimates, in cycles -----------------------------------------------------------------------------------------------
+// --- estimates, in cycles --------------------------------------------------------------------------------------------
 
 constexpr float kCellCycles = 400;               // sums of partial products, gates, c and h
 constexpr float kGridExchangeCycles = 1400;      // a store to L2 and a load that sees it
 constexpr float kClusterExchangeCycles = 500;    // distributed shared memory and the cluster's barrier
 constexpr float kBlockExchangeCycles = 100;      // shared memory and the block's barrier
 constexpr float kL2BytesPerCycle = 64, kSharedBytesPerCycle = 128;  // into one SM
-constexpr float kSharedL2BytesPerCycle = 26;     // into one SM when all of them read: 40 % of what each alone could
+constexpr float kSharedL2BytesPerCycle = 26;     // into one SM when all of them read: 40 % of a single one's
 constexpr float kLaunchMicroseconds = 2.2f;      // from one small kernel to the next in a stream
-constexpr float kBeyondL2 = 3;                   // how much slower weights come that do not fit L2
+constexpr float kBeyondL2 = 3;                   // slowdown of reading weights that do not fit L2
 constexpr float kShuffleOverhead = 1.4f;         // of float32 sequences: sums over lanes
 
-// Multiply-adds of an SM in a cycle.
+// Multiply-adds of an SM per cycle.
 float products_per_cycle(const LstmfastCudaDevice& device, int element_bytes) {
   const int capability = 10 * device.compute_major + device.compute_minor;
   if (element_bytes == 4) return capability <= 80 ? 64.0f : 128.0f;  // T4, A100; all others
@@ -69,7 +69,7 @@ float sequence_estimate(const LstmfastCudaDevice& device, const VariantFacts& v,
   return microseconds(device, exchange + cells + reading + multiplying) * plan.launches * waves;
 }
 
-// --- directions ---------------------------------------------------------------------------------------------------------
+// --- directions ------------------------------------------------------------------------------------------------------
 
 LstmfastCudaDirectionPlan step_plan(const LstmfastCudaDevice& device, int64_t hidden, int64_t batch, int dtype,
                                     Direction direction) {
@@ -87,7 +87,7 @@ LstmfastCudaDirectionPlan step_plan(const LstmfastCudaDevice& device, int64_t hi
   return plan;
 }
 
-// The plan of one variant, or one without a path where it does not fit the shape or the device.
+// The plan of one variant; without a path if it does not fit the shape or the device.
 LstmfastCudaDirectionPlan variant_plan(const LstmfastCudaDevice& device, int64_t hidden, int64_t batch, int dtype,
                                        Direction direction, int variant) {
   const VariantFacts v = variant_facts(dtype, direction, variant);
@@ -100,7 +100,7 @@ LstmfastCudaDirectionPlan variant_plan(const LstmfastCudaDevice& device, int64_t
   if (cluster && blocks > (device.compute_major >= 9 && device.compute_major <= 10 ? kMostClusterSize : 1)) return plan;
   if (!cluster && !device.cooperative_launch) return plan;
   if (device.registers_per_sm < kRegisters) return plan;
-  // A launch holds no more blocks than SMs, whatever might fit one: waiting for one another is then safe by arithmetic.
+  // A launch has no more blocks than SMs, even if an SM could hold several: all blocks then run at the same time.
   const int most_groups = device.sm_count / blocks;
   int rows = v.most_rows;
   while (rows > 0 && v.shared_bytes(depth, rows) > device.shared_bytes_per_block) rows -= v.row_step;
@@ -154,7 +154,7 @@ VariantFacts variant_facts(int dtype, Direction direction, int variant) {
     return {v.path, v.threads(), block_units, v.most_depth(), kRowStep, v.most_rows, v.unit_warps, partial, kFloatBytes};
   }
   const SequenceVariant& v = (direction == kForward ? kForwardVariants : kBackwardVariants)[variant];
-  const int tile_vectors = direction == kForward ? 2 : 1;  // that a lane has of a product of 8 rows
+  const int tile_vectors = direction == kForward ? 2 : 1;  // of a lane, in a product of 8 rows
   const int partial = v.buffers() * v.depth_warps * v.block_tiles() * tile_vectors * kWarpVectorBytes / kTileRows;
   const int block_units = v.block_tiles() * tile_units(direction), most_rows = kTileRows * v.batch_tiles;
   return {v.path, v.threads(), block_units, v.most_depth(), kTileRows, most_rows, v.unit_warps, partial, kBfloat16Bytes};

@@ -1,5 +1,5 @@
-// Which kernel runs a sequence, in how many blocks, and where everything lies in its workspace. Pure functions of the
-// device's properties and the problem's shape: no CUDA call, so that every decision is tested without a GPU.
+// Which kernel runs a sequence, in how many blocks, and the layout of its workspace. Pure functions of the device's
+// properties and the problem's shape: no CUDA call, so every decision is tested without a GPU.
 #pragma once
 
 #include <cstdint>
@@ -15,11 +15,11 @@
 namespace lstmfast::cuda {
 
 constexpr int kMostHidden = 2048;
-constexpr int kStatusBytes = 256;  // of the workspace's head; its first word is the status
+constexpr int kStatusBytes = 256;  // at the start of the workspace; the first word is the status
 
-// How the warps of a block share a product whose weights stay in registers: `unit_warps` times `depth_warps` warps; a warp
-// holds `unit_tiles` tiles of units (forward 8 units, backward 16) and `chunks` chunks of 32 depths of them, and there are
-// registers for `batch_tiles` tiles of 8 rows' cells.
+// How the warps of a block share a product whose weights stay in registers: `unit_warps` times `depth_warps` warps.
+// Each holds `unit_tiles` tiles of units (forward 8 units, backward 16), `chunks` chunks of 32 depths of them, and the
+// cells of `batch_tiles` tiles of 8 rows.
 struct SequenceVariant {
   int path;
   int unit_warps, depth_warps, chunks, unit_tiles, batch_tiles;
@@ -31,8 +31,8 @@ struct SequenceVariant {
   LSTMFAST_HOST_DEVICE constexpr int buffers() const { return path == LSTMFAST_CUDA_SEQUENCE ? 2 : 1; }
 };
 
-// A lane's weights take 16·chunks·unit_tiles registers forward and 8·chunks·unit_tiles backward. 65,536 registers of an SM
-// leave a thread 255 with 8 warps and 128 with 16.
+// A lane's weights take 16·chunks·unit_tiles registers forward and 8·chunks·unit_tiles backward. 65,536 registers of an
+// SM leave a thread 255 with 8 warps and 128 with 16.
 constexpr SequenceVariant kForwardVariants[] = {
     {LSTMFAST_CUDA_CLUSTER, 4, 2, 1, 2, 2},   // 64 units in one block
     {LSTMFAST_CUDA_CLUSTER, 8, 2, 2, 2, 1},   // 128 units in one block
@@ -48,8 +48,8 @@ constexpr SequenceVariant kBackwardVariants[] = {
     {LSTMFAST_CUDA_SEQUENCE, 1, 8, 16, 1, 4},  // 1,024 units, 16 a block
 };
 
-// float32: a lane holds `values` values (forward the 4 gates of values / 4 units, backward `values` units) for `vectors`
-// times 4 depths, 4·vectors·values registers, and a warp the depths of its 32 lanes. A thread owns one cell of a slice.
+// float32: a lane holds `values` values (forward the 4 gates of values / 4 units, backward `values` units) for
+// `vectors` times 4 depths, 4·vectors·values registers, and a warp the depths of its lanes. A thread owns one cell.
 struct Float32Variant {
   int path;
   int unit_warps, depth_warps, vectors, values, most_rows;
@@ -75,13 +75,13 @@ enum Direction { kForward, kBackward };
 
 constexpr int tile_units(Direction direction) { return direction == kForward ? 8 : 16; }
 
-// Rows of h that blocks keep in shared memory lie this far apart. In bfloat16 an odd multiple of 64 bytes, so that the two
-// rows that a quarter of a warp reads never meet in a bank; in float32 it reads one row.
+// The stride of rows of h in shared memory. In bfloat16 an odd multiple of 64 bytes, so that the two rows that a
+// quarter of a warp reads never share a bank; in float32 it reads one row.
 LSTMFAST_HOST_DEVICE constexpr int shared_row_stride(int depth, int element_bytes) {
   return element_bytes == 2 && depth % 64 == 0 ? depth + 32 : depth;
 }
 
-// What plans and checks need to know of a variant, of either dtype.
+// The properties of a variant, of either dtype, that plans and checks use.
 struct VariantFacts {
   int path, threads, block_units, most_depth;
   int row_step, most_rows;  // of a slice
@@ -89,7 +89,7 @@ struct VariantFacts {
   int partial_row_bytes;    // of shared memory, for partial sums of one row
   int element_bytes;
 
-  // Dynamic shared memory of a block: partial sums, and in clusters two slots of exchanged rows behind them.
+  // Dynamic shared memory of a block: partial sums, and in clusters two slots of exchanged rows after them.
   int shared_bytes(int depth, int rows) const {
     const int slots = path == LSTMFAST_CUDA_CLUSTER ? 2 : 0;
     return rows * (partial_row_bytes + slots * shared_row_stride(depth, element_bytes) * element_bytes);

@@ -1,7 +1,7 @@
-// What both compilers see: nvcc, and the host's compiler with the emulator of tests/support/cuda_emu. Kernels take shared
-// memory and launches by the macros below, and words that other blocks write by the functions below; all inline PTX of
-// the project is here, one instruction to a function.
-// Refuses to hide anything else of CUDA: barriers, shuffles and cooperative groups are written as CUDA writes them.
+// What differs between nvcc and the host's compiler with the emulator of tests/support/cuda_emu. Kernels declare shared
+// memory and launch by the macros below, and access words that other blocks write by the functions below. All inline
+// PTX of the project is here, one instruction per function.
+// Refuses to wrap anything else of CUDA: barriers, shuffles and cooperative groups are used directly.
 #pragma once
 
 #include <cstddef>
@@ -71,12 +71,12 @@ int launch_kernel(LaunchKind kind, unsigned cluster_size, void (*kernel)(Paramet
 
 #else
 
-#include "cuda_emu.h"  // brings the same names
+#include "cuda_emu.h"  // defines the same names
 
 #endif
 
-// Mistakes that a test plants by name, to see that the run which should catch them does: tests/support/cuda_planted.h
-// numbers them. In every other build each is the constant false.
+// Bugs that a test plants by name, to check that the tests catch them; tests/support/cuda_planted.h numbers them. In
+// every other build each is the constant false.
 #ifdef LSTMFAST_PLANTED_BUGS
 #include "cuda_planted.h"
 #define LSTMFAST_PLANTED(bug) (::lstmfast::cuda::planted_bug == ::lstmfast::cuda::PlantedBug::bug)
@@ -89,8 +89,8 @@ namespace lstmfast::cuda {
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
 // d[16, 8] += a[16, 16]·b[16, 8], bfloat16 in, float32 out. Lane 4g + t holds d[g][2t], d[g][2t + 1], d[g + 8][2t],
-// d[g + 8][2t + 1]; in a.x, a.y the pairs a[g][2t..], a[g + 8][2t..] and in a.z, a.w the same 8 columns further; in b0, b1
-// the pairs b[2t..][g], b[2t + 8..][g]. Needs compute capability 8.0: plans see to it.
+// d[g + 8][2t + 1]; in a.x, a.y the pairs a[g][2t..], a[g + 8][2t..] and in a.z, a.w the same 8 columns further; in b0,
+// b1 the pairs b[2t..][g], b[2t + 8..][g]. Needs compute capability 8.0, which plans check.
 __device__ __forceinline__ void multiply_accumulate(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
 #ifndef __CUDACC__
   const uint32_t a_words[4] = {a.x, a.y, a.z, a.w}, b_words[2] = {b0, b1};
@@ -105,8 +105,8 @@ __device__ __forceinline__ void multiply_accumulate(float (&d)[4], const uint4& 
 #endif
 }
 
-// Words that other blocks write while this one reads. They come from L2 and order nothing but themselves; the four words
-// of a vector may come from different moments.
+// Words that other blocks write while this one reads. They are read from L2 and order no other access; the four words
+// of a vector may be from different times.
 __device__ __forceinline__ uint4 load_relaxed_128(const void* address) {
 #ifdef __CUDACC__
   uint4 v;
@@ -146,7 +146,7 @@ __device__ __forceinline__ void store_relaxed_64(void* address, uint2 words) {
 #endif
 }
 
-// Between two looks at a word that is not there yet. A GPU runs other warps anyway; fibers must be told to.
+// Called between polls of a word. A GPU runs other warps anyway; the emulator's fibers must yield.
 __device__ __forceinline__ void pause_between_polls() {
 #ifndef __CUDACC__
   cuda_emu::pause({"poll", __FILE__, __LINE__});

@@ -1,9 +1,9 @@
-// One launch for all time steps: the recurrent weights stay in registers, c in registers too, and only h (backward: the
-// gates' gradients) travels, through one of the two ways of exchange.cuh. bfloat16 weights and exchanged rows, float32 sums.
-// Blocks split units, warps of a block units and depth. Operands are swapped, weights on the left: a lane then ends with
-// all gates of its own cells, and gate math needs no exchange. Partial sums of depth warps meet in shared memory, in the
-// order of warps: results are repeatable. Slices of the batch are independent groups of blocks.
-// All blocks of a group must run at the same time: a cooperative launch or a cluster, and plans that fit (plan.h).
+// One launch for all time steps: the recurrent weights and c stay in registers, and only h (backward: the gates'
+// gradients) is exchanged, by one of the two classes of exchange.cuh. bfloat16 weights and exchanged rows, float32
+// sums. Blocks split units, warps of a block units and depth. Operands are swapped, weights on the left: a lane then
+// ends with all gates of its own cells, and gate math needs no exchange. Partial sums of depth warps are added in
+// shared memory in the order of warps, so results are reproducible. Slices of the batch are independent groups of
+// blocks. All blocks of a group must run at the same time: a cooperative launch or a cluster.
 #pragma once
 
 #include "cuda/exchange.cuh"
@@ -37,8 +37,8 @@ __device__ __forceinline__ int time_of_step(const Problem& p, int step) {
   return p.reverse ? p.time_steps - 1 - step : step;
 }
 
-// Chunks of an exchanged row that a lane asks for before it waits for the first: L2 is far, shared memory near, and every
-// one takes 4 registers, of which 16 warps leave few.
+// Chunks of an exchanged row that a lane requests before it waits for the first: L2 has a long latency, shared memory a
+// short one, and each chunk takes 4 registers, of which 16 warps leave few.
 LSTMFAST_HOST_DEVICE constexpr int peeks_at_once(const SequenceVariant& v) {
   const int most = v.path == LSTMFAST_CUDA_SEQUENCE ? 4 : v.warps() > 8 ? 1 : 2;
   return v.chunks < most ? v.chunks : most;
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kForwardVariants[kVariant].threads(), 1) forwa
 
   for (int step = 0; step < p.time_steps; ++step) {
     const int t = time_of_step(p, step);
-    ForwardInput in[kItems][2];  // asked for before the wait for h
+    ForwardInput in[kItems][2];  // requested before the wait for h
 #pragma unroll
     for (int i = 0; i < kItems; ++i)
 #pragma unroll
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kForwardVariants[kVariant].threads(), 1) forwa
       for (int j = 0; j < 2; ++j)
         advance_cell<bfloat16>(p, s.arrays, t, first_row + row + j, unit, in[i][j], product[j], c_state[i][j],
                                h_state[i][j]);
-      // Lanes of neighbouring units swap, so that each has a pair: the even unit's lane of the first row, the odd one's of
+      // Lanes of neighbouring units swap to get a pair each: the even unit's lane of the first row, the odd one's of
       // the second.
       const bool odd = g % 2;
       const float first = to_float(h_state[i][0]), second = to_float(h_state[i][1]), kept = odd ? second : first;
@@ -193,7 +193,7 @@ template <int kVariant>
 __global__ void __launch_bounds__(kBackwardVariants[kVariant].threads(), 1) backward_sequence(BackwardSequence s) {
   constexpr SequenceVariant v = kBackwardVariants[kVariant];
   static_assert(v.unit_tiles == 1, "a warp has one tile of 16 units");
-  // Cells are owned in halves of a tile, 8 units: as many to a lane as forward.
+  // Cells are owned in halves of a tile, 8 units: as many per lane as forward.
   constexpr int kWarps = v.warps(), kBlockTiles = v.block_tiles(), kBlockHalves = 2 * kBlockTiles;
   constexpr int kItems = (kBlockHalves * v.batch_tiles + kWarps - 1) / kWarps;
   const Problem& p = s.problem;
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(kBackwardVariants[kVariant].threads(), 1) back
     }
   exchange.begin();
 
-  // Step `step` takes back the one that was taken last but `step`; after the last there is a product for d_h0 alone.
+  // Backward step `step` reverses the `step`-th step from the end; one more iteration computes the product for d_h0.
   for (int step = 0; step <= p.time_steps; ++step) {
     const int t = time_of_step(p, p.time_steps - 1 - step);
     BackwardInput in[kItems][2];
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kBackwardVariants[kVariant].threads(), 1) back
 #pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile) {
         const int row = tile * kTileRows + g;
-        float even[4] = {}, odd[4] = {};  // two sums: a product waits for the one before it in its sum
+        float even[4] = {}, odd[4] = {};  // two sums, because each product waits for the previous one of its sum
         constexpr int kAtOnce = peeks_at_once(v);
 #pragma unroll
         for (int first = 0; first < v.chunks; first += kAtOnce) {

@@ -1,26 +1,26 @@
-// The float32 twin of sequence.cuh: one launch for all time steps, weights in registers, true float32 multiply-adds. Tensor
-// cores have no float32, so the operands lie as they please: a lane keeps the weights of its values (forward the gates of a
-// few units, backward a few units) for `vectors` times 4 depths, and a warp the depths of its 32 lanes. For each row, a lane
-// has a sum for every value; lanes then trade halves of them until each value is whole in one place.
-// Which blocks share what, slices, exchange and order of sums are as in sequence.cuh.
+// sequence.cuh in float32: one launch for all time steps, weights in registers, true float32 multiply-adds. Tensor
+// cores have no float32, so the layout is free: a lane keeps the weights of its values (forward the gates of a
+// few units, backward a few units) for `vectors` times 4 depths, and a warp the depths of its 32 lanes. For each row, a
+// lane has a partial sum for every value; lanes then exchange halves of them until each sum is complete in one lane.
+// The division among blocks, slices, exchange and order of sums are as in sequence.cuh.
 #pragma once
 
 #include "cuda/sequence.cuh"
 
 namespace lstmfast::cuda {
 
-// Rows that a lane asks for before it waits for the first: as many as leave registers for 4 vectors of weights.
+// Rows that a lane requests before it waits for the first: as many as leave registers for 4 vectors of weights.
 __host__ __device__ constexpr int rows_at_once(int vectors) { return vectors >= 4 ? 2 : 4; }
 
-// The word of a value that is handed on.
+// The word of an exchanged value.
 __device__ __forceinline__ uint32_t word(float value) { return __float_as_uint(handed_on(value)); }
 
 __device__ __forceinline__ float4 as_floats(const uint4& v) {
   return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
 }
 
-// The sum over the lanes of a warp of value number lane / (32 / kValues). Lanes trade halves of what they have, and each
-// keeps the other half; in the end they have one value each, and only add.
+// The sum over the lanes of a warp of value number lane / (32 / kValues). Lanes exchange halves of their sums and add;
+// once each has one value, they only add.
 template <int kValues, int kMask = 16>
 __device__ __forceinline__ float sum_over_lanes(const float (&sums)[kValues]) {
   if constexpr (kMask == 0) {
@@ -41,7 +41,7 @@ __device__ __forceinline__ float sum_over_lanes(const float (&sums)[kValues]) {
   }
 }
 
-// Where a warp and a lane stand in a block.
+// The position of a warp and a lane in a block.
 template <int kUnitWarps, int kDepthWarps>
 struct Float32Place {
   int lane, warp, depth_warp, unit_warp, group, block, slice, first_row;
@@ -81,7 +81,7 @@ __device__ __forceinline__ void multiply_rows(const float4 (&weights)[kVectors][
       float sums[kVariantValues] = {};
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        exchange.await(x[r][v], slot, first + r, at.depth(v));  // what lies past the depth is there: zeros
+        exchange.await(x[r][v], slot, first + r, at.depth(v));  // zeros past the depth
         const float4 h = as_floats(x[r][v]);
 #pragma unroll
         for (int value = 0; value < kVariantValues; ++value) sums[value] = dot(h, weights[v][value], sums[value]);

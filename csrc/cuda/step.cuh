@@ -1,8 +1,8 @@
-// One launch a time step: the recurrent product and the cells behind it, fused, on any device and for any shape. T launches
-// make a sequence; a CUDA graph may hold them. Also the path of a single step, and of weights that fit no chip.
-// Blocks split units and rows, and their warps the depth of the product: every weight is read by one block for all rows of
-// a tile. Partial sums meet in shared memory, in the order of warps, whatever the schedule: results are repeatable.
-// Keeps no weights between steps: that is what sequence.cuh is for.
+// One launch per time step: the recurrent product fused with the cells, on any device and for any shape. T launches
+// make a sequence; a CUDA graph may contain them. Also the path of a single step, and of weights too large for
+// registers. Blocks split units and rows, and their warps the depth of the product: every weight is read by one block
+// for all rows of a tile. Partial sums are added in shared memory in the order of warps, so results are reproducible.
+// Keeps no weights between steps; sequence.cuh does.
 #pragma once
 
 #include "cuda/layouts.cuh"
@@ -17,7 +17,7 @@ struct ForwardStep {
   Problem problem;
   ForwardArrays arrays;
   int t;             // the time step of this launch
-  int first, last;   // it is the first, the last one
+  int first, last;   // whether it is the first or the last
   int exchanged_rows;
   const void* packed;
   const void* h_before;  // exchanged rows
@@ -27,9 +27,9 @@ struct ForwardStep {
 struct BackwardStep {
   Problem problem;
   BackwardArrays arrays;
-  int t;             // of the cells of this launch; -1: only the product for d_h0 is left
-  int first;         // no step has been taken back: there is no product
-  int t_after;       // of the step that was taken back before, whose product this is; read unless `first`
+  int t;             // of the cells of this launch; -1: only the product for d_h0 remains
+  int first;         // no step was processed before: there is no product
+  int t_after;       // of the step processed before, whose product this is; read unless `first`
   int exchanged_rows;
   const void* packed;
   const void* d_z_after;  // exchanged rows
@@ -37,7 +37,7 @@ struct BackwardStep {
   float *d_h, *d_c;  // [batch, hidden]: the state between launches
 };
 
-// --- float32 ----------------------------------------------------------------------------------------------------------
+// --- float32 ---------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void add_scaled(float (&sums)[kGateCount], float x, const float4& w) {
   sums[0] = fmaf(x, w.x, sums[0]);
@@ -46,7 +46,7 @@ __device__ __forceinline__ void add_scaled(float (&sums)[kGateCount], float x, c
   sums[3] = fmaf(x, w.w, sums[3]);
 }
 
-// The cells of one (row, unit) of a launch, forward: where a step's kernels, float32 and bfloat16, end.
+// The cell of one (row, unit), forward: the end of the step kernels, float32 and bfloat16.
 template <class T>
 __device__ __forceinline__ void finish_forward_step(const ForwardStep& s, int row, int unit,
                                                     const float (&product)[kGateCount]) {
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kStepThreads) backward_step_float32(BackwardSt
   finish_backward_step<float>(s, first_row + cell / kStepUnits, first_unit + cell % kStepUnits, product);
 }
 
-// --- bfloat16 ---------------------------------------------------------------------------------------------------------
+// --- bfloat16 --------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ uint4 exchanged_vector(const void* rows, int depth, int row, int chunk, int lane_part) {
   return *reinterpret_cast<const uint4*>(static_cast<const bfloat16*>(rows) + static_cast<size_t>(row) * depth +
