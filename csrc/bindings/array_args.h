@@ -1,5 +1,5 @@
-// From NumPy arrays to views: every array that reaches C++ is checked here, once more, by name. Nothing is converted or
-// copied: Python has done that where it is allowed. Errors are one sentence: the argument, what was wanted, what came.
+// From NumPy arrays to views. Every array that reaches C++ is checked again here. Nothing is converted or copied:
+// Python does that where it is allowed. Errors are one sentence: the argument, what was wanted, what came.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -38,8 +38,8 @@ inline const char* dtype_name<Index>() { return "int64"; }
 template <>
 inline const char* dtype_name<bool>() { return "bool"; }
 
-// Whether an array has elements of this type, in this machine's byte order. Nearly every array carries NumPy's one dtype
-// object of its type: comparing the pointer takes a nanosecond, comparing what dtypes mean 60.
+// Whether an array has elements of this type, in this machine's byte order. Nearly every array carries NumPy's one
+// dtype object of its type: comparing the pointer takes a nanosecond, comparing dtypes by value 60.
 template <typename Element>
 bool holds(const py::handle& array) {
   static const PyObject* const usual = py::dtype::of<Element>().release().ptr();
@@ -63,11 +63,11 @@ class ArrayArg {
                            std::string(py::str(py::reinterpret_borrow<py::array>(object).dtype())));
     array_ = py::detail::array_proxy(object.ptr());
     using Flags = py::detail::npy_api;
-    // A mask would be forgotten. Python checks it too, but not in every step of a stream.
+    // A mask would be ignored. Python checks too, but not in every step of a stream.
     if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != reinterpret_cast<PyObject*>(Flags::get().PyArray_Type_) &&
         py::hasattr(object, "mask"))
-      throw py::type_error(std::string(name) + " must be an array without a mask, got a masked array; fill it, as by " +
-                           ".filled(0)");
+      throw py::type_error(std::string(name) + " must be an array without a mask, got a masked array; fill it, e.g. " +
+                           "with .filled(0)");
     if (!std::is_const_v<T> && !(array_->flags & Flags::NPY_ARRAY_WRITEABLE_))
       fail("must be writable, got a read-only array");
     if (!(array_->flags & Flags::NPY_ARRAY_ALIGNED_)) fail("must be aligned to its element size");
@@ -87,7 +87,7 @@ class ArrayArg {
       fail("must have " + std::to_string(ndim) + " axes " + meaning + ", got shape " + to_string(shape()));
     return *this;
   }
-  // Absent arrays pass.
+  // Absent arrays are accepted.
   template <typename Sizes = std::initializer_list<Index>>
   const ArrayArg& must_have_shape(const Sizes& wanted) const {
     if (array_ && !std::equal(wanted.begin(), wanted.end(), array_->dimensions, array_->dimensions + ndim()))
@@ -95,7 +95,7 @@ class ArrayArg {
     return *this;
   }
 
-  // The last `packed_axes` axes must lie without gaps; the others may have any stride.
+  // The last `packed_axes` axes must be contiguous; the others may have any stride.
   MatrixView<T> matrix() const {
     if (!array_) return {};
     must_be_packed(1);
@@ -137,7 +137,7 @@ ArrayArg<T> required(const py::object& object, const char* name) {
   return {object, name};
 }
 
-// Calls body(T{}) with T float or double, as the array's dtype says.
+// Calls body(T{}) with T float or double, according to the array's dtype.
 template <typename Body>
 auto with_float_type(const py::object& object, const char* name, const Body& body) {
   if (!py::isinstance<py::array>(object))
@@ -156,7 +156,7 @@ inline MatmulPrecision precision_of(const std::string& word) {
   throw py::value_error("matmul_precision must be highest, high or medium, got " + word);
 }
 
-// Every id must be a row of the table it selects from: the kernels do not look.
+// Every id must be a row of the table it selects from: the kernels do not check.
 inline void check_ids(const ArrayArg<const int>& ids, Index vocabulary) {
   const Index outer = ids.size(0), inner = ids.ndim() > 1 ? ids.size(1) : 1;
   for (Index i = 0; i < outer; ++i)

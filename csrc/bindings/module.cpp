@@ -1,4 +1,4 @@
-// lstmfast._core: the C++ library as Python sees it. Thin: checks, views, one call. Signatures: python/lstmfast/_core.pyi.
+// lstmfast._core: the Python bindings. Each checks, makes views and calls one function. See python/lstmfast/_core.pyi.
 #include "bindings/register.h"
 
 PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {

@@ -1,4 +1,4 @@
-// What each binding file adds to the module.
+// The functions by which binding files add to the module.
 #pragma once
 
 #include <pybind11/pybind11.h>

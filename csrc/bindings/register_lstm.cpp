@@ -1,4 +1,4 @@
-// Sequence and Stream: lstm/ as Python sees it.
+// Bindings of lstm/: Sequence and Stream.
 #include <pybind11/stl.h>
 
 #if defined(__GLIBC__)
@@ -28,12 +28,13 @@
 namespace lstmfast::bindings {
 namespace {
 
-// A workspace serves one call at a time; two Python threads that share one are told so instead of corrupting it.
+// A workspace serves one call at a time; if two Python threads share one, this raises instead of corrupting it.
 class InUse {
  public:
   InUse(std::atomic<bool>& flag, const char* what) : flag_(flag) {
     if (flag_.exchange(true))
-      throw std::runtime_error(std::string("this ") + what + " is already running in another thread; give each thread its own");
+      throw std::runtime_error(std::string("this ") + what +
+                               " is already running in another thread; give each thread its own");
   }
   ~InUse() { flag_.store(false); }
   InUse(const InUse&) = delete;
@@ -56,7 +57,7 @@ WeightFormat weight_format_of(const std::string& word) {
   throw py::value_error("weights must be float32, bfloat16 or int8, got " + word);
 }
 
-// Everything that the cell says, the one place that reads it. Peepholes are arrays and come with the weights.
+// Reads everything from the cell except peepholes, which are arrays and come with the weights.
 template <typename T>
 Cell<T> cell_of(const py::object& cell) {
   const auto clip = cell.attr("cell_clip").cast<std::optional<double>>();
@@ -75,14 +76,15 @@ struct Pair {
   Pair(const py::object& object, const char* name) {
     const auto pair = py::reinterpret_borrow<py::tuple>(object);
     if (pair.size() != 2)
-      throw py::value_error(std::string(name) + " must be an array or two of them, got " + std::to_string(pair.size()));
+      throw py::value_error(std::string(name) + " must be an array or a pair, got a tuple of " +
+                            std::to_string(pair.size()));
     first = pair[0];
     second = pair[1];
   }
   static bool is(const py::object& object) { return py::isinstance<py::tuple>(object); }
 };
 
-// What a call of these sizes would do, for those who explain it.
+// What a call of these sizes would do, for `explain`.
 py::dict plan_of(Index time_steps, Index batch, Index input_size, Index hidden_size, const std::string& dtype,
                  const std::string& matmul_precision, bool is_plain, bool token_input, bool training,
                  const std::string& weights) {
@@ -102,14 +104,14 @@ py::dict plan_of(Index time_steps, Index batch, Index input_size, Index hidden_s
   const Bf16xKernels* bf16x = current_kernels().bf16x;
   plan["bf16x_unit"] = !bf16x ? "" : bf16x->most_parts > 1 ? "tiles of AMX" : "dot products of AVX512_BF16";
   plan["bf16x_parts"] = parts;
-  plan["bf16x_products"] = parts * (parts + 1) / 2;  // of two parts whose product is above what rounding loses
+  plan["bf16x_products"] = parts * (parts + 1) / 2;  // pairs of parts whose product exceeds the rounding error
   plan["bf16x_largest"] = kBf16xLargest;
   plan["rows_unpacked"] = is_plain ? kRowsUnpacked : 0;
   plan["rows_unlooked"] = is_plain ? kRowsUnlooked : 0;
   return plan;
 }
 
-// For those who keep something else made of weights: whether they are still the same.
+// For callers that cache anything derived from weights: whether these are still the same.
 py::tuple fingerprint(const py::object& values) {
   Fingerprint found;
   with_float_type(values, "values", [&](auto type) {
@@ -125,7 +127,7 @@ py::tuple fingerprint(const py::object& values) {
 
 class PySequence;
 
-// All sequences there are. Never destroyed, as Python may outlive it.
+// All sequences. Never destroyed, as Python may outlive it.
 struct AllSequences {
   std::mutex mutex;
   std::unordered_set<PySequence*> sequences;
@@ -155,7 +157,7 @@ class PySequence {
   PySequence(const PySequence&) = delete;
   PySequence& operator=(const PySequence&) = delete;
 
-  // Of every sequence that no other thread runs.
+  // Skips sequences that another thread runs.
   static void release_all_memory() {
     AllSequences& all = all_sequences();
     const std::lock_guard<std::mutex> lock(all.mutex);
@@ -200,7 +202,7 @@ class PySequence {
     with_loaded_sequence("forward", [&](auto& sequence) {
       using T = typename std::decay_t<decltype(sequence)>::Value;
       const auto& weights = sequence.weights();
-      if (!weights.bias) throw py::type_error("bias must have been loaded for forward, got None");
+      if (!weights.bias) throw py::type_error("bias must be a NumPy array for forward, got None in load");
       SequenceForwardArgs<T> args = checked_call(weights, x, h, h0, c0, lengths, resets, matmul_precision);
       const Index steps = args.time_steps, batch = args.batch, hidden = weights.hidden_size;
       args.h_n = required<T>(h_n, "h_n").must_have_shape({batch, weights.output_size}).matrix();
@@ -210,7 +212,7 @@ class PySequence {
       const bool is_bool = py::isinstance<py::bool_>(keep_for_backward);
       args.keep_for_backward = !is_bool || keep_for_backward.is(py::bool_(true));
       if (!is_bool) args.saved = checked_saved(weights, args, keep_for_backward, "keep_for_backward");
-      if (!is_bool && args.cells) throw py::value_error("cells must be absent where keep_for_backward is an array");
+      if (!is_bool && args.cells) throw py::value_error("cells must be None if keep_for_backward is an array");
       keep(args, py::make_tuple(x, h0, c0, lengths, h, cells, keep_for_backward));
       {
         const py::gil_scoped_release release;
@@ -251,7 +253,7 @@ class PySequence {
                 const py::object& d_peepholes, const py::object& d_projection) {
     const InUse in_use(running_, "Sequence");
     if (!kept_for_backward_)
-      throw std::runtime_error("backward needs a forward with keep_for_backward=True before it");
+      throw std::runtime_error("backward needs a forward with keep_for_backward=True, or a restore, before it");
     with_sequence([&](auto& sequence) {
       backward_of(sequence, d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, d_peepholes, d_projection);
     });
@@ -310,7 +312,7 @@ class PySequence {
     return weights;
   }
 
-  // What forward and restore are both given.
+  // The common arguments of forward and restore.
   template <typename T>
   static SequenceForwardArgs<T> checked_call(const SequenceWeights<T>& weights, const py::object& x,
                                              const py::object& h, const py::object& h0, const py::object& c0,
@@ -320,7 +322,7 @@ class PySequence {
     const Index output = weights.output_size;
     if (py::isinstance<py::array>(x) && holds<int>(x)) {
       const ArrayArg<const int> ids(x, "x");
-      if (weights.transposed) ids.fail("must be values, not token ids, where the kernel is transposed");
+      if (weights.transposed) ids.fail("must be values, not token ids, if the kernel is transposed");
       ids.must_have_ndim(2, "[time_steps, batch] of token ids");
       args.time_steps = ids.size(0);
       args.batch = ids.size(1);
@@ -356,7 +358,7 @@ class PySequence {
     return required<T>(saved, name).must_have_shape({size}).contiguous();
   }
 
-  // Backward reads these arrays again; until then they must live.
+  // Keeps these arrays alive: backward reads them again.
   template <typename T>
   void keep(const SequenceForwardArgs<T>& args, const py::tuple& arrays) {
     kept_ = args.keep_for_backward ? arrays : py::tuple();
@@ -382,14 +384,15 @@ class PySequence {
     args.d_h_n = ArrayArg<const T>(d_h_n, "d_h_n").must_have_shape(output).matrix();
     args.d_c_n = ArrayArg<const T>(d_c_n, "d_c_n").must_have_shape(state).matrix();
     const ArrayArg<T> d_x_arg(d_x, "d_x");
-    if (d_x_arg && call.ids) d_x_arg.fail("must be absent where x was token ids");
+    if (d_x_arg && call.ids) d_x_arg.fail("must be None if x was token ids");
     args.d_x = d_x_arg.must_have_shape({steps, batch, inputs}).sequence();
     const bool transposed = static_cast<bool>(weights.transposed);
     if (!d_kernel.is_none() && Pair::is(d_kernel) != transposed)
-      throw py::type_error(transposed ? "d_kernel must be two arrays like kernel" : "d_kernel must be one like kernel");
+      throw py::type_error(std::string("d_kernel must be ") + (transposed ? "a pair" : "one array") + " like kernel");
     if (Pair::is(d_kernel)) {
       const Pair pair(d_kernel, "d_kernel");
-      const auto d_input = required<T>(pair.first, "d_kernel[0]"), d_recurrent = required<T>(pair.second, "d_kernel[1]");
+      const auto d_input = required<T>(pair.first, "d_kernel[0]");
+      const auto d_recurrent = required<T>(pair.second, "d_kernel[1]");
       args.d_transposed.input = d_input.must_have_shape({columns, inputs}).matrix();
       args.d_transposed.recurrent = d_recurrent.must_have_shape({columns, outputs}).matrix();
     } else {
@@ -399,8 +402,8 @@ class PySequence {
     args.d_h0 = ArrayArg<T>(d_h0, "d_h0").must_have_shape(output).matrix();
     args.d_c0 = ArrayArg<T>(d_c0, "d_c0").must_have_shape(state).matrix();
     const ArrayArg<T> d_peepholes_arg(d_peepholes, "d_peepholes"), d_projection_arg(d_projection, "d_projection");
-    if (d_peepholes_arg && !weights.peepholes) d_peepholes_arg.fail("must be absent where peepholes were");
-    if (d_projection_arg && !weights.has_projection()) d_projection_arg.fail("must be absent where projection was");
+    if (d_peepholes_arg && !weights.peepholes) d_peepholes_arg.fail("must be None without peepholes");
+    if (d_projection_arg && !weights.has_projection()) d_projection_arg.fail("must be None without a projection");
     args.d_peepholes = d_peepholes_arg.must_have_shape({kPeepholeCount, hidden}).contiguous();
     if (transposed)
       args.d_transposed.projection = d_projection_arg.must_have_shape({outputs, hidden}).matrix();
@@ -433,7 +436,7 @@ class PySequence {
   const bool has_peepholes_, has_projection_;
   std::atomic<bool> running_{false};
   bool kept_for_backward_ = false;
-  py::tuple weights_, kept_;  // arrays that must live
+  py::tuple weights_, kept_;  // arrays kept alive
 };
 
 class PyStream {
@@ -448,7 +451,7 @@ class PyStream {
     with_float_type(kernels[0], "kernels[0]", [&](auto type) {
       using T = decltype(type);
       if (std::is_same_v<T, double> && format != WeightFormat::kFloat32)
-        throw py::value_error("weights must be float32, which leaves them as they are, where kernels are float64, got " +
+        throw py::value_error("weights must be float32, which leaves them as they are, for float64 kernels, got " +
                               weights);
       std::vector<StreamLayer<T>> layers;
       Index hidden = 0;
@@ -488,7 +491,7 @@ class PyStream {
       } else {
         values = required<const T>(x, "x").must_have_shape({batch, input_size}).contiguous();
       }
-      // From about 20 microseconds on, other Python threads may run meanwhile; to let them costs 0.1.
+      // Steps of about 20 microseconds or more release the GIL, which costs 0.1.
       std::optional<py::gil_scoped_release> release;
       if (stream.multiply_adds() > 5e5) release.emplace();
       const T* h = tokens ? stream.step_tokens(tokens) : stream.step(values);
@@ -528,9 +531,10 @@ class PyStream {
   void generate(const py::object& projection_kernel, const py::object& projection_bias, const py::object& token,
                 const py::object& uniforms, double temperature, Index top_k, double top_p, const py::object& out) {
     const InUse in_use(running_, "Stream");
-    if (!(temperature >= 0)) throw py::value_error("temperature must be at least 0");
+    if (!(temperature >= 0))
+      throw py::value_error("temperature must be at least 0, got " + std::to_string(temperature));
     if (top_k < 0) throw py::value_error("top_k must be at least 0, got " + std::to_string(top_k));
-    if (!(top_p > 0 && top_p <= 1)) throw py::value_error("top_p must lie in (0, 1]");
+    if (!(top_p > 0 && top_p <= 1)) throw py::value_error("top_p must lie in (0, 1], got " + std::to_string(top_p));
     with_stream([&](auto& stream) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(stream.h())>>;
       if (!stream.takes_tokens()) throw py::value_error("generate needs a stream of token ids");
@@ -538,7 +542,8 @@ class PyStream {
       const ArrayArg<const T> kernel(projection_kernel, "projection_kernel"), bias(projection_bias, "projection_bias");
       const ArrayArg<int> tokens(token, "token"), out_arg(out, "out");
       const ArrayArg<const double> uniform(uniforms, "uniforms");
-      if (!kernel || !bias || !tokens || !uniform || !out_arg) throw py::type_error("generate needs all of its arrays");
+      if (!kernel || !bias || !tokens || !uniform || !out_arg)
+        throw py::type_error("generate needs all of its arrays, got None");
       uniform.must_have_ndim(2, "[steps, batch]");
       const Index steps = uniform.size(0);
       uniform.must_have_shape({steps, batch});
@@ -579,7 +584,7 @@ void register_lstm(py::module_& module) {
   module.def("saved_size", [](Index updates, Index hidden_size, bool has_projection, bool is_float64) {
     return is_float64 ? Sequence<double>::saved_size(updates, hidden_size, has_projection)
                       : Sequence<float>::saved_size(updates, hidden_size, has_projection);
-  }, "Number of values that a forward pass of so many row updates leaves for backward in `saved`.",
+  }, "Number of values that a forward pass of this many row updates stores in `saved` for backward.",
       py::arg("updates"), py::arg("hidden_size"), py::arg("has_projection"), py::arg("is_float64"));
   module.def("fingerprint", fingerprint, py::arg("values"));
   module.def("plan_of", plan_of, py::arg("time_steps"), py::arg("batch"), py::arg("input_size"), py::arg("hidden_size"),
@@ -589,15 +594,15 @@ void register_lstm(py::module_& module) {
     PySequence::release_all_memory();
     release_linear_workspaces();
 #if defined(__GLIBC__)
-    malloc_trim(0);  // what is freed in pieces below malloc's threshold
+    malloc_trim(0);  // returns small blocks, below malloc's threshold, to the system
 #endif
-  }, "Give back what all sequences but running ones can do without, and the dense layers of this thread.");
+  }, "Free the spare memory of all sequences that are not running, and of the dense layers of this thread.");
   py::class_<PySequence>(module, "Sequence", "One direction of one LSTM layer; owns and reuses its workspace.")
       .def(py::init<bool, const py::object&>(), py::arg("reverse"), py::arg("cell"))
       .def("load", &PySequence::load, py::arg("kernel"), py::arg("bias"), py::arg("peepholes") = none,
            py::arg("projection") = none, py::arg("frozen") = false, py::arg("serves_one_call") = false,
            py::arg("weights") = "float32")
-      // No argument must be named: pybind11 looks every name up by a new string, 100 ns each.
+      // Callers need not name arguments: pybind11 creates a string to look up each name, 100 ns.
       .def("forward", &PySequence::forward, py::arg("x"), py::arg("h"), py::arg("h_n"), py::arg("c_n"),
            py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none, py::arg("resets") = none,
            py::arg("cells") = none, py::arg("gates") = none, py::arg("keep_for_backward") = false,
@@ -605,14 +610,14 @@ void register_lstm(py::module_& module) {
       .def("restore", &PySequence::restore, py::arg("x"), py::arg("h"), py::arg("saved"), py::arg("h0") = none,
            py::arg("c0") = none, py::arg("lengths") = none, py::arg("resets") = none,
            py::arg("matmul_precision") = "highest")
-      // A copy, and what comes out of a pickle, has not run and holds no weights: what this one holds serves its own calls.
+      // A copy or unpickled Sequence has the same cell, but has not run and holds no weights.
       .def(py::pickle([](const PySequence& sequence) { return sequence.state(); },
                       [](const py::tuple& state) {
                         return std::make_unique<PySequence>(state[0].cast<bool>(), state[1]);
                       }))
       .def_property_readonly("workspace_bytes", &PySequence::workspace_bytes)
       .def_property_readonly("used_bf16x_products", &PySequence::used_bf16x_products)
-      .def("release", &PySequence::release, "Let go of all arrays: weights, and what a backward would have read.")
+      .def("release", &PySequence::release, "Release all arrays: weights, and those that a backward pass would read.")
       .def("backward", &PySequence::backward, py::arg("d_h") = none, py::arg("d_h_n") = none,
            py::arg("d_c_n") = none, py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none,
            py::arg("d_h0") = none, py::arg("d_c0") = none, py::arg("d_peepholes") = none,
@@ -623,7 +628,8 @@ void register_lstm(py::module_& module) {
            py::arg("kernels"), py::arg("biases"), py::kw_only(), py::arg("batch_size"), py::arg("token_input"),
            py::arg("forget_bias"), py::arg("weights") = "float32")
       .def("__reduce_ex__", [](const PyStream&, const py::object&) -> py::object {
-        throw py::type_error("a stream cannot be copied or pickled: make another one of its layer or model and set its state");
+        throw py::type_error("a stream cannot be copied or pickled: make another from its layer or model and set its "
+                             "state");
       }, py::arg("protocol"))
       .def("step", &PyStream::step, py::arg("x"))
       .def("reset", &PyStream::reset)

@@ -1,4 +1,4 @@
-// The trainer's hot loops: nn/ as Python sees it.
+// Bindings of nn/: the trainer's hot loops.
 #include <variant>
 
 #include "bindings/array_args.h"
@@ -165,7 +165,7 @@ void register_nn(py::module_& module) {
   module.def("linear", py_linear, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::arg("out"));
   module.def("linear_backward", py_linear_backward, py::arg("x"), py::arg("kernel"), py::arg("d_out"),
              py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none);
-  py::class_<PyPackedLinear>(module, "PackedLinear", "`linear` with kernel and bias as they are now, packed once.")
+  py::class_<PyPackedLinear>(module, "PackedLinear", "`linear` with a copy of kernel and bias, packed once.")
       .def(py::init<const py::object&, const py::object&>(), py::arg("kernel"), py::arg("bias"))
       .def("apply", &PyPackedLinear::apply, py::arg("x"), py::arg("out"));
   module.def("softmax_cross_entropy", py_softmax_cross_entropy, py::arg("logits"), py::arg("targets"),

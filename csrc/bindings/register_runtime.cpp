@@ -1,4 +1,4 @@
-// The machine and the build: ISAs, threads, compiler.
+// Bindings of the machine and the build: ISAs, threads, compiler.
 #include <pybind11/stl.h>
 
 #include <map>

@@ -1,4 +1,4 @@
-// lstmfast._core.testing: doors for the tests. Not API.
+// lstmfast._core.testing: functions for the tests. Not API.
 #include <iterator>
 
 #include "bindings/array_args.h"
@@ -64,7 +64,7 @@ py::tuple keys_of_fingerprints() {
 }  // namespace
 
 void register_testing(py::module_& module) {
-  py::module_ testing = module.def_submodule("testing", "Doors for the tests of lstmfast. Not API.");
+  py::module_ testing = module.def_submodule("testing", "Functions for the tests of lstmfast. Not API.");
   testing.def("set_isa", [](const std::string& name) { set_isa(parse_isa(name)); }, py::arg("name"));
   testing.def("activations", activations, py::arg("kind"), py::arg("x"), py::arg("out"));
   testing.def("fingerprint_keys", keys_of_fingerprints);

@@ -1,5 +1,5 @@
-// lstmfast._core.testing, bf16x products: one door for each way in which they are called. Not API.
-// Gate panels are arrays [blocks, rows, 64]. Every door returns whether the values may take this path; where they may not,
+// lstmfast._core.testing, bf16x products: one function for each form of call. Not API.
+// Gate panels are arrays [blocks, rows, 64]. Every function returns whether the values may take this path; if not,
 // outputs are undefined.
 #include "bindings/array_args.h"
 #include "bindings/register.h"
@@ -42,8 +42,8 @@ ArrayArg<T> panels_arg(const py::object& object, const char* name) {
   return panels;
 }
 
-// out = (out if add, else bias or zero) + a·b; b is [columns, depth] if transposed. Rows of `out` are given by pointer, or
-// as a matrix. Column tiles [tile_begin, tile_end) only.
+// out = (out if add, else bias or zero) + a·b; b is [columns, depth] if transposed. Rows of `out` are given by pointer,
+// or as a matrix. Column tiles [tile_begin, tile_end) only.
 bool product(const py::object& a, const py::object& b, const py::object& out, int parts, const py::object& bias,
              bool transposed, bool add, bool by_pointer, Index tile_begin, Index tile_end) {
   const Bf16xKernels& k = bf16x_kernels();
@@ -76,7 +76,7 @@ bool product(const py::object& a, const py::object& b, const py::object& out, in
   return bf16x_rows_to_rows(k, {a_rows.data(), 1, depth, 0}, args, workspace);
 }
 
-// panels = (init, or what they hold) + a·kernel for gate blocks [block_begin, block_end).
+// panels = (init, or panels) + a·kernel for gate blocks [block_begin, block_end).
 bool gates(const py::object& a, const py::object& kernel, const py::object& panels, int parts, const py::object& init,
            Index block_begin, Index block_end) {
   const Bf16xKernels& k = bf16x_kernels();

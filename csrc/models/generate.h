@@ -1,4 +1,4 @@
-// A language model that writes: a stream of LSTM layers, the dense layer behind it, and the choice of the next token.
+// Text generation: a stream of LSTM layers, the dense layer after it, and the choice of the next token.
 #pragma once
 
 #include "lstm/stream.h"
@@ -6,8 +6,8 @@
 
 namespace lstmfast {
 
-// For n = 0 .. steps-1: each stream reads its token, and its next one is chosen with uniforms[n, b], written to out[n, b]
-// and left in tokens[b].
+// For n = 0 .. steps-1: each row b reads tokens[b]; its next token is chosen with uniforms[n, b] and written to out[n,
+// b] and tokens[b].
 template <typename T>
 void generate(Stream<T>& stream, MatrixView<const T> projection_kernel, const T* projection_bias, Index vocabulary,
               const SamplingOptions& options, int* tokens, const double* uniforms, Index steps, int* out);

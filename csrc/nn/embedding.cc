@@ -1,4 +1,4 @@
-// Rows copied and rows added up: bound by memory, which plain loops reach.
+// Copies and adds rows: bound by memory, whose speed plain loops reach.
 #include "nn/embedding.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Rows of a table by token id, and the gradient of that: a sum of rows in their given order.
+// Rows of a table by token id, and its gradient: a sum of rows in their given order.
 #pragma once
 
 #include "core/views.h"

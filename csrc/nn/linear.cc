@@ -1,4 +1,4 @@
-// Rows of the dense layer shared among threads, and rows of its kernel's gradient.
+// Divides the rows of the dense layer, and those of its kernel's gradient, among threads.
 #include "nn/linear.h"
 
 #include "cpu/dispatch.h"
@@ -41,7 +41,7 @@ int threads_for_product(Index rows, Index depth, Index columns) {
 template <typename T>
 void multiply_rows(MatrixView<const T> a, const PackedMatrix<T>& matrix, const T* bias, MatrixView<T> out, Index rows) {
   Workspace<T>& w = workspace<T>();
-  const T* const* a_rows = point_to_rows(w.a, a, rows);  // the workers have workspaces of their own: hand them these
+  const T* const* a_rows = point_to_rows(w.a, a, rows);  // passed to the workers, whose workspaces are other ones
   T* const* out_rows = point_to_rows(w.out, out, rows);
   run_parallel(threads_for_product(rows, matrix.rows(), matrix.columns()), [&](int part, int parts) {
     matrix.multiply(split(rows, part, parts), a_rows, bias, out_rows);

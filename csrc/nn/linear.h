@@ -19,7 +19,7 @@ void linear_backward(MatrixView<const T> x, MatrixView<const T> kernel, MatrixVi
 
 void release_linear_workspaces();  // of the calling thread
 
-// The forward product with kernel and bias as they were when this was made, packed once: for callers that step many times.
+// The forward product with a copy of kernel and bias, packed once: for callers that step many times.
 template <typename T>
 class PackedLinear {
  public:

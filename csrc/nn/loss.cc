@@ -1,4 +1,4 @@
-// Rows shared among the threads; loss and gradient of a row are the kernels'.
+// Divides rows among threads; the kernels compute a row's loss and gradient.
 #include "nn/loss.h"
 
 #include <vector>
@@ -20,7 +20,7 @@ void softmax_cross_entropy(MatrixView<const T> logits, const int* targets, Index
     gradient_rows[r] = gradients ? gradients.row(r) : nullptr;
   }
   const KernelTable<T>& k = kernels<T>();
-  const T* const* in = logits_rows.data();  // the workers have thread-locals of their own: hand them these
+  const T* const* in = logits_rows.data();  // passed to the workers, whose thread-locals are other ones
   T* const* out = gradients ? gradient_rows.data() : nullptr;
   constexpr double kMultiplyAddsPerExp = 8;
   const double work = static_cast<double>(rows) * static_cast<double>(classes) * kMultiplyAddsPerExp;

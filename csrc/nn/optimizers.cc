@@ -1,4 +1,4 @@
-// Chunks of a buffer, shared among the threads: the loops in them are the kernels'.
+// Divides a buffer in chunks among threads; the kernels have the loops.
 #include "nn/optimizers.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 namespace lstmfast {
 namespace {
 
-constexpr Index kChunk = 8192;  // elements; small enough that every thread of a small model gets some
+constexpr Index kChunk = 8192;  // elements; small enough to give every thread of a small model some
 
 // body(begin, count, chunk) for every chunk of [0, count).
 template <typename Body>

@@ -1,5 +1,5 @@
-// Parameter updates and the gradient's norm over one contiguous buffer, split over threads in fixed chunks: the same bits
-// for any number of threads. The formulas are those of `reference.py`; kernels/training-inl.h has the table of them.
+// Parameter updates and the gradient's norm over one contiguous buffer, split over threads in fixed chunks: the same
+// bits for any number of threads. The formulas are those of `reference.py`; kernels/training-inl.h implements them.
 #pragma once
 
 #include <string>
@@ -11,7 +11,7 @@ namespace lstmfast {
 template <typename T>
 double global_norm(const T* values, Index count);
 
-// The update of that name, for the ISA in use. Throws std::invalid_argument, which lists the names.
+// The update of that name, for the ISA in use. Throws std::invalid_argument listing the known names.
 template <typename T>
 const OptimizerKernel<T>& optimizer_named(const std::string& name);
 

@@ -1,4 +1,4 @@
-// Weights of all ids in double, those that are not kept zero, then one pass over their running sum.
+// Weights of all ids in double, zero for ids not kept, then one pass over their running sum.
 #include "nn/sampling.h"
 
 #include <algorithm>
@@ -11,11 +11,10 @@
 namespace lstmfast {
 namespace {
 
-// Differences of logits below this have no weight: what is left of e^-708, 1e-308, is no probability.
+// Differences of logits below this get no weight: e^-708 is 1e-308.
 constexpr double kLowest = -708;
 
-// The largest value, NaN aside. Eight candidates in step: one after the other they would wait for each
-// other's comparison.
+// The largest value, ignoring NaN. Eight candidates at a time: a single one would wait for each comparison.
 template <typename T>
 T largest(const T* values, Index count) {
   constexpr Index kLanes = 8;
@@ -55,12 +54,12 @@ int TokenChooser<T>::choose(const T* logits, double uniform) {
   const double threshold = uniform * cumulative_[vocabulary_ - 1];
   for (Index id = 0; id < vocabulary_; ++id)
     if (cumulative_[id] > threshold) return static_cast<int>(id);
-  Index last = vocabulary_ - 1;  // rounding left the threshold at the very end
+  Index last = vocabulary_ - 1;  // reached only if rounding puts the threshold at the end
   while (last > 0 && !(weights_[last] > 0)) --last;
   return static_cast<int>(last);
 }
 
-// e^(logit / temperature), less the largest. NaN where a logit is NaN or the largest is infinite.
+// e^((logit - largest) / temperature). NaN if a logit is NaN or the largest is infinite.
 template <typename T>
 void TokenChooser<T>::weigh(const T* logits) {
   const double best = largest(logits, vocabulary_);
@@ -68,7 +67,7 @@ void TokenChooser<T>::weigh(const T* logits) {
   // Subtract first: the largest exponent is 0 at any temperature, and nothing overflows.
   for (Index id = 0; id < vocabulary_; ++id)
     exponents[id] = (static_cast<double>(logits[id]) - best) / options_.temperature;
-  k_.exp(exponents, weights_.data(), static_cast<Index>(weights_.size()));  // the padding too: whole vectors are faster
+  k_.exp(exponents, weights_.data(), static_cast<Index>(weights_.size()));  // with padding: whole vectors are faster
   for (Index id = 0; id < vocabulary_; ++id) weights_[id] = exponents[id] < kLowest ? 0 : weights_[id];
 }
 

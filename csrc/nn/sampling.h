@@ -1,4 +1,4 @@
-// Choosing the next token from logits. The randomness comes in as uniform numbers.
+// Chooses the next token from logits. The caller provides the random numbers.
 #pragma once
 
 #include <vector>
@@ -19,7 +19,7 @@ template <typename T>
 class TokenChooser {
  public:
   TokenChooser(const KernelTable<double>& k, const SamplingOptions& options, Index vocabulary);
-  int choose(const T* logits, double uniform);  // throws std::domain_error where the logits are not finite
+  int choose(const T* logits, double uniform);  // throws std::domain_error if a logit is not finite
 
  private:
   void weigh(const T* logits);
@@ -31,8 +31,8 @@ class TokenChooser {
   const KernelTable<double>& k_;
   SamplingOptions options_;
   Index vocabulary_;
-  std::vector<double> weights_;     // of each id, the largest 1
-  std::vector<double> cumulative_;  // and of all up to it
+  std::vector<double> weights_;     // of each id, scaled to a maximum of 1
+  std::vector<double> cumulative_;  // running sums of weights_
   std::vector<int> ids_;
 };
 

@@ -126,7 +126,7 @@ def unmasked(name: str, value: Any) -> None:
     if isinstance(value, _MaskedArray):
         raise TypeError(
             f"{name} must be an array without a mask, got a masked array with {value.size - int(value.count())} of "
-            f"{value.size} values masked; fill it, as by .filled(0), and give lengths where sequences end early"
+            f"{value.size} values masked; fill it, e.g. with .filled(0), and give lengths where sequences end early"
         )
 
 

@@ -193,7 +193,7 @@ def test_layers_and_models_go_to_a_spawned_process(name):
 @pytest.mark.parametrize("made", ["LSTM", "CharLM"], indirect=False)
 def test_a_stream_says_that_it_cannot_be_copied(made, make_copy):
     stream = MAKERS["one-hot CharLM" if made == "CharLM" else made]().stream()
-    with pytest.raises(TypeError, match="a stream cannot be copied or pickled: make another one of its layer or model"):
+    with pytest.raises(TypeError, match="a stream cannot be copied or pickled: make another from its layer or model"):
         make_copy(stream)
 
 

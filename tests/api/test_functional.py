@@ -219,7 +219,7 @@ MASKED |= {name: (name, lambda p, name=name: lf.lstm(**{**p, name: masked(p[name
 
 @pytest.mark.parametrize(("name", "call"), MASKED.values(), ids=MASKED.keys())
 def test_a_masked_array_is_refused_by_name_with_what_to_do(rng, name, call):
-    words = r"must be an array without a mask, got a masked array( with \d+ of \d+ values masked)?; fill it, as by"
+    words = r"must be an array without a mask, got a masked array( with \d+ of \d+ values masked)?; fill it, e.g. with"
     with pytest.raises(TypeError, match=f"^({name}) {words}"):
         call(problem(rng, T, B, I, H))
 

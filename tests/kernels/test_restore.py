@@ -96,5 +96,5 @@ def test_to_restore_needs_what_was_saved(rng):
 def test_to_run_needs_a_bias(rng):
     p, sequence = problem(rng, 2, 3, 4, 5, dtype=np.float32), sequence_of()
     sequence.load(p["kernel"], None)
-    with pytest.raises(TypeError, match="bias must have been loaded for forward, got None"):
+    with pytest.raises(TypeError, match="bias must be a NumPy array for forward, got None in load"):
         sequence.forward(p["x"], np.empty((2, 3, 5), "f"), np.empty((3, 5), "f"), np.empty((3, 5), "f"))

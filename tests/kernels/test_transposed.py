@@ -158,7 +158,7 @@ def test_two_biases_are_added(rng):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"kernel": (np.zeros((8, 3)),)}, ValueError, "kernel must be an array or two of them, got 1"),
+        ({"kernel": (np.zeros((8, 3)),)}, ValueError, "kernel must be an array or a pair, got a tuple of 1"),
         ({"kernel": (np.zeros((8, 3)), None)}, TypeError, "kernel must be a NumPy array, got NoneType"),
         ({"kernel": (None, np.zeros((8, 2)))}, TypeError, "kernel[0] must be a NumPy array, got None"),
         ({"kernel": (np.zeros((8, 3)), np.zeros((8, 3)))}, ValueError, "kernel[1] must have shape (8, 2), got (8, 3)"),
@@ -166,7 +166,7 @@ def test_two_biases_are_added(rng):
         ({"kernel": (np.zeros((8, 3)), np.zeros((7, 2)))}, ValueError, "kernel must have 4*hidden_size rows, got 7"),
         ({"bias": (np.zeros(8), np.zeros(7))}, ValueError, "bias[1] must have shape (8,), got (7,)"),
         ({"bias": (None, np.zeros(8))}, TypeError, "bias[0] must be a NumPy array, got None"),
-        ({"x": np.zeros((1, 1), "i4")}, ValueError, "x must be values, not token ids, where the kernel is transposed"),
+        ({"x": np.zeros((1, 1), "i4")}, ValueError, "x must be values, not token ids, if the kernel is transposed"),
         ({"projection": np.zeros((2, 3))}, ValueError, "projection must have shape (2, 2), got (2, 3)"),
     ],
     ids=lambda value: "" if isinstance(value, dict | type) else str(value)[:40],
@@ -186,5 +186,5 @@ def test_gradients_of_a_kernel_are_arrays_like_it(rng, transposed):
     kernel = (p["kernel"][:6].T.copy(), p["kernel"][6:].T.copy()) if transposed else p["kernel"]
     sequence = sequence_of()
     forward(sequence, p, kernel, keep_for_backward=True)
-    with pytest.raises(TypeError, match="two arrays like kernel" if transposed else "one like kernel"):
+    with pytest.raises(TypeError, match="a pair like kernel" if transposed else "one array like kernel"):
         sequence.backward(**upstream, d_kernel=np.empty_like(p["kernel"]) if transposed else two)
