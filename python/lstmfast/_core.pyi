@@ -1,4 +1,4 @@
-"""Signatures of the C++ extension. Not API: the public functions and classes of lstmfast stand before it.
+"""Signatures of the C++ extension. Not API: use the public functions and classes of lstmfast.
 
 Arrays of one call have one dtype, float32 or float64. Inputs may be strided in all axes but the last; outputs are
 written in place; gradients are overwritten, not added to; None means absent. Every argument is checked: ValueError and
@@ -43,13 +43,13 @@ def plan_of(
     training: bool,
     weights: str,
 ) -> dict[str, Any]:
-    """What a call of these sizes would do: isa; hoists_input: the input's product is made before the steps.
+    """What a call of these sizes would do: isa; hoists_input: the input's product is computed before the steps.
 
     path: packed, unpacked, bf16x, int16, "int16 and bf16x" (backward) or int8; refusal: why float32 products are not
-    replaced by less exact ones: dtype, cell, isa, size; "" where they are; has_dot_products: the ISA has them for short
-    integers; bf16x_unit: what multiplies bfloat16, "" if nothing.
-    bf16x_parts of a factor and bf16x_products of them, for values up to bf16x_largest; rows_unpacked, rows_unlooked: up
-    to how many rows read the weights as they are, where those serve one call and elsewhere.
+    replaced by less exact ones: dtype, cell, isa, size; "" if they are; has_dot_products: the ISA has them for short
+    integers; bf16x_unit: the unit that multiplies bfloat16, "" if none.
+    bf16x_parts of a factor and bf16x_products of them, for values up to bf16x_largest; rows_unpacked, rows_unlooked:
+    the most rows that read weights in place, for weights that serve one call and for others.
     """
 
 def saved_size(updates: int, hidden_size: int, has_projection: bool, is_float64: bool) -> int: ...
@@ -57,7 +57,7 @@ def saved_size(updates: int, hidden_size: int, has_projection: bool, is_float64:
 class Sequence:
     """One direction of one LSTM layer; owns its workspace and reuses it. One call at a time.
 
-    A copy, and what comes out of a pickle, has the same cell and has not run: it holds no weights.
+    A copy or unpickled Sequence has the same cell, but has not run and holds no weights.
     """
 
     def __init__(self, reverse: bool, cell: _Cell) -> None: ...
@@ -71,12 +71,12 @@ class Sequence:
         serves_one_call: bool = False,
         weights: str = "float32",
     ) -> None:
-        """The weights of the calls that follow: checked and held, not read. Those of the load before are let go of.
+        """Set the weights of later calls: checked and held, not read. Releases the earlier ones.
 
         kernel [I + P, 4H], or transposed ([4H, I], [4H, P]), and then projection is [P, H]; two biases are added; None
-        where only `restore` follows. Every forward looks whether what it has packed of them is still what is there.
-        frozen: the caller's promise that nobody writes to them, which spares all looks but the first.
-        serves_one_call: no other call will have them; a forward that keeps nothing lets go of them.
+        if only `restore` follows. Every forward checks whether its packed weights are current.
+        frozen: the caller's promise that they do not change, so only the first forward compares.
+        serves_one_call: no other call will use them; a forward that keeps nothing releases them.
         """
     def forward(
         self,
@@ -93,8 +93,8 @@ class Sequence:
         keep_for_backward: _Floats | bool = False,
         matmul_precision: str = "highest",
     ) -> None:
-        """keep_for_backward: True keeps what backward needs in this sequence; an array [saved_size] takes it instead,
-        and any sequence with such a cell and the same weights can then `restore` it and do the backward pass.
+        """keep_for_backward: True keeps the values for backward in this sequence; an array [saved_size] receives them
+        instead, and any sequence with an equal cell and weights can `restore` it and run the backward pass.
         """
     def restore(
         self,
@@ -107,13 +107,13 @@ class Sequence:
         resets: NDArray[np.bool_] | None = None,
         matmul_precision: str = "highest",
     ) -> None:
-        """Be ready for `backward` as after the forward that had these arguments and left `saved`. Computes nothing."""
+        """Prepare `backward` as after the forward that had these arguments and filled `saved`. Computes nothing."""
     @property
     def workspace_bytes(self) -> int: ...
     @property
     def used_bf16x_products(self) -> bool: ...
     def release(self) -> None:
-        """Let go of all arrays: weights, and what a backward would have read."""
+        """Release all arrays: weights, and those that a backward pass would read."""
     def backward(
         self,
         d_h: _Floats | None = None,
@@ -127,7 +127,7 @@ class Sequence:
         d_peepholes: _Floats | None = None,
         d_projection: _Floats | None = None,
     ) -> None:
-        """Each as what it is the gradient of; d_kernel as two arrays where kernel was."""
+        """Each gradient has the shape of its argument; d_kernel is a pair of arrays if kernel was."""
 
 class Stream:
     """A stack of layers advanced one step at a time: packed weights, state inside."""
@@ -171,7 +171,7 @@ def linear_backward(
 ) -> None: ...
 
 class PackedLinear:
-    """`linear` with kernel and bias as they are now, packed once."""
+    """`linear` with a copy of kernel and bias, packed once."""
 
     def __init__(self, kernel: _Floats, bias: _Floats) -> None: ...
     def apply(self, x: _Floats, out: _Floats) -> None: ...
