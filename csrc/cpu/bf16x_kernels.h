@@ -18,9 +18,8 @@
 //
 // Every packing function returns whether all its values may take this path: finite, and at most kBf16xLargest. If not,
 // the packed factor must not be used: do the whole call with the kernels of KernelTable, so that special values do not
-// depend on the engine. Products of values that may take it overflow neither here nor there. Values below
-// 1.2e-38 (denormals) count as zero and lower parts below that are lost: an error of at most 1.2e-38 times the other
-// factor.
+// depend on the engine. Products of values that may take it overflow neither here nor there. Values and
+// parts below 1.2e-38 (denormals) count as zero: an error of at most 1.2e-38 times the other factor.
 //
 // Sums run over the depth in tiles of kBf16xDepth from element 0 on; the same bits for every split of rows and columns,
 // and for a depth in pieces that are whole tiles (`add`).

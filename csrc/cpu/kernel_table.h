@@ -117,8 +117,7 @@ struct PeepholeGradientArgs {
 };
 
 // out[r, :] = bias + a[r, :]·panels for rows [row_begin, row_end) and plain panels [panel_begin, panel_end).
-// A row of `a` consists of `depth_blocks` pieces of `block_length`, `block_stride` apart: 1 piece if plain, gate panels
-// else.
+// A row of `a` consists of `depth_blocks` pieces of `block_length`, `block_stride` apart: 1 if plain, else gate panels.
 template <typename T>
 struct ProductArgs {
   Index row_begin, row_end;
@@ -180,8 +179,7 @@ struct KernelTable {
   int tile_rows;
 
   // Packing. `hidden` = hidden_size. All pad with zeros.
-  // Rows `ids[i]` (or i) of kernel [., 4*hidden] plus bias, as gate panels with `count` rows. kernel or bias may be
-  // null.
+  // Rows `ids[i]` (or i) of kernel [., 4*hidden] plus bias, as gate panels with `count` rows. Either may be null.
   void (*pack_gate_rows)(const T* kernel, Index kernel_stride, const int* ids, Index count, Index hidden, const T* bias,
                          T forget_bias, T* panels, Index block_stride);
   // kernel [rows, 4*hidden] transposed: plain panels of (gate blocks * W) rows and `rows` columns.
@@ -212,8 +210,7 @@ struct KernelTable {
   void (*row_dot_products)(const T* matrix, Index stride, Index rows, Index columns, const T* x, T* out);
   void (*outer_products)(const OuterProductsArgs<T>&);
 
-  // Sums over rows, in order. Gate blocks [begin, end) of panels are added to sums [4*hidden]; columns [begin, end) of
-  // rows become sums.
+  // Sums over rows, in order: added to sums [4*hidden] for gate blocks [begin, end), or set for columns.
   void (*sum_gate_rows)(const T* panels, Index block_stride, Index rows, Index hidden, Index begin, Index end, T* sums);
   void (*sum_rows)(const T* const* rows, Index count, Index begin, Index end, T* sums);
   // table[ids[r], gate block] += panels[block][r] for gate blocks [begin, end); table [., 4*hidden].

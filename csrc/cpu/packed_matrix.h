@@ -1,5 +1,4 @@
-// A matrix in the plain panels of kernel_table.h, and rows times it. Packed once, multiplied often. Uses no threads
-// itself.
+// A matrix in the plain panels of kernel_table.h, and rows times it. Packed once, multiplied often; no threads.
 #pragma once
 
 #include "core/aligned_buffer.h"

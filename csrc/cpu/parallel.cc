@@ -1,5 +1,4 @@
-// The pool: workers that spin, then sleep; made at first use, and again when the number of threads changes or after
-// fork.
+// The pool: workers that spin, then sleep; made at first use, and again for another number of threads or after fork.
 #include "cpu/parallel.h"
 
 #include <pthread.h>

@@ -33,8 +33,7 @@ void run_parts(int parts, PartFunction function, const void* context);
 
 // Calls body(part, parts) once for every part in [0, parts), all at the same time, so that parts may wait for each
 // other at a Barrier. parts <= wanted: fewer if there are fewer threads, 1 if the pool is busy with another caller.
-// Bodies must not throw. Every part uses the caller's rounding and denormal modes: the bits do not depend on the
-// thread.
+// Bodies must not throw. Every part uses the caller's rounding and denormal modes: threads do not change bits.
 template <typename Body>
 void run_parallel(int wanted, const Body& body) {
   detail::run_parts(

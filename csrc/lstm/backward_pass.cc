@@ -183,9 +183,8 @@ bool BackwardPass<T>::step_through(Range steps) {
   return safe;
 }
 
-// In two phases, or three, because a projection stands between the product and the cells: the gradient of h comes back,
-// is completed by that of the output and kept for the projection's own; goes back through the projection; and then the
-// cells.
+// In two or three phases, because a projection is between product and cells: the gradient of h is completed by that of
+// the output and kept for the projection's own gradient, passes the projection, and then the cells.
 template <typename T>
 bool BackwardPass<T>::variant_step_through(Range steps) {
   const Index hidden = weights().hidden_size, output_size = weights().output_size, first = group_.updates.begin;

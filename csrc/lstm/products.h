@@ -1,6 +1,5 @@
 // The matrix products of one sequence and the unit that computes them: multiply-adds of the ISA's kernels, or bf16x
-// products on a unit for bfloat16. Sequence knows time, rows and threads; this knows weights in the unit's layout, and
-// nothing of time.
+// products on a unit for bfloat16. Sequence knows time, rows and threads; this knows weights in the unit's layout.
 //
 // Arguments are those of the kernels, without packed weights and workspaces, which are filled in here.
 // Every function except `prepare` returns whether this unit accepts its values (bf16x_kernels.h). If one returns false,

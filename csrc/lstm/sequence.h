@@ -1,7 +1,6 @@
 // One direction of one LSTM layer over a whole sequence: forward, and backward through time.
 // Knows time, states and gradients; knows no ISA, no Python, no other layer. It owns all workspace and keeps it, so
-// that calls of the same size after the first allocate nothing; excess memory of a larger call is freed within 15
-// others.
+// that calls of the same size after the first allocate nothing; excess memory is freed within 15 calls.
 #pragma once
 
 #include <cstddef>

@@ -7,8 +7,7 @@
 
 namespace lstmfast {
 
-// Batch rows dealt to threads need no waiting; few rows of a large layer are divided by units, with a barrier at every
-// step.
+// Batch rows dealt to threads need no waiting; few rows of a large layer are divided by units, with a barrier per step.
 struct Division {
   int threads;
   bool by_units;

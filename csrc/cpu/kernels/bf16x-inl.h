@@ -2,8 +2,7 @@
 // defines them and their memory layout.
 // The including .cc defines kVectorBytes (64) and `TileRegisters` first: registers of 16 x 64 bytes that can configure,
 // release, zero, load, store and multiply; open and close are a load and a store of a tile that returns to its place.
-// Everything else is here, so that all of it except the instructions also runs,
-// and is tested, on CPUs without them (tile_registers-inl.h).
+// Everything else is here, and is tested on CPUs without them (tile_registers-inl.h).
 #pragma once
 
 #include "core/gates.h"

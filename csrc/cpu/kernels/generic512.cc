@@ -1,6 +1,5 @@
 // The shapes of AVX-512 and AMX from baseline instructions: slow, and built only for tests (LSTMFAST_TEST_ISAS), so
-// that every line of the 64-byte kernels, and all but the tile instructions of the bf16x products, also runs on CPUs
-// that have neither.
+// that the 64-byte kernels, and the bf16x products except tile instructions, also run on CPUs that have neither.
 
 #include "core/inline.h"
 

@@ -33,8 +33,7 @@ void pack_gate_rows(const T* kernel, Index kernel_stride, const int* ids, Index 
   }
 }
 
-// The elements of two vectors in turn: a0 b0 a1 b1 ..., the first half (kFirst = 0) or the second (kFirst = kLanes /
-// 2).
+// Two vectors interleaved, a0 b0 a1 b1 ...: the first half (kFirst = 0) or the second (kFirst = kLanes / 2).
 template <typename T, int kFirst, int... kLane>
 LSTMFAST_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
   if constexpr (sizeof...(kLane) < kLanes<T>) {

@@ -396,8 +396,7 @@ struct VariantBackwardPanel {
   }
 };
 
-// `product` computes the product before it: a second set of tiles would enlarge the objects only to save reading a row
-// back from L1.
+// `product` computes the product before it: a second set of tiles would enlarge the objects only to save a read from L1.
 template <typename T>
 void variant_step_backward(const StepBackwardArgs<T>& args) {
   const PanelLayout<T> layout{args.hidden_size};

@@ -146,8 +146,7 @@ struct Piece {
 
 // Rows that pass over a piece of a panel, tile by tile. Each tile prefetches its share of the next piece, spread over
 // its depth: a core can wait for only 16 cache lines at a time, and a tile that requested more would delay its own
-// loads. With 1,024 units and 128 rows, products run at 166 GFLOP/s of 176, and at 155 if the first tiles fetch
-// everything.
+// loads. With 1,024 units and 128 rows, products run at 166 GFLOP/s of 176; at 155 if the first tiles fetch all.
 template <typename T, int N>
 struct Pass {
   Index first_row, share;  // of a panel's row, in bytes, that each row of a tile fetches
@@ -318,8 +317,7 @@ LSTMFAST_INLINE void multiply_rows(Index row_begin, Index row_end, const Operand
     multiply_in_pieces<T, N>(row_begin, row_end, operands, depth, body);
 }
 
-// Calls body(begin, end) for groups of rows of which 256 KB, and at least 96, stay in L2 while all panels pass over
-// them.
+// Calls body(begin, end) for groups of rows, 256 KB and at least 96, that stay in L2 while all panels pass over them.
 template <typename T, typename Body>
 LSTMFAST_INLINE void for_each_row_group(Index row_begin, Index row_end, Index depth, const Body& body) {
   const Index fitting = (Index{256} << 10) / ((depth + 1) * static_cast<Index>(sizeof(T)));
@@ -329,8 +327,7 @@ LSTMFAST_INLINE void for_each_row_group(Index row_begin, Index row_end, Index de
 }
 
 // Panels that a single row is multiplied with at once: 8 accumulators are what two units of 4 cycles can have in
-// flight. Four panels are no faster anywhere, and 15 % slower for a stream of 64 units, half of whose weights are still
-// in L1.
+// flight. Four panels are never faster, and 15 % slower for a stream of 64 units, half of whose weights stay in L1.
 constexpr int kPanelsOfOneRow = 2;
 
 // One row times kPanels panels at once, `panel_stride[o]` apart in operand o: one panel alone is N dependent chains of

@@ -1,5 +1,4 @@
-// The hot loops of a training step besides the LSTM: softmax cross entropy, the norm of the gradient, parameter
-// updates.
+// The hot loops of a training step besides the LSTM: softmax cross entropy, gradient norm, parameter updates.
 #pragma once
 
 #include "cpu/kernels/activations-inl.h"
