@@ -10,7 +10,7 @@ namespace lstmfast {
 namespace {
 
 // Computed for many steps at once, the input's product reads its weights once and leaves the caches to the recurrent
-// ones; within the step it saves writing and reading pre-activations. Batches below a register tile gain most: tiles are full.
+// ones; within the step it saves writing and reading pre-activations. Small batches gain most: full tiles.
 template <typename T>
 bool hoisting_pays(const KernelTable<T>& k, const CallShape& call) {
   const Index kernel_bytes = (call.input_size + call.hidden_size) * kGateCount * call.hidden_size * Index{sizeof(T)};
