@@ -558,7 +558,7 @@ def _nearest_bfloat16(values: Array) -> Array:
 
 def read_only(values: Array) -> Array:
     """A view that cannot be written."""
-    view = values.view()
+    view: Array = values.view()
     view.flags.writeable = False
     return view
 
