@@ -74,7 +74,7 @@ bool bf16x_transposed_to_rows(const Bf16xKernels& k, const Bf16xTransposedArgs& 
     else
       safe &= k.pack(args.b.row(row), args.b.stride, depth, args.columns, args.parts, right);
     if (!safe) return false;
-    product.factors = {args.parts, m, depth, left, right};
+    product.factors = {args.parts, m, depth, left, right, k.left_by_pairs};
     product.add = args.add || row > 0;
     k.to_rows(product);
     row += chunk;

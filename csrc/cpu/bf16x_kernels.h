@@ -60,6 +60,7 @@ struct Bf16xFactors {
   int parts;
   Index rows, depth;
   const Bfloat16 *left, *right;
+  bool left_by_pairs = false;  // a left tile is 16 pairs of 16 rows instead of 16 rows of 16 pairs
 };
 
 // panels = init + left·right for gate blocks [block_begin, block_end).
@@ -85,7 +86,8 @@ struct Bf16xToRowsArgs {
 };
 
 struct Bf16xKernels {
-  int most_parts;  // that the unit multiplies faster than float32 is
+  int most_parts;      // that the unit multiplies faster than float32 is
+  bool left_by_pairs;  // the form in which pack_rows_transposed leaves its tiles
 
   // Left factors. Rows [0, count); or columns [begin, end) of `depth` rows, transposed.
   bool (*pack_rows)(const Bf16xRows&, Index count, int parts, Bfloat16* left);

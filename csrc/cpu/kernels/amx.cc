@@ -42,6 +42,7 @@ LSTMFAST_INLINE void order_memory() { asm volatile("" ::: "memory"); }
 class TileRegisters {
  public:
   static constexpr int kMostParts = kBf16xMostParts;
+  static constexpr bool kLeftByPairs = false;
 
   LSTMFAST_INLINE void configure() {
     order_memory();
@@ -76,6 +77,10 @@ class TileRegisters {
   template <int kTile>
   LSTMFAST_INLINE void open(const float* from, Index stride) {
     load<kTile>(from, stride);
+  }
+  template <int kTile>
+  LSTMFAST_INLINE void open_zero(const float*, Index) {
+    zero<kTile>();
   }
   template <int kTile>
   LSTMFAST_INLINE void close(float* to, Index stride) const {

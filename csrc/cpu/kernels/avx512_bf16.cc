@@ -14,6 +14,7 @@ namespace {
 class TileRegisters {
  public:
   static constexpr int kMostParts = 1;
+  static constexpr bool kLeftByPairs = true;
 
   void configure() {}
   void release() {}
@@ -38,7 +39,13 @@ class TileRegisters {
 
   template <int kTile>
   LSTMFAST_INLINE void open(float* at, Index stride) {
-    places_[kTile] = {at, stride / static_cast<Index>(sizeof(float))};
+    const Index step = stride / static_cast<Index>(sizeof(float));
+    places_[kTile] = {at, step, at, step};
+  }
+  template <int kTile>
+  LSTMFAST_INLINE void open_zero(float* at, Index stride) {
+    alignas(64) static constexpr float kZeros[16] = {};
+    places_[kTile] = {at, stride / static_cast<Index>(sizeof(float)), kZeros, 0};
   }
   template <int kTile>
   LSTMFAST_INLINE void close(float* to, Index stride) const {
@@ -46,32 +53,34 @@ class TileRegisters {
   }
 
   // Accumulators += R row tiles times C column tiles, each `to_next` elements from the one before it.
-  template <int R, int C>
+  template <int R, int C, bool kLeftByPairs>
   LSTMFAST_NOINLINE void multiply_block(const Bfloat16* left, const Bfloat16* right, Index to_next, Index depth_tiles) {
     constexpr int kRows = C == 4 ? 6 : 8;  // with C vectors each, a weight for each column and a broadcast: 29 registers
     for (int r = 0; r < R; ++r) {
       int row = 0;
       for (; row + kRows <= 16; row += kRows)
-        multiply_rows<kRows, C>(r, row, left + r * to_next, right, to_next, depth_tiles);
-      if constexpr (16 % kRows != 0) multiply_rows<16 % kRows, C>(r, row, left + r * to_next, right, to_next, depth_tiles);
+        multiply_rows<kRows, C, kLeftByPairs>(r, row, left + r * to_next, right, to_next, depth_tiles);
+      if constexpr (16 % kRows != 0)
+        multiply_rows<16 % kRows, C, kLeftByPairs>(r, row, left + r * to_next, right, to_next, depth_tiles);
     }
   }
 
  private:
-  template <int kRows, int C>
+  template <int kRows, int C, bool kLeftByPairs>
   LSTMFAST_INLINE void multiply_rows(int r, int row, const Bfloat16* left, const Bfloat16* right, Index to_next,
                                      Index depth_tiles) {
     Vec<float> sums[kRows][C];
     for (int i = 0; i < kRows; ++i)
-      for (int c = 0; c < C; ++c) sums[i][c] = lstmfast::load(places_[2 * r + c].row(row + i));
-    const float* pairs = reinterpret_cast<const float*>(left) + row * 16;
+      for (int c = 0; c < C; ++c) sums[i][c] = lstmfast::load(places_[2 * r + c].start(row + i));
+    constexpr int kRowStep = kLeftByPairs ? 1 : 16, kPairStep = kLeftByPairs ? 16 : 1;
+    const int* pairs = reinterpret_cast<const int*>(left) + row * kRowStep;
     for (Index k = 0; k < depth_tiles; ++k, pairs += kBf16xTile / 2, right += kBf16xTile)
       for (int pair = 0; pair < 16; ++pair) {
         Vec<float> b[C];
         for (int c = 0; c < C; ++c)
           b[c] = lstmfast::load(reinterpret_cast<const float*>(right + c * to_next) + pair * 16);
         for (int i = 0; i < kRows; ++i) {
-          const Vec<float> a = (Vec<float>)_mm512_set1_epi32(reinterpret_cast<const int*>(pairs)[i * 16 + pair]);
+          const Vec<float> a = (Vec<float>)_mm512_set1_epi32(pairs[i * kRowStep + pair * kPairStep]);
           // As assembly for the reason given in avx512_vnni.cc.
           for (int c = 0; c < C; ++c) asm("vdpbf16ps %2, %1, %0" : "+v"(sums[i][c]) : "v"(a), "v"(b[c]));
         }
@@ -82,12 +91,16 @@ class TileRegisters {
 
   struct Place {
     float* at;
-    Index stride;
-    LSTMFAST_INLINE float* row(Index r) const { return at + r * stride; }
+    Index step;
+    const float* begins_at;
+    Index begin_step;
+    LSTMFAST_INLINE const float* start(Index r) const { return begins_at + r * begin_step; }
+    LSTMFAST_INLINE float* row(Index r) const { return at + r * step; }
   };
   template <int kTile>
   LSTMFAST_INLINE Vec<float>* own() {
-    places_[kTile] = {reinterpret_cast<float*>(tiles_[kTile]), 16};
+    float* at = reinterpret_cast<float*>(tiles_[kTile]);
+    places_[kTile] = {at, 16, at, 16};
     return tiles_[kTile];
   }
 

@@ -1,7 +1,7 @@
 // Bf16x products: packing floats as sums of bfloat16, and the loop over tiles that multiplies them. bf16x_kernels.h
 // defines them and their memory layout.
 // The including .cc defines kVectorBytes (64) and `TileRegisters` first: registers of 16 x 64 bytes that can configure,
-// release, zero, load, store and multiply; open and close are a load and a store of a tile that returns to its place.
+// release, zero, load, store and multiply; open, open_zero and close are load, zero and store of a tile that has its place in memory.
 // Everything else is here, and is tested on CPUs without them (tile_registers-inl.h).
 #pragma once
 
@@ -149,7 +149,8 @@ bool pack_tiles(const Source& source, Index tiles, Index depth, int parts, Bfloa
         bad |= refused(first) | refused(second);
         split_pairs(first, second, parts, packed + i * kBf16xDepth);
       }
-      if ((kFactor == Factor::kLeft) != (kDepth == Depth::kAlongLines))
+      constexpr bool kLeftAcross = kFactor == Factor::kLeft && kDepth == Depth::kAcrossLines;
+      if ((kLeftAcross && !TileRegisters::kLeftByPairs) || (kFactor == Factor::kRight && kDepth == Depth::kAlongLines))
         for (int part = 0; part < parts; ++part) transpose_tile(packed + part * kBf16xTile);
     }
   int any = 0;
@@ -237,11 +238,12 @@ struct PartPairs<3> {
 constexpr int kLeftRegister = 4, kRightRegister = 6;
 constexpr int accumulator(int row, int column) { return 2 * row + column; }
 
-// The packed tiles of a block, at some depth. Passed by value: the compiler must assume that a tile load may access any
+// The packed tiles of a block, at some depth; `left_by_pairs` as in Bf16xFactors. Passed by value: the compiler must assume that a tile load may access any
 // memory, and would read members again after each.
 struct BlockTiles {
   const Bfloat16 *left, *right;
   Index to_next;  // from one row tile, or column tile, to the next
+  bool left_by_pairs;
 };
 
 template <int R, int C, typename Registers>
@@ -287,7 +289,10 @@ struct TileBlock {
 
   LSTMFAST_INLINE void accumulate(int parts, BlockTiles tiles, Index depth_tiles) const {
     if constexpr (Registers::kMostParts == 1) {
-      registers.template multiply_block<R, C>(tiles.left, tiles.right, tiles.to_next, depth_tiles);
+      if (tiles.left_by_pairs)
+        registers.template multiply_block<R, C, true>(tiles.left, tiles.right, tiles.to_next, depth_tiles);
+      else
+        registers.template multiply_block<R, C, false>(tiles.left, tiles.right, tiles.to_next, depth_tiles);
     } else {
       if (parts == 1) accumulate<1>(tiles, depth_tiles);
       if (parts == 2) accumulate<2>(tiles, depth_tiles);
@@ -357,7 +362,7 @@ struct Accumulator {
     if (from_out && is_whole())
       registers.open<kRegister>(target.out(row, tile), stride_bytes());
     else if (!from_out && target.start(row, tile) == nullptr)
-      registers.zero<kRegister>();
+      is_whole() ? registers.open_zero<kRegister>(target.out(row, tile), stride_bytes()) : registers.zero<kRegister>();
     else {
       alignas(64) float copy[kBf16xRows * kBf16xColumns];
       gather(copy, from_out);
@@ -404,7 +409,8 @@ struct Bf16xProduct {
     const Index depth_tiles = ceil_div(factors.depth, kBf16xDepth), depth_stride = factors.parts * kBf16xTile;
     const Index to_next = depth_tiles * depth_stride;
     const BlockTiles tiles{factors.left + row_tile * to_next + depth_begin * depth_stride,
-                           factors.right + column_tile * to_next + depth_begin * depth_stride, to_next};
+                           factors.right + column_tile * to_next + depth_begin * depth_stride, to_next,
+                           factors.left_by_pairs};
     begin<R, C>(row_tile, column_tile);
     TileBlock<R, C, TileRegisters>{registers}.accumulate(factors.parts, tiles, depth_end - depth_begin);
     end<R, C>(row_tile, column_tile);
@@ -474,6 +480,7 @@ void bf16x_to_rows(const Bf16xToRowsArgs& args) {
 }
 
 constexpr Bf16xKernels kBf16xKernels{TileRegisters::kMostParts,
+                                     TileRegisters::kLeftByPairs,
                                      bf16x_pack_rows,        bf16x_pack_rows_transposed, bf16x_pack_gates,
                                      bf16x_pack_gates_transposed, bf16x_pack_gate_panels, bf16x_pack,
                                      bf16x_pack_transposed,  bf16x_to_gates,             bf16x_to_rows};

@@ -182,7 +182,9 @@ struct DotTiles {
   Index depth;  // of the piece, in words
   const int* starts;
   const float* column_scales;
-  float* z;  // of row 0
+  float* z;                  // of row 0
+  const float* const* init;  // what z begins with, [rows] -> from init_offset on; null: what it holds
+  Index init_offset;
 
   // Few rows are few sums in flight: words in turn have sums of their own. Integers give the same in any order.
   template <int R>
@@ -211,9 +213,10 @@ struct DotTiles {
     for (int r = 0; r < R; ++r) {
       const Vec<float> scale = broadcast(row_scales[row + r]);
       float* out = z + (row + r) * W;
+      const float* start = init ? init[row + r] + init_offset : out;
       // Not fused, because not every ISA could: all give the same bits.
       for (int n = 0; n < kGateCount; ++n)
-        store(out + n * V, load(out + n * V) + __builtin_convertvector(sums[0][r][n], Vec<float>) * scale *
+        store(out + n * V, load(start + n * V) + __builtin_convertvector(sums[0][r][n], Vec<float>) * scale *
                                                    load(column_scales + n * V));
     }
   }
@@ -242,7 +245,8 @@ struct DotTiles {
 // z [rows][W] += rows [first, first + count) of the left factor times gate block `block`.
 template <typename Format>
 LSTMFAST_NOINLINE void add_dot_products(const DotRows& rows, Index depth, const DotPanels& panels, Index block,
-                                        Index first, Index count, float* z) {
+                                        Index first, Index count, float* z, const float* const* init = nullptr,
+                                        Index init_offset = 0) {
   constexpr Index W = kGateCount * kLanes<float>;
   const Index words = ceil_div(depth, Format::kElements), pieces = ceil_div(words, kDotPiece);
   for (Index piece = 0; piece < pieces; ++piece) {
@@ -254,7 +258,9 @@ LSTMFAST_NOINLINE void add_dot_products(const DotRows& rows, Index depth, const 
                                  end - begin,
                                  Format::kZero ? panels.starts + (block * pieces + piece) * W : nullptr,
                                  panels.scales + block * W,
-                                 z};
+                                 z,
+                                 piece == 0 ? init : nullptr,
+                                 init_offset};
     for_each_row_tile(0, count, tiles);
   }
 }
@@ -269,10 +275,14 @@ void dot_step_forward(const DotStepArgs& args) {
     const Index block = step.descending ? step.block_end - 1 - n : step.block_begin + n;
     for (Index first = step.row_begin; first < step.row_end; first += kRowsAtOnce) {
       const Index end = first + kRowsAtOnce < step.row_end ? first + kRowsAtOnce : step.row_end, count = end - first;
-      for (Index r = 0; r < count; ++r)
-        __builtin_memcpy(z + r * W, step.init[first + r] + block * step.init_block_stride, sizeof(float) * W);
-      add_dot_products<Format>(args.x, step.input_size, args.input, block, first - step.row_begin, count, z);
-      add_dot_products<Format>(args.h_prev, step.recurrent_size, args.recurrent, block, first - step.row_begin, count, z);
+      const Index offset = first - step.row_begin, init_offset = block * step.init_block_stride;
+      const float* const* init = step.init + first;
+      if (step.input_size > 0) {
+        add_dot_products<Format>(args.x, step.input_size, args.input, block, offset, count, z, init, init_offset);
+        init = nullptr;
+      }
+      add_dot_products<Format>(args.h_prev, step.recurrent_size, args.recurrent, block, offset, count, z, init,
+                               init_offset);
       finish_rows<float, Cell>(step, block, first, end, z);
     }
   }

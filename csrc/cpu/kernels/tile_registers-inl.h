@@ -13,6 +13,7 @@ namespace {
 class TileRegisters {
  public:
   static constexpr int kMostParts = kBf16xMostParts;
+  static constexpr bool kLeftByPairs = false;
 
   void configure() {}
   void release() {}
@@ -38,6 +39,10 @@ class TileRegisters {
   template <int kTile>
   void open(const float* from, Index stride) {
     load<kTile>(from, stride);
+  }
+  template <int kTile>
+  void open_zero(const float*, Index) {
+    zero<kTile>();
   }
   template <int kTile>
   void close(float* to, Index stride) const {
