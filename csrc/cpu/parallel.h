@@ -24,7 +24,7 @@ class Barrier {
 };
 
 // One piece of [0, count): the `part`-th of `parts`, as equal as possible.
-inline Range split(Index count, int part, int parts) { return {count * part / parts, count * (part + 1) / parts}; }
+inline Range share(Index count, int part, int parts) { return {count * part / parts, count * (part + 1) / parts}; }
 
 namespace detail {
 using PartFunction = void (*)(const void* context, int part, int parts);

@@ -230,7 +230,7 @@ bool BackwardPass<T>::projection_gradients(bool add) {
   d_h_panels_.pack(*pass_.k, {d_h_total_.data(), output_size}, rows, output_size);
   std::atomic<bool> safe{true};
   run_parallel(threads_for_work(pass_.projecting_adds(rows)), [&](int part, int parts) {
-    const Range units = split(hidden, part, parts);
+    const Range units = share(hidden, part, parts);
     TransposedProductArgs<T> product{};
     product.m_begin = units.begin;
     product.m_end = units.end;
@@ -267,7 +267,7 @@ bool BackwardPass<T>::weight_gradients(bool add) {
   // Parts are gate blocks times slices of kernel rows, so that narrow layers keep all threads busy too.
   run_parallel(threads_for_work(work), [&](int part, int parts) {
     const Index slices = ceil_div(parts, std::max<Index>(blocks, 1));
-    const Range cells = split(blocks * slices, part, parts);
+    const Range cells = share(blocks * slices, part, parts);
     TransposedProductArgs<T> product{};
     product.rows = rows;
     product.b = d_gates_.data();
@@ -314,7 +314,7 @@ template <typename T>
 bool BackwardPass<T>::multiply_transposed(typename Products<T>::Kernel kernel, const ProductArgs<T>& args, Index rows) {
   std::atomic<bool> safe{true};
   run_parallel(threads_for_work(pass_.multiply_adds(rows, args.columns)), [&](int part, int parts) {
-    ProductArgs<T> mine = for_rows(args, split(rows, part, parts));
+    ProductArgs<T> mine = for_rows(args, share(rows, part, parts));
     mine.depth_blocks = PanelSizes<T>(*pass_.k).gate_blocks(weights().hidden_size);
     mine.block_length = pass_.gate_width();
     mine.panel_end = PanelSizes<T>(*pass_.k).panels(args.columns);

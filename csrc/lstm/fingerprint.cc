@@ -125,7 +125,7 @@ Fingerprint fingerprint_of(const KernelTable<T>& k, std::initializer_list<Finger
     Polynomials of_parts[kMostThreads];
     int parts_run = 1;
     run_parallel(wanted, [&](int part, int parts) {
-      pieces.append(k, keys, split(pieces.count(), part, parts), of_parts[part]);
+      pieces.append(k, keys, share(pieces.count(), part, parts), of_parts[part]);
       if (part == 0) parts_run = parts;
     });
     for (int part = 0; part < parts_run; ++part) all.append(of_parts[part], keys);

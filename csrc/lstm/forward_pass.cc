@@ -65,7 +65,7 @@ bool ForwardPass<T>::multiply_inputs(Range updates, const Preactivations<T>& z) 
   const Index rows = updates.end - updates.begin;
   std::atomic<bool> safe{true};
   run_parallel(threads_for_work(pass_.multiply_adds(rows, w.input_size)), [&](int part, int parts) {
-    const Range mine = split(rows, part, parts);
+    const Range mine = share(rows, part, parts);
     const Range my_updates{updates.begin + mine.begin, updates.begin + mine.end};
     if (!pass_.products->multiply_inputs(for_rows(product, my_updates), part)) safe = false;
   });

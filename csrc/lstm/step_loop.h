@@ -38,7 +38,7 @@ void for_each_step(const SequencePlan& plan, Order order, Range steps, Division 
       const Range updates = plan.updates_of(step, batch_begin, batch_end);
       const auto run = [&](const auto& phase) {
         if (phase.blocks == 0) return;
-        phase.body(step, updates, how.by_units ? split(phase.blocks, part, parts) : Range{0, phase.blocks}, part);
+        phase.body(step, updates, how.by_units ? share(phase.blocks, part, parts) : Range{0, phase.blocks}, part);
         if (how.by_units) barrier.wait(parts);
       };
       (run(phases), ...);

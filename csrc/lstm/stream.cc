@@ -131,7 +131,7 @@ const T* Stream<T>::advance() {
   if (static_cast<Index>(workspaces_.size()) < threads) workspaces_.resize(static_cast<std::size_t>(threads));
   run_parallel(static_cast<int>(threads), [&](int part, int parts) {
     for (const Layer& layer : layers_) {
-      run(layer, split(blocks, part, parts), part);
+      run(layer, share(blocks, part, parts), part);
       if (&layer != &layers_.back()) between_layers_.wait(parts);
     }
   });

@@ -44,7 +44,7 @@ void multiply_rows(MatrixView<const T> a, const PackedMatrix<T>& matrix, const T
   const T* const* a_rows = point_to_rows(w.a, a, rows);  // passed to the workers, whose workspaces are other ones
   T* const* out_rows = point_to_rows(w.out, out, rows);
   run_parallel(threads_for_product(rows, matrix.rows(), matrix.columns()), [&](int part, int parts) {
-    matrix.multiply(split(rows, part, parts), a_rows, bias, out_rows);
+    matrix.multiply(share(rows, part, parts), a_rows, bias, out_rows);
   });
 }
 
@@ -87,7 +87,7 @@ void linear_backward(MatrixView<const T> x, MatrixView<const T> kernel, MatrixVi
     run_parallel(threads, [&](int part, int parts) {
       TransposedProductArgs<T> mine = product;
       mine.workspace = workspaces + part * kTransposedWorkspace;
-      const Range columns_of_a = split(inputs, part, parts);
+      const Range columns_of_a = share(inputs, part, parts);
       mine.m_begin = columns_of_a.begin;
       mine.m_end = columns_of_a.end;
       k.transposed_product(mine);

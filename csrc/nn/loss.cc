@@ -25,7 +25,7 @@ void softmax_cross_entropy(MatrixView<const T> logits, const int* targets, Index
   constexpr double kMultiplyAddsPerExp = 8;
   const double work = static_cast<double>(rows) * static_cast<double>(classes) * kMultiplyAddsPerExp;
   run_parallel(threads_for_work(work), [&](int part, int parts) {
-    const Range range = split(rows, part, parts);
+    const Range range = share(rows, part, parts);
     k.softmax_cross_entropy(in, targets, range.begin, range.end, classes, scale, losses, out);
   });
 }

@@ -20,7 +20,7 @@ void for_each_chunk(Index count, const Body& body) {
   const Index chunks = ceil_div(count, kChunk);
   constexpr double kMultiplyAddsPerElement = 4;
   run_parallel(threads_for_work(static_cast<double>(count) * kMultiplyAddsPerElement), [&](int part, int parts) {
-    const Range mine = split(chunks, part, parts);
+    const Range mine = share(chunks, part, parts);
     for (Index chunk = mine.begin; chunk < mine.end; ++chunk)
       body(chunk * kChunk, std::min(kChunk, count - chunk * kChunk), chunk);
   });
