@@ -1,10 +1,9 @@
 """lstmfast: the fastest LSTM for Python that does not need a framework.
 
-NumPy arrays in, NumPy arrays out. Functions: `lstm_step`, `lstm`, `lstm_backward`. Layers with weights: `LSTMCell`,
-`LSTM`, and around it `Embedding` and `Linear`. Models: `CharLM`, `SequenceClassifier`. `inspect` shows the variables of
-any of them, and of files, which `layouts` reads. Importing this loads numpy and
-the extension and nothing else; the trainer, the data pipeline, the sampler and the command line are modules of their
-own.
+NumPy arrays in, NumPy arrays out. Functions: `lstm_step`, `lstm`, `lstm_backward`. Layers: `LSTMCell`, `LSTM`,
+`Embedding`, `Linear`. Models: `CharLM`, `SequenceClassifier`. `inspect` lists the variables of a layer, a model or a
+weight file; `layouts` reads the files. Importing this loads only numpy and the extension; the trainer, the data
+pipeline, the sampler and the command line are separate modules.
 """
 
 from lstmfast import gates, initializers, layouts, losses, optimizers, reference, schedules

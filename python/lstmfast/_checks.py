@@ -1,9 +1,9 @@
-"""What the public functions ask of their arguments, said in the user's words.
+"""Argument checks of the public functions, with errors in the user's words.
 
 Every check returns the value in the form the extension takes, or raises an error that names the argument, what was
 wanted and what came. Refuses to compute, and to convert: float32 stays float32 and float64 stays float64. An array is
-copied only where its last axis is not laid out element beside element. The extension checks again; it must not trust.
-Masked arrays are refused wherever they come: nothing here reads a mask, and what lies under one is no number to use.
+copied only if its last axis is not contiguous. The extension checks its arguments again.
+Masked arrays are always refused: nothing here reads a mask, and masked values are not valid numbers.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ State: TypeAlias = tuple[Array, Array]
 Size: TypeAlias = int | str  # a string stands for any size and is its name in the error
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-_BYTE, _ULONGLONG = np.dtype(np.byte).num, np.dtype(np.ulonglong).num  # between them all integer types, and no others
-_MaskedArray, _Matrix = np.ma.MaskedArray, np.matrix  # looked up once: single steps notice
+_BYTE, _ULONGLONG = np.dtype(np.byte).num, np.dtype(np.ulonglong).num  # the range of the integer types
+_MaskedArray, _Matrix = np.ma.MaskedArray, np.matrix  # looked up once, because a lookup costs time in single steps
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 WEIGHTS = ("float32", "bfloat16", "int8")
-LARGEST_INT8_WEIGHT = 2.0**48  # as csrc/cpu/dot_kernels.h has it
+LARGEST_INT8_WEIGHT = 2.0**48  # as in csrc/cpu/dot_kernels.h
 
 
 def whole_number(name: str, value: Any, minimum: int = 1) -> int:
@@ -87,7 +87,7 @@ def matmul_precision(value: Any) -> str:
 
 
 def kept_weights(value: Any, dtype: np.dtype[Any]) -> str:
-    """Return `value` if it is one of WEIGHTS and a layer of this dtype can keep its weights so."""
+    """Return `value` if it is one of WEIGHTS and a layer of this dtype supports it."""
     if value not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {value!r}")
     if value != "float32" and dtype != FLOAT32:
@@ -112,7 +112,7 @@ def generator(name: str, value: Any) -> np.random.Generator:
 
 
 def ndarray(name: str, value: Any, kind: str) -> None:
-    """Raise TypeError unless `value` is a NumPy array, and one without a mask."""
+    """Raise TypeError unless `value` is a NumPy array without a mask."""
     if type(value) is np.ndarray:
         return
     if not isinstance(value, np.ndarray):
@@ -122,7 +122,7 @@ def ndarray(name: str, value: Any, kind: str) -> None:
 
 
 def unmasked(name: str, value: Any) -> None:
-    """Raise TypeError for a masked array, masked values or not."""
+    """Raise TypeError for a masked array, even if no value is masked."""
     if isinstance(value, _MaskedArray):
         raise TypeError(
             f"{name} must be an array without a mask, got a masked array with {value.size - int(value.count())} of "
@@ -131,9 +131,9 @@ def unmasked(name: str, value: Any) -> None:
 
 
 def is_ready(value: Any, axes: int, size: int, dtype: np.dtype[Any]) -> bool:
-    """Tell an array with nothing to check or copy: `axes` axes, the last of this size, this dtype, C-contiguous.
+    """Whether `value` needs no check or copy: `axes` axes, the last of this size, this dtype, C-contiguous.
 
-    For calls so short that `array` is a part of them. A False result means only that the full check is needed.
+    For calls so short that the time of `array` matters. A False result means only that the full check is needed.
     """
     if type(value) is not np.ndarray or value.dtype is not dtype or not value.flags.carray:
         return False
@@ -150,12 +150,12 @@ def array(
     dtype: np.dtype[Any] | None = None,
     like: str = "",
 ) -> Array:
-    """Return a float array of this shape and dtype whose last axis has unit stride. `like` names who set the dtype."""
+    """Return a float array of this shape and dtype, its last axis contiguous. `like` names the dtype's source."""
     if type(value) is not np.ndarray:
         ndarray(name, value, "float32 or float64")
         value = _without_matrix(value)
     given = value.dtype
-    if given is not dtype:  # nearly always it is: NumPy has one object for each of these dtypes
+    if given is not dtype:  # usually identical: NumPy has one object for each of these dtypes
         if given != FLOAT32 and given != FLOAT64:
             raise TypeError(f"{name} must be a float32 or float64 array, got {given}")
         if dtype is not None and given != dtype:
@@ -167,7 +167,7 @@ def array(
 
 
 def has_shape(name: str, value: Array, shape: tuple[Size, ...], meaning: str = "") -> None:
-    """Raise ValueError unless `value` has this shape; `meaning` says in words where the sizes come from."""
+    """Raise ValueError unless `value` has this shape; `meaning` names its sizes in words."""
     given = value.shape
     if given == shape:
         return
@@ -182,14 +182,14 @@ def has_shape(name: str, value: Array, shape: tuple[Size, ...], meaning: str = "
 
 
 def ids(name: str, value: Any, vocabulary_size: int, shape: tuple[Size, ...], meaning: str = "") -> Array:
-    """Return token ids as a C-contiguous int32 array; the error names the first id outside and its position."""
+    """Return token ids as a C-contiguous int32 array; the error names the first invalid id and its position."""
     ndarray(name, value, "integer ids")
     value = _without_matrix(value)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integer ids, got {value.dtype}")
     has_shape(name, value, shape, meaning)
     value = np.ascontiguousarray(value)
-    # As unsigned numbers negative ids are the largest of all, so that one pass over the usual int32 sees both ends.
+    # As unsigned numbers, negative ids are the largest, so one pass over int32 ids finds those outside either end.
     seen = value.view(np.uint32) if value.dtype == np.int32 else value
     if value.size and (seen.max() >= vocabulary_size or (value is seen and value.min() < 0)):
         bad, position = _first(value, (value < 0) | (value >= vocabulary_size))
@@ -201,7 +201,7 @@ def ids(name: str, value: Any, vocabulary_size: int, shape: tuple[Size, ...], me
 
 
 def is_ids(value: Any) -> bool:
-    """Tell token ids from dense input: an array of any integer dtype."""
+    """Whether `value` is token ids and not dense input: an array of any integer dtype."""
     return isinstance(value, np.ndarray) and _BYTE <= value.dtype.num <= _ULONGLONG
 
 
@@ -236,7 +236,7 @@ def resets(value: Any, shape: tuple[int, int], meaning: str) -> Array | None:
 def state(
     name: str, value: Any, shapes: tuple[tuple[int, int, int], tuple[int, int, int]], dtype: np.dtype[Any], like: str
 ) -> tuple[Array | None, Array | None]:
-    """The pair (h, c) of a layer stack, of these shapes; two None for None."""
+    """Return the pair (h, c) of a layer stack, of these shapes; (None, None) for None."""
     if value is None:
         return None, None
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -249,12 +249,12 @@ def state(
 
 
 def _state_sizes(h: tuple[int, ...], c: tuple[int, ...]) -> tuple[str, str]:
-    """What the last axes of h and c are called."""
+    """Names of the last axes of h and c."""
     return "hidden_size" if h == c else "projection_size", "hidden_size"
 
 
 def buffer(name: str, value: Any, size: int | None = None, dtype: np.dtype[Any] | None = None, like: str = "") -> Array:
-    """Return a writable contiguous 1-D float array, never a copy: what is updated in place."""
+    """Return a writable contiguous 1-D float array, to be updated in place; never a copy."""
     values: Array = array(name, value, ("count" if size is None else size,), dtype=dtype, like=like)
     copied = values is not value
     if copied or not values.flags.writeable:
@@ -263,7 +263,7 @@ def buffer(name: str, value: Any, size: int | None = None, dtype: np.dtype[Any] 
 
 
 def _without_matrix(value: Array) -> Array:
-    """The array that a numpy.matrix is: indexing one gives matrices of two axes, whatever was asked for."""
+    """Return a numpy.matrix as a plain array: every index into a matrix gives two axes."""
     return np.asarray(value) if isinstance(value, _Matrix) else value
 
 

@@ -1,7 +1,7 @@
-"""Pools of arrays that Python keeps from call to call: each says once how it is emptied, for `runtime.release_memory`.
+"""Pools of arrays that Python keeps from call to call. Each registers a function that empties it.
 
-Refuses to know what is in them. A pool must be ready to be emptied between any two calls, and keep what a backward pass
-still needs.
+`runtime.release_memory` calls these functions, between any two calls of a layer. They must keep what a backward pass
+still needs. Refuses to know what is in a pool.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _pools: list[Callable[[], object]] = []
 
 
 def register_pool(release: Callable[[], object]) -> Callable[[], object]:
-    """Have `release_pools` call this function, for as long as the process lives; return it, to serve as a decorator."""
+    """Register a function for `release_pools` to call, for the life of the process. A decorator."""
     _pools.append(release)
     return release
 

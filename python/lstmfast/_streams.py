@@ -1,8 +1,8 @@
-"""The three standard streams as programs find them: closed, on a full disk, or with no reader left.
+"""The three standard streams, which may be missing, closed, on a full disk, or without a reader.
 
-Service managers, cron and Windows start programs without some of them; Python then has None in their place. Messages
-on standard error are not results, so a failed write there is ignored; on standard output it is an error. Refuses to
-know what is written.
+Service managers, cron and Windows start programs without some of them; Python then sets them to None. Messages on
+standard error are not results, so a failed write there is ignored; on standard output it is an error. Refuses to know
+what is written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Results:
     """Standard output; failed writes are errors.
 
     `write` and `flush` raise OSError with a message that names the stream. BrokenPipeError passes unchanged: the reader
-    has seen enough.
+    stopped reading.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -71,19 +71,19 @@ class Results:
 
 def tell(text: str) -> None:
     """Print lines on standard error, if there is one."""
-    if sys.stderr is not None:  # print takes None for standard output
+    if sys.stderr is not None:  # print(file=None) writes to standard output
         print(text, file=Errors(sys.stderr), flush=True)
 
 
 def settle(stream: Any) -> None:
     """Flush a stream; if that fails, redirect it to the null device.
 
-    Otherwise the interpreter tries again at its end, and exits with a message and a status of its own.
+    Otherwise the interpreter flushes it again on exit, and prints its own message and changes the exit status.
     """
     try:
         stream.flush()
     except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # it has no file descriptor, or no longer one
+        with contextlib.suppress(OSError, ValueError):  # it has no open file descriptor
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
@@ -104,7 +104,7 @@ def is_closed(stream: TextIO | None) -> bool:
 
 
 def occupy() -> None:
-    """Open the null device in place of closed standard streams, so that no file opened later gets their numbers."""
+    """Open the null device in place of closed standard streams, so that no later file gets their descriptors."""
     for number in range(3):
         try:
             os.fstat(number)

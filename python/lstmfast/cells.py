@@ -1,6 +1,6 @@
-"""`Cell`: what one LSTM cell computes, apart from its weights. Equations of every option are in `reference`.
+"""`Cell`: the options of an LSTM cell. The equations of every option are in `reference`.
 
-Refuses to hold arrays and to compute: an engine is given a cell and says which of its features it has.
+Refuses to hold arrays and to compute: an engine takes a cell and declares the features it supports.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lstmfast.initializers import Shape
 class Cell:
     """How a cell differs from the standard one; without arguments it is the standard LSTM. Frozen and hashable.
 
-    forget_bias: added to the forget gate's pre-activation at run time, no part of the bias. projection_size: h is
+    forget_bias: added to the forget gate's pre-activation at run time, not part of the bias. projection_size: h is
     (o * tanh(c)) @ projection, with that many numbers. peepholes: the gates i and f see the cell state before the step,
     o the one after it. cell_clip: c is clipped to [-cell_clip, cell_clip]. coupled_gates: f = 1 - i.
     Raises ValueError or TypeError naming the option.
@@ -44,7 +44,7 @@ class Cell:
 
     @classmethod
     def of(cls, cell: Cell | None, **options: Any) -> Cell:
-        """Return `cell`, or the cell of these options where it is None. Raises ValueError where both are given."""
+        """Return `cell`, or if None a cell with these options. Raises ValueError if both are given."""
         if cell is None:
             return cls(**options)
         if not isinstance(cell, Cell):
@@ -52,16 +52,16 @@ class Cell:
         standard = cls()
         for name, value in options.items():
             if value != getattr(standard, name):
-                raise ValueError(f"{name} must be given within cell where a cell is given, got both")
+                raise ValueError(f"{name} must be set in cell if a cell is given, got both")
         return cell
 
     @property
     def features(self) -> frozenset[str]:
-        """Names of the options that make this another cell than the standard one; forget_bias does not."""
+        """Names of the options that differ from the standard cell, without forget_bias."""
         return frozenset(name for name in OPTIONS if getattr(self, name) not in (None, False))
 
     def output_size(self, hidden_size: int) -> int:
-        """Numbers in h."""
+        """Size of h."""
         return hidden_size if self.projection_size is None else self.projection_size
 
     def shapes(self, input_size: int, hidden_size: int) -> dict[str, Shape]:
@@ -82,6 +82,6 @@ OPTIONS = tuple(field.name for field in fields(Cell) if field.name != "forget_bi
 
 
 def check_features(wanted: Iterable[str], known: frozenset[str], place: str) -> None:
-    """Raise ValueError naming the first feature of a cell that an engine does not have. place: where it would run."""
+    """Raise ValueError naming the first feature of a cell that an engine lacks. place: where it would run."""
     if missing := sorted(set(wanted) - known):
         raise ValueError(f"{missing[0]} is not supported {place}")

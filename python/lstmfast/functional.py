@@ -1,6 +1,6 @@
 """The LSTM as functions: arrays in, arrays out. One layer, one direction, weights as arguments.
 
-Looks where x lies and asks that engine: `_engine.cpu` for NumPy arrays, `cuda` for arrays on a GPU. Refuses to hold
+The engine depends on the device of x: `_engine.cpu` for NumPy arrays, `cuda` for arrays on a GPU. Refuses to hold
 weights (see `layers`) and batch-major arrays (see `LSTM(batch_first=True)`). The equations are in `reference`, the
 order of the gates in `gates`.
 """
@@ -41,10 +41,10 @@ def lstm_step(
     """Advance an LSTM by one time step.
 
     Shapes: x [batch, input_size], or integer ids [batch] (see `lstm`); h, c [batch, hidden_size];
-    kernel [input_size + hidden_size, 4*hidden_size]; bias [4*hidden_size]. Columns lie i, f, g, o (see `gates`).
+    kernel [input_size + hidden_size, 4*hidden_size]; bias [4*hidden_size]. Column order: i, f, g, o (see `gates`).
     peepholes, projection, cell_clip, coupled_gates: see `lstm`.
-    Returns (h_next, c_next), both new, [batch, hidden_size]. Many steps with the same weights are faster through
-    `LSTM.stream`, which packs them once. Arrays on a CUDA device are taken as in `lstm`.
+    Returns (h_next, c_next), both new, [batch, hidden_size]. Many steps with the same weights are faster with
+    `LSTM.stream`, which packs them once. Arrays may be on a CUDA device, as in `lstm`.
     Raises ValueError naming the argument whose shape or ids are wrong; TypeError if float32 and float64 are mixed.
     Source: Gers, Schmidhuber & Cummins 2000, eqs. 1-5; `reference.lstm_step` is the same in NumPy.
     """
@@ -80,22 +80,21 @@ def lstm(
 ) -> Output:
     """Run an LSTM over whole sequences.
 
-    Shapes: x [T, B, I], or integer ids [T, B], which stand for one-hot rows: kernel then has V + H rows and ids lie in
+    Shapes: x [T, B, I], or integer ids [T, B], which stand for one-hot rows: kernel then has V + H rows and ids are in
     0..V-1; kernel [I + H, 4*H]; bias [4*H], columns i, f, g, o; h0, c0 [B, H], zero if None. Time comes first.
-    lengths [B], in any order and from 0 to T: row b ends after lengths[b] steps, its outputs past that are zero and its
+    lengths [B], in any order and from 0 to T: row b ends after lengths[b] steps, its later outputs are zero and its
     final state is that of its own last step. resets [T, B], bool: the state is zeroed before that step.
     reverse: each row is read from its own last step to its first; outputs stay at the step they belong to.
     Returns Output: h [T, B, H]; h_n, c_n [B, H]; with return_cells, cells [T, B, H]; with return_gates, the activated
     gates [T, B, 4, H] in order i, f, g, o. keep_for_backward keeps what `lstm_backward` needs, including references to
     x, kernel and the output: do not modify them before that call. matmul_precision: see `set_matmul_precision`.
-    Variants of the cell, which go together in any combination:
+    Variants of the cell, which can be combined:
     peepholes [3, H], rows i, f, o: the gates i and f also see the cell state before the step, o the one after it.
     projection [H, P]: h is (o * tanh(c)) @ projection. h0, h and h_n then end in P, and kernel is [I + P, 4*H].
     cell_clip: c is clipped to [-cell_clip, cell_clip] before anything sees it; no gradient passes where it was clipped.
     coupled_gates: f = 1 - i. The forget gate's columns, its bias and forget_bias are not read, their gradients are 0.
-    Where x lies on a CUDA device (an array of torch or cupy), so must all float arrays, and so do the results: float32
-    or bfloat16, with c, cells and gates in float32. The call is asynchronous, and autograd
-    does not record it.
+    If x is on a CUDA device (an array of torch or cupy), all float arrays must be there, and the results are: float32
+    or bfloat16, with c, cells and gates in float32. The call is asynchronous, and autograd does not record it.
     Raises ValueError naming the argument whose shape or values are wrong; TypeError for other or mixed dtypes.
     Source: `reference.lstm` is the same in NumPy.
     """
@@ -122,23 +121,23 @@ def lstm_backward(
     d_h_n: npt.NDArray[Any] | None = None,
     d_c_n: npt.NDArray[Any] | None = None,
 ) -> Gradients:
-    """Carry the derivatives of a loss by the outputs of `lstm` back to its arguments.
+    """Compute the gradients of a loss by the arguments of `lstm`, from those by its outputs.
 
     out: returned by lstm(..., keep_for_backward=True). d_h [T, B, H], d_h_n, d_c_n [B, H]; None stands for zeros.
-    Returns Gradients: x [T, B, I] (None for ids), kernel, bias, h0, c0, and peepholes and projection where there were,
-    each of its argument's shape. May be called again with other derivatives.
+    Returns Gradients: x [T, B, I] (None for ids), kernel, bias, h0, c0, and peepholes and projection if given, each of
+    its argument's shape. May be called again with other derivatives.
     Raises ValueError naming the argument at fault, TypeError for another dtype.
     Source: backpropagation through time, Werbos 1990; `reference.lstm_backward` is the same in NumPy.
     """
     if not isinstance(out, Output):
-        raise TypeError(f"out must be what lstm returned, got {type(out).__name__}")
+        raise TypeError(f"out must be the Output of lstm, got {type(out).__name__}")
     if out._saved is None:
         raise ValueError("out must come from lstm(..., keep_for_backward=True), got one that kept nothing")
     return out._saved.backward(d_h, d_h_n, d_c_n)
 
 
 def _cell_of(forget_bias: Any, peepholes: Any, projection: Any, cell_clip: Any, coupled_gates: Any) -> Cell:
-    """The cell that these arguments of `lstm` ask for."""
+    """Return the cell with these options of `lstm`."""
     if projection is None and peepholes is None and cell_clip is None and not coupled_gates:
         return _cell(check.finite("forget_bias", forget_bias))
     size = None
@@ -150,4 +149,4 @@ def _cell_of(forget_bias: Any, peepholes: Any, projection: Any, cell_clip: Any, 
     )
 
 
-_cell = functools.lru_cache(maxsize=256)(Cell)  # single steps would notice making one in every call
+_cell = functools.lru_cache(maxsize=256)(Cell)  # creating one in every call would slow down single steps

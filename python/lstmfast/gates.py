@@ -1,7 +1,6 @@
-"""The order of the four gates, once for Python: input, forget, cell, output, written i | f | g | o.
+"""The order of the four gates for all Python code: input, forget, cell, output, written i | f | g | o.
 
-Whoever needs to know which columns of a kernel belong to which gate asks here; `csrc/core/gates.h` is the same for C++.
-Layout and names only: no arithmetic, and no other library's order.
+`csrc/core/gates.h` is the same for C++. Layout and names only: no arithmetic, and no other library's order.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ FloatArray = npt.NDArray[np.floating[Any]]
 NAMES = ("input", "forget", "cell", "output")
 LETTERS = ("i", "f", "g", "o")
 COUNT = len(NAMES)
-PEEPHOLES = ("input", "forget", "output")  # the gates that may see the cell: the rows of peepholes [3, hidden_size]
+PEEPHOLES = ("input", "forget", "output")  # gates that may read the cell state: the rows of peepholes [3, hidden_size]
 
 
 def columns(name: str, hidden_size: int) -> slice:
-    """Columns of gate `name` in a kernel [rows, 4*hidden_size]. Raises KeyError listing the names if it is not one."""
+    """Columns of gate `name` in a kernel [rows, 4*hidden_size]. Raises KeyError listing the names for any other."""
     if name not in NAMES:
         raise KeyError(f"gate must be one of {', '.join(NAMES)}, got {name!r}")
     first = NAMES.index(name) * hidden_size
@@ -36,10 +35,10 @@ def split(values: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, Float
 
 
 class GateView:
-    """The weights of one gate: views of the whole cell's arrays, so that what is assigned here changes the cell.
+    """The weights of one gate: views of the cell's arrays, so that assignment changes the cell.
 
     Shapes: input_kernel [input_size, hidden_size]; recurrent_kernel [output_size, hidden_size], where output_size is
-    hidden_size or what a projection makes of it; bias [hidden_size]; peephole [hidden_size], None where there is none.
+    hidden_size, or projection_size with a projection; bias [hidden_size]; peephole [hidden_size] or None.
     Assignment writes into the view: `view.bias = ones` and `view.bias += 1` both reach the cell.
     """
 
@@ -65,7 +64,7 @@ class GateView:
     def __setattr__(self, name: str, values: npt.ArrayLike) -> None:
         view = getattr(self, name)
         if view is None:
-            raise AttributeError(f"this gate has no {name}: it sees no cell state")
+            raise AttributeError(f"this gate has no {name}: it does not read the cell state")
         view[...] = values
 
     def __repr__(self) -> str:
@@ -76,7 +75,7 @@ class GateView:
 class Gates(Mapping[str, GateView]):
     """The four gates of a kernel [input_size + output_size, 4*hidden_size] and its bias [4*hidden_size], by name.
 
-    output_size: numbers in h, hidden_size if None. peepholes [3, hidden_size], rows i, f, o, or None.
+    output_size: size of h, hidden_size if None. peepholes [3, hidden_size], rows i, f, o, or None.
     `Gates(kernel, bias)["forget"].input_kernel` is a writable view. Raises KeyError listing the names for any other.
     """
 

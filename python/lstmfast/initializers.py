@@ -1,7 +1,7 @@
-"""First values of weights. Randomness is an argument: a `numpy.random.Generator` is passed in, nothing seeds itself.
+"""Initial values of weights. Randomness comes only from the `numpy.random.Generator` passed in.
 
-Draws are made in float64 and rounded to `dtype`, so that one seed gives the same weights in every precision.
-Arrays only: which variable gets which initializer is the model's affair; `default` is for those that do not say.
+Values are drawn in float64 and rounded to `dtype`, so that one seed gives the same weights in every precision.
+Returns arrays only: the model chooses the initializer of each variable, `default` unless it is given one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.floating[Any]]
 Shape = tuple[int, ...]
 Initializer = Callable[[str, Shape, np.random.Generator], FloatArray]
-"""What models take as `initializer`: the first values of the variable of this name and shape."""
+"""The type of a model's `initializer`: returns the initial values of the variable of this name and shape."""
 
 
 def zeros(shape: Shape, *, dtype: npt.DTypeLike = np.float64) -> FloatArray:
@@ -34,9 +34,9 @@ def uniform(
 def truncated_normal(
     shape: Shape, rng: np.random.Generator, *, mean: float = 0.0, std: float = 1.0, dtype: npt.DTypeLike = np.float64
 ) -> FloatArray:
-    """Normal numbers, drawn again where they lie more than two `std` from `mean`: `tf.truncated_normal`'s meaning.
+    """Normal numbers, redrawn if more than two `std` from `mean`, as in `tf.truncated_normal`.
 
-    `std` is that of the normal distribution before truncation; what is returned spreads by 0.88 of it.
+    `std` is that of the normal distribution before truncation; the standard deviation of the result is 0.88 of it.
     """
     values = rng.standard_normal(shape)
     while (outside := np.abs(values) > 2).any():
@@ -50,12 +50,12 @@ def orthogonal(
     """A matrix [rows, columns], its shorter side orthonormal, times gain. Source: Saxe, McClelland & Ganguli 2014."""
     rows, columns = shape
     q, r = np.linalg.qr(rng.standard_normal((max(shape), min(shape))))
-    q *= np.where(np.diagonal(r) < 0, -1.0, 1.0)  # QR leaves the signs open; fixed so, q is uniformly distributed
+    q *= np.where(np.diagonal(r) < 0, -1.0, 1.0)  # QR leaves the signs open; with these q is uniformly distributed
     return (gain * (q if rows >= columns else q.T)).astype(dtype)
 
 
 def default(name: str, shape: Shape, rng: np.random.Generator) -> FloatArray:
-    """Zero biases and peepholes; all else uniform within ±1/sqrt(rows), so that sums over its rows keep their size."""
+    """Zero biases and peepholes; others uniform within ±1/sqrt(rows), so that sums do not grow with the rows."""
     if name.endswith(("bias", "peepholes")):
         return zeros(shape)
     bound = 1 / math.sqrt(max(shape[0], 1))

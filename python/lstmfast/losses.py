@@ -1,6 +1,6 @@
-"""Losses and what is told about them: softmax cross entropy, perplexity, bits per character, clipping by global norm.
+"""Softmax cross entropy, perplexity, bits per character, and gradient clipping by global norm.
 
-Natural logarithms throughout: losses are in nats. Refuses to average over anything but the predictions it is given.
+Natural logarithms throughout: losses are in nats. Refuses to average over anything except the given predictions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def softmax_cross_entropy(logits: npt.NDArray[Any], targets: npt.NDArray[Any]) -
     """Return the mean of -log softmax(logits)[target], in nats, and its derivative by the logits, a new array.
 
     logits [..., classes], float32 or float64; targets [...], integers from 0 to classes - 1.
-    Raises ValueError naming the argument, for no predictions at all too; TypeError for other dtypes.
+    Raises ValueError naming the argument, also if there are no predictions; TypeError for other dtypes.
     """
     axes = tuple(f"axis{k}" for k in range(max(np.ndim(logits) - 1, 0)))
     logits = check.array("logits", logits, (*axes, "classes"))
@@ -40,7 +40,7 @@ def mean_cross_entropy_in_place(logits: Array, targets: Array, losses: Array) ->
 
 
 def perplexity(nats: float) -> float:
-    """Return exp of a mean loss in nats: the number of equally likely choices it amounts to. inf past float's range."""
+    """Return exp of a mean loss in nats: the equivalent number of equally likely choices. inf past float's range."""
     try:
         return math.exp(nats)
     except OverflowError:
@@ -53,7 +53,7 @@ def bits_per_character(nats: float) -> float:
 
 
 def clip_scale(norm: float, max_norm: float | None) -> float:
-    """Return the factor that brings a gradient of this norm down to `max_norm`: min(1, max_norm/norm).
+    """Return the factor that clips a gradient of this norm to `max_norm`: min(1, max_norm/norm).
 
     None or 0 turns clipping off: 1.0. Raises ValueError if norm is not finite or max_norm is negative or not finite.
     Source: Pascanu, Mikolov & Bengio 2013.

@@ -1,9 +1,9 @@
 """Optimizers: one update of one contiguous parameter buffer from one contiguous gradient buffer.
 
-Settings are checked when an optimizer is made, the learning rate at every update. Refuses to choose the learning rate
-(see `schedules`) and to clip: it takes the factor of `losses.clip_scale`, which saves a pass over the gradients.
-All a resumed run needs is `slots` and `step_count`. `OPTIMIZERS` lists them by name. The formulas are compiled: a class
-names one and hands it its constants.
+Settings are checked when an optimizer is created, the learning rate at every update. Refuses to choose the learning
+rate (see `schedules`) and to clip: it takes the factor of `losses.clip_scale`, which saves a pass over the gradients.
+To resume a run, restore `slots` and `step_count`. `OPTIMIZERS` lists the classes by name. The formulas are in the
+extension: a class names one and computes its constants.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lstmfast._checks import Array
 
 @dataclass
 class Optimizer(ABC):
-    """What all optimizers share: slots (name -> 1-D array as long as the parameters) and the number of updates done."""
+    """Base of all optimizers: slots (name -> 1-D array as long as the parameters) and the number of updates done."""
 
     slot_names: ClassVar[tuple[str, ...]] = ()
 
@@ -30,7 +30,7 @@ class Optimizer(ABC):
     step_count: int = field(default=0, init=False, repr=False, compare=False)
 
     def init(self, parameters: npt.NDArray[Any]) -> None:
-        """Allocate the slots for a parameter buffer [count], zero, and begin at step 0."""
+        """Allocate zeroed slots for a parameter buffer [count], and start at step 0."""
         parameters = check.buffer("parameters", parameters)
         self.slots = {name: np.zeros_like(parameters) for name in self.slot_names}
         self.step_count = 0
@@ -46,7 +46,7 @@ class Optimizer(ABC):
         """Change the parameters [count] in place by one step along gradient_scale * gradients [count].
 
         Raises ValueError naming the argument: a learning rate or scale that is NaN, infinite or negative, buffers of
-        different length, an optimizer whose `init` was for another length; TypeError for mixed dtypes.
+        different length, an optimizer initialized for another length; TypeError for mixed dtypes.
         """
         learning_rate = check.finite("learning_rate", learning_rate, 0.0)
         gradient_scale = check.finite("gradient_scale", gradient_scale, 0.0)
@@ -55,7 +55,7 @@ class Optimizer(ABC):
         gradients = check.array("gradients", gradients, (count,), "(count,)", dtype=dtype, like="parameters")
         for name in self.slot_names:
             if name not in self.slots:
-                raise ValueError(f"optimizer must be given its parameters first: call init(parameters) to make {name}")
+                raise ValueError(f"optimizer has no {name}: call init(parameters) first")
             check.buffer(f"slot {name}", self.slots[name], count, dtype, "parameters")
         step = check.whole_number("step_count", self.step_count, 0) + 1
         formula, constants = self._formula(learning_rate, step)
@@ -65,7 +65,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _formula(self, learning_rate: float, step: int) -> tuple[str, tuple[float, ...]]:
-        """The formula's name in the extension and its constants, for the update number `step`, counted from 1."""
+        """Return the formula's name in the extension and its constants for update `step`, counted from 1."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ class SGD(Optimizer):
 class Momentum(Optimizer):
     """Gradient descent with momentum: v = momentum*v + g; p -= learning_rate * v, or Nesterov's g + momentum*v.
 
-    Source: Sutskever, Martens, Dahl & Hinton 2013, in the form where the learning rate stays outside of v.
+    Source: Sutskever, Martens, Dahl & Hinton 2013, with the learning rate outside of v.
     """
 
     slot_names = ("velocity",)
@@ -136,7 +136,7 @@ class Adam(Optimizer):
         check.finite("weight_decay", self.weight_decay, 0.0)
 
     def _formula(self, learning_rate: float, step: int) -> tuple[str, tuple[float, ...]]:
-        beta1, beta2 = float(self.beta1), float(self.beta2)  # NumPy's float32 would make powers of its own
+        beta1, beta2 = float(self.beta1), float(self.beta2)  # with NumPy's float32 the powers would be float32
         step_size, second_scale = learning_rate / (1 - beta1**step), 1 / (1 - beta2**step)
         means = beta1, 1 - beta1, beta2, 1 - beta2
         return "adam", (learning_rate, step_size, second_scale, *means, self.epsilon, self.weight_decay)
@@ -144,4 +144,4 @@ class Adam(Optimizer):
 
 OptimizerName: TypeAlias = Literal["sgd", "momentum", "rmsprop", "adam"]
 OPTIMIZERS: dict[OptimizerName, type[Optimizer]] = {"sgd": SGD, "momentum": Momentum, "rmsprop": RMSprop, "adam": Adam}
-"""Every optimizer by its name on the command line, which is also that of its function in `reference`."""
+"""The optimizers by name; the command line and the functions of `reference` use the same names."""

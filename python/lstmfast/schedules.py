@@ -1,4 +1,4 @@
-"""Learning rates over time: frozen dataclasses, called with the number of the step, counted from 0.
+"""Learning rate schedules: frozen dataclasses, called with the step number, counted from 0.
 
 A schedule is a pure function of the step, so that resuming a run needs only the step. It never sees a loss or a model.
 """
@@ -48,9 +48,9 @@ class ExponentialDecay:
 
 @dataclass(frozen=True)
 class CosineWithWarmup:
-    """A line up over warmup_steps, then half a cosine down to final_fraction of the peak at total_steps and after.
+    """Linear warmup over warmup_steps, then half a cosine down to final_fraction of the peak, reached at total_steps.
 
-    Step warmup_steps is the first at the full learning_rate. Source: Loshchilov & Hutter 2017, one period.
+    Step warmup_steps is the first with the full learning_rate. Source: Loshchilov & Hutter 2017, one period.
     """
 
     learning_rate: float

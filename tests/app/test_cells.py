@@ -112,7 +112,7 @@ def test_a_loss_of_ones_own_takes_the_place_of_cross_entropy() -> None:
 
 
 def test_cell_and_its_options_do_not_go_together() -> None:
-    with pytest.raises(ValueError, match="forget_bias must be given within cell where a cell is given"):
+    with pytest.raises(ValueError, match="forget_bias must be set in cell if a cell is given"):
         lf.CharLM(5, 6, cell=lf.Cell(peepholes=True), forget_bias=0.0)
     with pytest.raises(TypeError, match="cell must be a lstmfast.Cell, got str"):
         lf.LSTM(3, 4, cell="peepholes")  # type: ignore[arg-type]
