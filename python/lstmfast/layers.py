@@ -1,14 +1,14 @@
-"""Layers: weights that live in one buffer, and the state that one call leaves for the next.
+"""Layers: weights in one buffer, and what a call keeps for its backward pass.
 
-`LSTMCell` names the weights of one LSTM, `LSTM` stacks cells over time, depth and direction, `Embedding` and `Linear`
-stand before and after it. Layers declare the shapes they need and bind to views, so that a model can keep all of its
-layers in one `ParameterBuffer`. Every layer has `forward_into` and `backward_into` for models: arguments checked,
-results written into arrays of the caller, on whichever engine the layer is.
-Refuses to update weights (see `optimizers`) and to know of losses (see `losses`). One object serves one thread at a
-time: between a call and its `backward` it remembers the call.
+`LSTMCell` holds the weights of one LSTM, `LSTM` stacks cells over time, depth and direction, `Embedding` comes before
+and `Linear` after it. Layers declare the shapes they need and bind to views, so that a model can keep all of its layers
+in one `ParameterBuffer`. All but `LSTMCell` have `forward_into` and `backward_into` for models: arguments already
+checked, results written into the caller's arrays, on the layer's engine.
+Refuses to update weights (see `optimizers`) and to compute losses (see `losses`). Use an object from one thread at a
+time: between a call and its `backward` it holds the call's data.
 
-Layers can be copied and pickled. Of a copy the parameters are again views of one buffer; `copy.copy` shares that buffer
-with the original. What a call with training=True has left for `backward` stays with the original.
+Layers can be copied and pickled. The parameters of a copy are views of one buffer, too; `copy.copy` shares that buffer
+with the original. What a call with training=True keeps for `backward` is not copied.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from lstmfast.gates import Gates
 from lstmfast.initializers import Shape
 
 STREAM_FEATURES: frozenset[str] = frozenset()
-"""Features of a cell that packed streams have."""
+"""Features of a cell that packed streams support."""
 
 __all__ = ["LSTM", "Embedding", "FrozenLSTM", "LSTMCell", "Linear", "ParameterBuffer"]
 
 
 class _OfCell:
-    """The options of `cell`. All but forget_bias are read-only, because weights depend on them."""
+    """The options of `cell`. All except forget_bias are read-only, because weights depend on them."""
 
     cell: Cell
 
     @property
     def forget_bias(self) -> float:
-        """Added to the forget gate at run time. May be set, for the calls that follow."""
+        """Added to the forget gate at run time. Setting it affects later calls."""
         return self.cell.forget_bias
 
     @forget_bias.setter
@@ -60,12 +60,12 @@ class _OfCell:
 
     @property
     def projection_size(self) -> int | None:
-        """Numbers in a projected h, None without a projection."""
+        """Size of a projected h, None without a projection."""
         return self.cell.projection_size
 
     @property
     def cell_clip(self) -> float | None:
-        """Bound of the cell state, None without one."""
+        """Bound of the cell state, None without clipping."""
         return self.cell.cell_clip
 
     @property
@@ -75,14 +75,14 @@ class _OfCell:
 
 
 class LSTMCell(OfParameters, _OfCell):
-    """The weights of one LSTM, and one step of it.
+    """The weights of one LSTM; a call advances it by one step.
 
     kernel [input_size + hidden_size, 4*hidden_size], bias [4*hidden_size]; gates["input" | "forget" | "cell" |
-    "output"] has writable views input_kernel, recurrent_kernel and bias. forget_bias is added at run time and is no
-    part of bias. storage: a ParameterBuffer of these `shapes`, first values included; None allocates one, drawn by rng.
-    Other cells than the standard one, by the options of `Cell` or as `cell`: with projection_size, `projection`
-    [hidden_size, projection_size], h has that many numbers (`output_size`) and kernel that many recurrent rows; with
-    peepholes, `peepholes` [3, hidden_size], and gates have a view peephole.
+    "output"] has writable views input_kernel, recurrent_kernel and bias. forget_bias is added at run time and is not
+    part of bias. storage: a ParameterBuffer of these `shapes`, with initial values; None allocates one and draws from
+    rng. The options of `Cell`, or a `cell`, select variants. With projection_size there is `projection`
+    [hidden_size, projection_size]; h has that size (`output_size`) and kernel that many recurrent rows. With peepholes
+    there are `peepholes` [3, hidden_size], and gates have a view peephole.
     """
 
     _view_names = (*OfParameters._view_names, "gates")
@@ -116,7 +116,7 @@ class LSTMCell(OfParameters, _OfCell):
         super()._bind(storage)
         self.gates = Gates(self.kernel, self.bias, output_size=self.output_size, peepholes=self.peepholes)
 
-    # Without setters: a call would not see an array that is put in the place of one in the buffer.
+    # No setters: the buffer would not contain an array assigned here.
     @property
     def kernel(self) -> Array:
         """Kernel [input_size + output_size, 4*hidden_size]."""
@@ -129,12 +129,12 @@ class LSTMCell(OfParameters, _OfCell):
 
     @property
     def peepholes(self) -> Array | None:
-        """Peepholes [3, hidden_size], None in a cell without."""
+        """Peepholes [3, hidden_size], or None."""
         return self.parameters.get("peepholes")
 
     @property
     def projection(self) -> Array | None:
-        """Projection [hidden_size, projection_size], None in a cell without."""
+        """Projection [hidden_size, projection_size], or None."""
         return self.parameters.get("projection")
 
     @staticmethod
@@ -153,7 +153,7 @@ class LSTMCell(OfParameters, _OfCell):
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state must be a pair of arrays (h, c), got {type(state).__name__}")
         cell, weights = self.cell, self.parameters
-        if isinstance(x, np.ndarray):  # `functional.lstm_step` would make the cell of its options again
+        if isinstance(x, np.ndarray):  # `functional.lstm_step` would build the cell from its options again
             return cpu.lstm_step(
                 x, *state, weights["kernel"], weights["bias"], cell=cell, peepholes=weights.get("peepholes"),
                 projection=weights.get("projection"),
@@ -167,7 +167,7 @@ class LSTMCell(OfParameters, _OfCell):
 class Dropout:
     """Inverted dropout: each value survives with probability 1 - rate and is divided by it. Srivastava et al. 2014.
 
-    Masks are drawn on the host, so that a seed means the same numbers on every engine.
+    Masks are drawn on the host, so that a seed gives the same numbers on every engine.
     """
 
     def __init__(self, rate: float, dtype: np.dtype[Any], engine: Engine = CPU) -> None:
@@ -194,7 +194,7 @@ class Dropout:
         return out
 
     def backward_into(self, gradient: Array) -> None:
-        """Turn, in place, the derivative by the last call's result into that by its x."""
+        """Turn the derivative by the last call's result into that by its x, in place."""
         if self._mask is not None:
             gradient *= self._mask
 
@@ -202,14 +202,14 @@ class Dropout:
 class LSTM(OfParameters, _OfCell):
     """A stack of LSTM layers over whole sequences, in one direction or both.
 
-    dropout: share of the values dropped between layers while training, drawn from rng. forget_bias is added at run
-    time. Variables are named layer0.kernel, layer0.bias, layer0_reverse.kernel, ...; layer k > 0 reads the hidden_size
-    (bidirectional: 2*hidden_size, forward first) outputs of the layer below. The options of
-    `Cell`, or a `cell`, hold for all cells; with projection_size h has output_size = projection_size numbers a
-    direction wherever hidden_size is said of it, and there are variables layer0.peepholes, layer0.projection, ...
+    dropout: share of the values dropped between layers in training, drawn from rng. forget_bias is added at run time.
+    Variables are named layer0.kernel, layer0.bias, layer0_reverse.kernel, ...; layer k > 0 reads the hidden_size
+    (bidirectional: 2*hidden_size, forward first) outputs of the layer below. The options of `Cell`, or a `cell`, apply
+    to all cells and add variables layer0.peepholes, layer0.projection, ...; with projection_size, replace hidden_size
+    by output_size = projection_size in every shape of h.
     `cells` has one LSTMCell for each layer and direction, in the order of the states: layer 0 forward, layer 0 reverse,
     layer 1 forward, ... as in PyTorch.
-    storage: a ParameterBuffer of these `shapes`, first values included; None allocates one and draws with rng.
+    storage: a ParameterBuffer of these `shapes`, with initial values; None allocates one and draws from rng.
     """
 
     _view_names = (*OfParameters._view_names, "cells")
@@ -250,7 +250,7 @@ class LSTM(OfParameters, _OfCell):
         self.dropout = check.fraction("dropout", dropout)
         self.dtype = check.float_dtype(dtype)
         self._rng = np.random.default_rng() if rng is None else check.generator("rng", rng)
-        # Of a copy for inference: how its weights are kept. None: somebody may write to them between two calls.
+        # The weight format of a copy for inference. None: weights may change between calls.
         self._frozen_weights: str | None = None
         shapes = _stack_shapes(self.cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional)
         self._bind(_storage(storage, shapes, self.dtype, self._rng))
@@ -284,15 +284,15 @@ class LSTM(OfParameters, _OfCell):
             )
         self._dropouts = [Dropout(self.dropout, self.dtype, engine) for _ in range(self.num_layers - 1)]
         self._scratch = Scratch(self.dtype, engine)
-        # The call that `backward` belongs to: its time_steps, batch, ids.
+        # Of the call that `backward` belongs to: time_steps, batch, whether x is ids.
         self._trained: tuple[int, int, bool] | None = None
-        # This layer on a device, made by the first call there, and whether the last call was one.
+        # This layer on a device, created by the first call there, and whether the last call was for training there.
         self._device: _DeviceTwin | None = None
         self._trained_on_device = False
 
     @property
     def peepholes(self) -> bool:
-        """Whether the gates see the cell state."""
+        """Whether the gates read the cell state."""
         return self.cell.peepholes
 
     @staticmethod
@@ -310,9 +310,9 @@ class LSTM(OfParameters, _OfCell):
         return _stack_shapes(cell, input_size, hidden_size, num_layers, bidirectional)
 
     def weights_changed(self) -> None:
-        """Do nothing: every call sees the weights as they are, whoever wrote them. Deprecated.
+        """Do nothing: every call uses the current weights. Deprecated.
 
-        Calls that are to be spared the look go through `inference`.
+        `inference` avoids the comparison of weights in every call.
         """
         warnings.warn(
             "weights_changed does nothing and will be removed: every call sees the weights as they are",
@@ -323,20 +323,20 @@ class LSTM(OfParameters, _OfCell):
     def inference(self, *, weights: str = "float32") -> FrozenLSTM:
         """Return a frozen copy of the stack as it is now: called like the layer, without training.
 
-        A call of the layer looks at all of its weights, to see whether what it has packed of them is still right; the
-        copy does not. Later writes to the layer's weights do not reach it, and its own are read-only.
-        weights: how kernels are kept. "float32": as they are. "bfloat16": rounded to 8 bits of precision; where the CPU
+        A layer compares its weights with those it has packed, in every call that may use packed ones; the copy does
+        not. Later writes to the layer's weights do not affect it, and its own are read-only.
+        weights: the format of the kernels. "float32": unchanged. "bfloat16": rounded to 8 bits of precision; if the CPU
         multiplies bfloat16 (AMX, AVX512_BF16) and there are 16 rows or more, x and h are rounded too. "int8": rounded
-        to a quarter of the bytes, with one scale for each gate of each unit (max |w| / 127, for the input's and the
-        recurrent weights apart: per channel); rows of x and h are rounded too, each with its own scale, and products
-        are sums of integers. No calibration; expect an error of 1e-2 of h, and two to four times the speed on a CPU
-        with VNNI. Gates, sums and states are float32. Raises ValueError for other words, for a float64 layer that is
-        not to stay as it is, and for int8 if a weight is not finite.
+        to a quarter of the bytes, with one scale for each gate of each unit (max |w| / 127, separate for input and
+        recurrent weights: per channel); rows of x and h are rounded too, each with its own scale, and products are sums
+        of integers. No calibration; expect an error of 1e-2 of h, and two to four times the speed on a CPU with VNNI.
+        Gates, sums and states are float32. Raises ValueError for other values, for a float64 layer unless weights is
+        "float32", and for int8 if a weight is not finite.
         """
         return FrozenLSTM(self, weights=weights)
 
     def _freeze(self, weights: str) -> None:
-        """Keep the weights as this word of `inference` says. Nobody may write to them from now on."""
+        """Convert the weights to this format of `inference`. They must not change from now on."""
         self._frozen_weights = check.kept_weights(weights, self.dtype)
         if weights == "int8":
             check.int8_weights(self.parameters)
@@ -362,11 +362,11 @@ class LSTM(OfParameters, _OfCell):
         """Run the stack: return h [T, B, num_directions*hidden_size] of the top layer and the final state (h, c).
 
         x [T, B, input_size], or integer ids [T, B], each standing for a one-hot row of input_size; state as in
-        `zero_state`, which None stands for; lengths [B] and resets [T, B] as in `lstm`. With batch_first, x, resets and
-        the returned h begin [B, T]; states do not. training keeps what `backward` needs and applies dropout; x and
-        the returned h must then stay as they are until `backward` is done. What is returned is new in every call.
-        Where x lies on a CUDA device (a float32 array of torch or cupy), so must the state, and so do the results;
-        weights are sent there when they have changed, and `backward` brings their gradients back.
+        `zero_state`, zeros if None; lengths [B] and resets [T, B] as in `lstm`. With batch_first, x, resets and the
+        returned h begin [B, T]; states do not. training keeps what `backward` needs and applies dropout; do not modify
+        x and the returned h until `backward` is done. Returned arrays are new in every call.
+        If x is on a CUDA device (a float32 array of torch or cupy), the state must be there, and the results are;
+        changed weights are copied to the device, and `backward` copies their gradients back.
         Raises ValueError naming the argument whose shape or values are wrong; TypeError for a dtype not the layer's.
         """
         if not isinstance(x, np.ndarray) and is_on_device(x):
@@ -390,10 +390,10 @@ class LSTM(OfParameters, _OfCell):
         return h, (h_n, c_n)
 
     def backward(self, d_h: npt.NDArray[Any] | None, d_state: State | None = None) -> tuple[Array | None, State]:
-        """Carry the derivatives of a loss back through the last call, which must have had training=True.
+        """Backpropagate a loss through the last call, which must have had training=True.
 
-        d_h: by the returned h, of its shape; d_state: by the returned state; None stands for zeros. Returns d_x, of the
-        shape of x (None for ids), and the derivative by the initial state, all new; overwrites `gradients`.
+        d_h, d_state: derivatives by the returned h and state, of their shapes; None stands for zeros. Returns d_x, of
+        the shape of x (None for ids), and the derivative by the initial state, all new; overwrites `gradients`.
         Raises RuntimeError without such a call; ValueError and TypeError naming the argument at fault.
         """
         if self._trained_on_device and self._device is not None:
@@ -413,17 +413,17 @@ class LSTM(OfParameters, _OfCell):
         return d_x, (d_h0, d_c0)
 
     def stream(self, batch_size: int = 1, *, token_input: bool = False, weights: str = "float32") -> _core.Stream:
-        """Return the stack as it is now, packed for one step at a time: stream.step(x) -> h, and a state inside.
+        """Return a packed copy of the stack for one step at a time: stream.step(x) -> h, with its state inside.
 
         step takes x [batch_size, input_size], or with token_input int32 ids [batch_size], and returns the top layer's h
         [batch_size, hidden_size], the same array each time; reset() zeroes the state; `state` reads and sets it.
-        Later changes of the weights do not reach it. weights: how they are kept, "float32" as they are; "bfloat16"
-        rounded to half the bytes, or "int8", a quarter, with one scale for each gate of each unit (max |w| / 127, for
-        the input's and the recurrent weights apart, as per-channel quantization has it). A step of few rows waits for
-        its weights, so large layers gain: see csrc/README.md for how much, and for what it does to the loss. Biases and
-        the rows that ids select stay as they are, sums and states are float32.
-        Raises ValueError for a bidirectional layer, which needs the whole sequence, for cells that are not plain, for
-        other words, for a float64 layer that is not to stay as it is, and for int8 where a weight is not finite.
+        Later changes of the weights do not affect it. weights: their format, "float32" unchanged; "bfloat16" rounded to
+        half the bytes, or "int8" to a quarter, with one scale for each gate of each unit (max |w| / 127, separate for
+        input and recurrent weights: per-channel quantization). With few rows a step is bound by reading weights, so
+        large layers gain most: csrc/README.md gives the speed and the effect on the loss. Biases and the rows that ids
+        select are not rounded, sums and states are float32.
+        Raises ValueError for a bidirectional layer, which needs the whole sequence, for cells that are not standard,
+        for other values, for a float64 layer unless weights is "float32", and for int8 if a weight is not finite.
         """
         if self.bidirectional:
             raise ValueError("stream needs bidirectional=False: the reverse direction begins at the end of a sequence")
@@ -436,7 +436,7 @@ class LSTM(OfParameters, _OfCell):
         )
 
     def check_input(self, x: Any) -> Array:
-        """Return x, checked, with its first two axes as they came: ids as int32, floats with unit stride."""
+        """Return x, checked, with its first two axes in the given order: ids as int32, floats with unit stride."""
         if check.is_ready(x, 3, self.input_size, self.dtype):
             return cast(Array, x)
         if check.is_ids(x):
@@ -460,7 +460,7 @@ class LSTM(OfParameters, _OfCell):
     ) -> State:
         """As a call, for models: time-major, arguments already checked, the top layer's output written to `h`.
 
-        rng draws the dropout; None drops nothing. The returned state is new.
+        Dropout draws from rng; None turns it off. The returned state is new.
         """
         time_steps, batch = x.shape[:2]
         token_input = x.ndim == 2
@@ -475,7 +475,7 @@ class LSTM(OfParameters, _OfCell):
             output = h if top else self._scratch(f"h{layer}", tuple(h.shape))
             for direction in range(self.num_directions):
                 k = layer * self.num_directions + direction
-                # By position: names would take longer than a small layer's step.
+                # By position: keyword arguments would take longer than a small layer's step.
                 self._sequences[k].forward(
                     x, self._half(output, direction), h_n[k], c_n[k],
                     None if h0 is None else h0[k], None if c0 is None else c0[k],
@@ -533,24 +533,24 @@ class LSTM(OfParameters, _OfCell):
     @overload
     def _time_major(self, a: None) -> None: ...
     def _time_major(self, a: Array | None) -> Array | None:
-        """The array as the extension sees it: with batch_first a view whose first two axes are swapped."""
+        """Return the array time-major: with batch_first a view with the first two axes swapped."""
         return a.swapaxes(0, 1) if self.batch_first and a is not None else a
 
     def _half(self, h: Array, direction: int) -> Array:
-        """The columns of one direction: a strided view, so that both are written side by side without a copy."""
+        """The columns of one direction, a strided view: both directions write into h without a copy."""
         return h[..., direction * self.output_size : (direction + 1) * self.output_size] if self.bidirectional else h
 
     def _input_size_of(self, layer: int) -> int:
         return self.num_directions * self.output_size if layer else self.input_size
 
     def _state_shapes(self, batch: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """Those of h and c."""
+        """Return the shapes of h and c."""
         cells = self.num_layers * self.num_directions
         return (cells, batch, self.output_size), (cells, batch, self.hidden_size)
 
 
 def _nearest_bfloat16(values: Array) -> Array:
-    """float32 values rounded to their upper 16 bits, ties to even."""
+    """Return float32 values rounded to their upper 16 bits, ties to even."""
     bits = values.view(np.uint32)
     upper = bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000
     return np.asarray(np.where(np.isfinite(values), upper.view(np.float32), values))
@@ -564,7 +564,7 @@ def read_only(values: Array) -> Array:
 
 
 class _DeviceTwin:
-    """A layer on one device: the same layer over a copy of its weights there."""
+    """A layer on one device, with a copy of its weights there."""
 
     def __init__(self, layer: LSTM, x: Any) -> None:
         if layer.dtype != np.float32:
@@ -577,7 +577,7 @@ class _DeviceTwin:
         self._layer = layer._on(self._engine, self._mirror.storage)
 
     def serves(self, x: Any) -> bool:
-        """Tell whether x is of the framework and the device that this is for."""
+        """Whether x has the framework and the device of this twin."""
         return self._engine.serves(x)
 
     def __call__(self, x: Any, state: Any, *, lengths: Any, resets: Any, training: bool) -> tuple[Any, Any]:
@@ -616,9 +616,9 @@ def _pair(name: str, value: Any) -> Any:
 
 
 class FrozenLSTM:
-    """What `LSTM.inference` returns: the stack as it was then. Weights are packed once and not looked at again.
+    """A copy of a stack, made by `LSTM.inference`. Weights are packed once and never compared again.
 
-    `weights`: how they are kept, "float32", "bfloat16" or "int8".
+    `weights`: their format, "float32", "bfloat16" or "int8".
     """
 
     def __init__(self, layer: LSTM, *, weights: str = "float32") -> None:
@@ -637,7 +637,7 @@ class FrozenLSTM:
 
     @property
     def parameters(self) -> dict[str, Array]:
-        """The weights, read-only, by the names that they have in the layer; those of bfloat16 are rounded."""
+        """The weights, read-only, by their names in the layer; with "bfloat16", kernels are rounded."""
         return {name: read_only(values) for name, values in self._layer.parameters.items()}
 
     def zero_state(self, batch_size: int) -> State:
@@ -657,9 +657,9 @@ class FrozenLSTM:
 
 
 class Linear(OfParameters):
-    """A dense layer: x @ kernel + bias, for what stands after an LSTM.
+    """A dense layer: x @ kernel + bias.
 
-    kernel [input_size, output_size], bias [output_size]. storage: as of `LSTMCell`.
+    kernel [input_size, output_size], bias [output_size]. storage: as in `LSTMCell`.
     """
 
     _view_names = (*OfParameters._view_names, "kernel", "bias")
@@ -695,7 +695,7 @@ class Linear(OfParameters):
     def __call__(self, x: npt.NDArray[Any], *, training: bool = False) -> Array:
         """Return x @ kernel + bias [..., output_size] of x [..., input_size], new.
 
-        training keeps x for `backward`: it must stay as it is until that is done.
+        training keeps x for `backward`: do not modify it before.
         Raises ValueError naming x if its last axis is not input_size; TypeError for a dtype not the layer's.
         """
         axes = tuple(f"axis{k}" for k in range(max(np.ndim(x) - 1, 0)))
@@ -706,13 +706,13 @@ class Linear(OfParameters):
         return out
 
     def forward_into(self, out: Array, x: Array) -> None:
-        """As a call, for models: out [N, output_size] of x [N, input_size], checked."""
+        """As a call, for models: fill out [N, output_size] from x [N, input_size], already checked."""
         self._engine.linear(x, self.kernel, self.bias, out)
 
     def backward(self, d_out: npt.NDArray[Any]) -> Array:
         """Return the derivative by x of the last call, which must have had training=True; overwrite `gradients`.
 
-        d_out [..., output_size]: the derivative by what that call returned. What is returned is new.
+        d_out [..., output_size]: the derivative by that call's result. The returned array is new.
         Raises RuntimeError without such a call; ValueError and TypeError naming d_out.
         """
         x = _kept(self._trained_on)
@@ -724,7 +724,7 @@ class Linear(OfParameters):
         return d_x
 
     def backward_into(self, d_x: Array, x: Array, d_out: Array) -> None:
-        """As `backward`, for models: x is what the call was given; d_x is written."""
+        """As `backward`, for models: x is that of the call; fills d_x."""
         gradients = self.gradients
         self._engine.linear_backward(x, self.kernel, d_out, d_x, gradients["kernel"], gradients["bias"])
 
@@ -732,7 +732,7 @@ class Linear(OfParameters):
 class Embedding(OfParameters):
     """A learned vector for each token: row ids[...] of a table [vocab_size, embedding_size].
 
-    storage: as of `LSTMCell`.
+    storage: as in `LSTMCell`.
     """
 
     _view_names = (*OfParameters._view_names, "table")
@@ -768,29 +768,29 @@ class Embedding(OfParameters):
     def __call__(self, ids: npt.NDArray[Any], *, training: bool = False) -> Array:
         """Return the rows [..., embedding_size] of integer ids [...], new. training keeps the ids for `backward`.
 
-        Raises ValueError for an id outside of the table, TypeError for what is no array of integers; both name ids.
+        Raises ValueError for an id outside of the table, TypeError unless ids is an array of integers; both name ids.
         """
         axes = tuple(f"axis{k}" for k in range(max(np.ndim(ids), 1)))
         checked = check.ids("ids", ids, self.vocab_size, axes)
         out = np.empty((*checked.shape, self.embedding_size), self.dtype)
         self.forward_into(out.reshape(-1, self.embedding_size), checked.reshape(-1))
         if training and checked is ids:
-            checked = checked.copy()  # callers often fill one array of ids again and again
+            checked = checked.copy()  # callers often reuse one array of ids
         self._trained_on = checked if training else None
         return out
 
     def forward_into(self, out: Array, ids: Array) -> None:
-        """As a call, for models: out [N, embedding_size] of ids [N], checked."""
+        """As a call, for models: fill out [N, embedding_size] from ids [N], already checked."""
         self._engine.gather(self.table, ids, out)
 
     def backward_into(self, d_out: Array, ids: Array) -> None:
-        """As `backward`, for models: ids are what the call was given."""
+        """As `backward`, for models: ids are those of the call."""
         self._engine.scatter(d_out, ids, self.gradients["table"])
 
     def backward(self, d_out: npt.NDArray[Any]) -> None:
         """Overwrite `gradients` with those of the last call, which must have had training=True.
 
-        d_out [..., embedding_size]: the derivative by what that call returned; rows of the same id are added up.
+        d_out [..., embedding_size]: the derivative by that call's result; rows of the same id are added up.
         Raises RuntimeError without such a call; ValueError and TypeError naming d_out.
         """
         ids = _kept(self._trained_on)
@@ -802,7 +802,7 @@ class Embedding(OfParameters):
 def _stack_shapes(
     cell: Cell, input_size: int, hidden_size: int, num_layers: int, bidirectional: bool
 ) -> dict[str, Shape]:
-    """The variables of a stack and their shapes."""
+    """Return the variables of a stack and their shapes."""
     above = cell.output_size(hidden_size) * (2 if bidirectional else 1)
     shapes: dict[str, Shape] = {}
     for layer, name in _directions(num_layers, bidirectional):
@@ -814,7 +814,7 @@ def _stack_shapes(
 def _storage(
     storage: ParameterBuffer | None, shapes: dict[str, Shape], dtype: np.dtype[Any], rng: np.random.Generator | None
 ) -> ParameterBuffer:
-    """Return the storage given, or one of these shapes with its first values drawn."""
+    """Return the given storage, or a new one of these shapes with initial values."""
     if storage is None:
         storage = ParameterBuffer.allocate(shapes, dtype)
         storage.fill(None, rng)
@@ -822,13 +822,13 @@ def _storage(
 
 
 def _kept(trained_on: Array | None) -> Array:
-    """Return what a call with training=True has kept."""
+    """Return the input that a call with training=True has kept."""
     if trained_on is None:
         raise RuntimeError("backward needs the last call of this layer to have had training=True")
     return trained_on
 
 
 def _directions(num_layers: int, bidirectional: bool) -> list[tuple[int, str]]:
-    """Every layer and direction, in the order of states and variables: (layer, name)."""
+    """Return (layer, name) of every layer and direction, in the order of states and variables."""
     suffixes = ("", "_reverse") if bidirectional else ("",)
     return [(layer, f"layer{layer}{suffix}") for layer, suffix in product(range(num_layers), suffixes)]
