@@ -1,8 +1,8 @@
-"""Models: layers in a row. `CharLM` predicts the next token, `SequenceClassifier` a label.
+"""Models made of layers. `CharLM` predicts the next token, `SequenceClassifier` a label.
 
-All parameters of a model lie in one contiguous buffer and all gradients in another, so that clipping, the optimizer and
+All parameters of a model are in one contiguous buffer and all gradients in another, so that clipping, the optimizer and
 a checkpoint each touch one array. Refuses to loop over data (see `trainer`) and to choose tokens (see `sampler`).
-Arrays between the layers are kept from call to call; what a method returns is new, unless its docstring says otherwise.
+Arrays between the layers are kept from call to call; returned arrays are new, unless a docstring says otherwise.
 Models can be copied and pickled, streams cannot.
 """
 
@@ -26,13 +26,13 @@ from lstmfast.initializers import Initializer, Shape
 from lstmfast.layers import LSTM, STREAM_FEATURES, Dropout, Embedding, Linear, read_only
 
 BatchLoss: TypeAlias = Callable[[Array, Any], tuple[float, Array]]
-"""A batch loss: (logits [N, classes], labels as they were given) -> (loss, its derivative by the logits)."""
+"""A batch loss: (logits [N, classes], labels as given) -> (loss, its derivative by the logits)."""
 
 DEVICES = ("cpu", "cuda")
 
 
 class _Layers(NamedTuple):
-    """The layers of a model that compute: its own, or twins of them on a device."""
+    """The layers that compute: the model's own, or twins of them on a device."""
 
     lstm: LSTM
     projection: Linear
@@ -40,7 +40,7 @@ class _Layers(NamedTuple):
 
 
 class _Model(OfParameters):
-    """What both models are: parameters in one buffer, an LSTM, and a linear projection of its outputs."""
+    """The base of both models: parameters in one buffer, an LSTM, and a linear projection of its outputs."""
 
     _scratch_names: ClassVar[tuple[str, ...]] = ("_engine", "_mirror", "_layers", "_dropouts", "_scratch")
 
@@ -98,7 +98,7 @@ class _Model(OfParameters):
 
     @property
     def cell(self) -> Cell:
-        """What the cells of `lstm` compute."""
+        """The options of the cells of `lstm`."""
         return self.lstm.cell
 
     @property
@@ -107,7 +107,7 @@ class _Model(OfParameters):
         return self.lstm.cell.forget_bias
 
     def _begin(self) -> None:
-        """Choose the engine, and the layers that compute: on the CPU the model's own, elsewhere twins of them."""
+        """Choose the engine and the layers that compute: on the CPU the model's own, elsewhere twins of them."""
         self._engine, self._mirror = CPU, None
         self._layers = _Layers(self.lstm, self.projection, self.embedding)
         if self.device == "cuda":
@@ -129,14 +129,14 @@ class _Model(OfParameters):
         return logits
 
     def _project_backward(self, features: Array, d_logits: Array) -> Array:
-        """Fill the projection's gradients; return the derivative by what went into the dropout before it."""
+        """Fill the projection's gradients; return the derivative by the features before dropout."""
         d_features = self._scratch("d_features", tuple(features.shape))
         self._layers.projection.backward_into(d_features, features, d_logits)
         self._dropouts[1].backward_into(d_features)
         return d_features
 
     def _dropout_rng(self, rng: np.random.Generator | None) -> np.random.Generator | None:
-        """Return the generator that dropout draws from, None without dropout."""
+        """Return the generator for dropout, None without dropout."""
         if self.dropout == 0.0:
             return None
         if rng is None:
@@ -144,7 +144,7 @@ class _Model(OfParameters):
         return check.generator("rng", rng)
 
     def _check_d_logits(self, d_logits: Any, logits: Array) -> Array:
-        """Return the derivative that a loss of the caller's own gave, checked."""
+        """Return the derivative from a user's loss, checked."""
         return check.array("d_logits", d_logits, logits.shape, "the shape of logits", dtype=self.dtype, like="logits")
 
 
@@ -152,16 +152,16 @@ class CharLM(_Model):
     """A language model over tokens: embedding (if any), LSTM stack, projection to one logit for each token.
 
     Variables: "embedding" [V, E] with embedding_size E, otherwise tokens are one-hot and look up rows of the kernel;
-    "lstm.layer0.kernel", "lstm.layer0.bias", ...; "projection.kernel" [H, V], "projection.bias" [V]. dropout falls on
-    every connection but the recurrent ones (Zaremba, Sutskever & Vinyals 2014): the embedding, between layers, and
-    before the projection. initializer: (name, shape, rng) -> first values, `initializers.default` if None.
-    cell: what the LSTM's cells compute, the standard one with this forget_bias if None. loss: one of your own,
-    (logits [T*B, V], targets [T*B]) -> (loss, derivative by the logits); without it mean softmax cross entropy in nats.
+    "lstm.layer0.kernel", "lstm.layer0.bias", ...; "projection.kernel" [H, V], "projection.bias" [V]. dropout applies to
+    the non-recurrent connections (Zaremba, Sutskever & Vinyals 2014): after the embedding, between layers, and before
+    the projection. initializer: (name, shape, rng) -> initial values, `initializers.default` if None.
+    cell: the options of the LSTM's cells; None is the standard cell with this forget_bias. loss: your own loss,
+    (logits [T*B, V], targets [T*B]) -> (loss, derivative by the logits); None is mean softmax cross entropy in nats.
     device: "cpu", or "cuda" to compute loss and gradients there; parameters, arguments and results are NumPy arrays
-    all the same, numbers agree to float32 rounding, and streams run on the CPU.
+    on both, numbers agree to float32 rounding, and streams run on the CPU.
     States (h, c) are [num_layers, B, H] each (h [num_layers, B, projection_size] with a projection); None stands for
     zeros.
-    Raises CudaUnavailableError with the reason where "cuda" cannot be had, ValueError for a cell that it does not have.
+    Raises CudaUnavailableError with the reason if "cuda" is not available, ValueError for a cell it does not support.
     """
 
     def __init__(
@@ -225,10 +225,10 @@ class CharLM(_Model):
         *,
         rng: np.random.Generator | None = None,
     ) -> tuple[float, State]:
-        """As `loss`, and overwrite `gradients` with those of the mean loss, the initial state taken as a constant.
+        """As `loss`, and overwrite `gradients` with those of the mean loss, with the initial state as a constant.
 
-        rng draws the dropout and must be given where there is any. Source: truncated backpropagation through time,
-        Williams & Peng 1990.
+        rng draws the dropout masks; required with dropout. Source: truncated backpropagation through time, Williams &
+        Peng 1990.
         """
         inputs, targets = self._pair(inputs, targets)
         rng = self._dropout_rng(rng)
@@ -251,14 +251,14 @@ class CharLM(_Model):
     def inference(self, *, weights: str = "float32") -> FrozenCharLM:
         """Return a frozen copy of the model as it is now, for logits and losses on the CPU.
 
-        weights: how the LSTM's are kept, "float32", "bfloat16" or "int8", and the errors: as in `LSTM.inference`.
+        weights: the format of the LSTM's weights, "float32", "bfloat16" or "int8". This and errors: `LSTM.inference`.
         """
         return FrozenCharLM(self, weights=weights)
 
     def stream(self, batch_size: int = 1, *, weights: str = "float32") -> CharStream:
-        """Return the model as it is now, packed for one token at a time in `batch_size` streams side by side.
+        """Return a packed copy of the model, for one token at a time in `batch_size` parallel streams.
 
-        weights: how the LSTM's are kept, "float32", "bfloat16" or "int8", as in `LSTM.stream`.
+        weights: the format of the LSTM's weights, "float32", "bfloat16" or "int8", as in `LSTM.stream`.
         """
         return CharStream(self, batch_size, weights=weights)
 
@@ -273,7 +273,7 @@ class CharLM(_Model):
         self, ids: Array, state: State | None, keep_for_backward: bool = False, rng: np.random.Generator | None = None
     ) -> tuple[Array, Array, State]:
         """Return the ids and the top layer's outputs [T*B, H], in scratch, on the engine; and the final state."""
-        if self._layers.lstm.cell is not self.lstm.cell:  # a twin of what the layer was before it was changed
+        if self._layers.lstm.cell is not self.lstm.cell:  # `_layers` has twins of the layer before a change of its cell
             self._begin()
         engine, (lstm, _, embedding) = self._engine, self._layers
         h0, c0 = self.lstm.check_state("state", state, ids.shape[1])
@@ -302,9 +302,9 @@ class CharLM(_Model):
 
 
 class FrozenCharLM:
-    """What `CharLM.inference` returns: the model as it was then. Weights are packed once and not looked at again.
+    """A copy of a model, made by `CharLM.inference`. Weights are packed once and never compared again.
 
-    `weights`: how those of the LSTM are kept, "float32", "bfloat16" or "int8".
+    `weights`: the format of the LSTM's weights, "float32", "bfloat16" or "int8".
     """
 
     def __init__(self, model: CharLM, *, weights: str = "float32") -> None:
@@ -316,7 +316,7 @@ class FrozenCharLM:
 
     @property
     def parameters(self) -> dict[str, Array]:
-        """The weights, read-only, by the names that they have in the model; kernels of bfloat16 are rounded."""
+        """The weights, read-only, by their names in the model; with "bfloat16", the LSTM's kernels are rounded."""
         return {name: read_only(values) for name, values in self._model.parameters.items()}
 
     def zero_state(self, batch_size: int) -> State:
@@ -335,11 +335,11 @@ class FrozenCharLM:
 
 
 class CharStream:
-    """A `CharLM` that reads and writes one token at a time, with packed weights and the state inside.
+    """A copy of a `CharLM` that reads and writes one token at a time, with packed weights and the state inside.
 
-    It is the model as it was when the stream was made. An embedding is folded into the first kernel: a token is then
-    one row of embedding @ input_kernel, which costs no more than one-hot. Those rows, and the projection, keep their
-    dtype whatever `weights` says. Cells that `LSTM.stream` does not have are stepped through by the layer, which is
+    Later changes of the model do not affect it. An embedding is folded into the first kernel: a token is then one row
+    of embedding @ input_kernel, which costs no more than one-hot. Those rows, and the projection, keep their dtype in
+    every format of `weights`. For cells that `LSTM.stream` does not support, each step is a call of the layer, which is
     slower; weights must then be "float32".
     """
 
@@ -360,7 +360,7 @@ class CharStream:
         self._state_shapes = model.lstm._state_shapes(self.batch_size)
 
     def step(self, ids: npt.NDArray[Any]) -> Array:
-        """Read ids [batch_size]; return the logits [batch_size, V] of the next ones: the same array each time."""
+        """Read ids [batch_size]; return the logits [batch_size, V] of the next ids, in the same array each time."""
         ids = check.ids("ids", ids, self.vocab_size, (self.batch_size,), "(batch_size,)")
         self._projection.apply(self._stream.step(ids), self._logits)
         return self._logits
@@ -371,7 +371,7 @@ class CharStream:
 
     @property
     def state(self) -> State:
-        """The state (h, c), each [num_layers, batch_size, hidden_size]: copies when read, copied when set."""
+        """The state (h, c), each [num_layers, batch_size, hidden_size]; copied when read and when set."""
         return self._stream.state
 
     @state.setter
@@ -392,7 +392,7 @@ class CharStream:
     ) -> npt.NDArray[np.int32]:
         """Draw N tokens in each stream and return them, int32 [N, batch_size].
 
-        token [batch_size], int32: the last token of each stream, read first, and left at the last one drawn.
+        token [batch_size], int32: the last token of each stream, read first; overwritten by the last token drawn.
         uniforms [N, batch_size], float64 in [0, 1): one draw for each token. temperature divides the logits; 0 takes
         the most probable token. top_k keeps the k most probable (0: all), top_p the fewest that together reach this
         probability (1.0: all). Raises ValueError or TypeError naming the argument at fault.
@@ -400,7 +400,7 @@ class CharStream:
         """
         checked = check.ids("token", token, self.vocab_size, (self.batch_size,), "(batch_size,)")
         if checked is not token or not token.flags.writeable:
-            raise TypeError("token must be a writable contiguous int32 array, because the last token is left in it")
+            raise TypeError("token must be a writable contiguous int32 array, because the last token is written to it")
         shape = ("count", self.batch_size)
         uniforms = check.array("uniforms", uniforms, shape, dtype=check.FLOAT64, like="every draw")
         if uniforms.size and not (uniforms.min() >= 0.0 and uniforms.max() < 1.0):
@@ -434,7 +434,7 @@ def _packed_stream(model: CharLM, batch_size: int, weights: str) -> _core.Stream
 
 
 class _SteppedStream:
-    """`_core.Stream` for cells that it does not have: a frozen stack, called for one step at a time."""
+    """A stream for cells that `_core.Stream` does not support: a frozen stack, called for one step at a time."""
 
     def __init__(self, model: CharLM, batch_size: int) -> None:
         self._layer = model.lstm.inference()
@@ -453,12 +453,12 @@ class _SteppedStream:
 
 
 class SequenceClassifier(_Model):
-    """Many to one: the last state of an LSTM stack, then a linear projection to one logit for each class.
+    """Many to one: the final h of an LSTM stack, then a linear projection to one logit for each class.
 
-    Variables as in `CharLM`; "projection.kernel" has 2*hidden_size rows if bidirectional: the state in which the
-    forward direction ends, then that of the reverse one. dropout falls between layers and before the projection.
-    cell: as in `CharLM`. loss: a batch loss of your own, (logits [B, num_classes], labels) -> (loss, derivative by the
-    logits); without it mean softmax cross entropy in nats, with integer labels [B].
+    Variables as in `CharLM`; "projection.kernel" has 2*hidden_size rows if bidirectional: for the final h of the
+    forward direction, then for that of the reverse one. dropout applies between layers and before the projection.
+    cell: as in `CharLM`. loss: your own batch loss, (logits [B, num_classes], labels) -> (loss, derivative by the
+    logits); None is mean softmax cross entropy in nats, with integer labels [B].
     """
 
     def __init__(
@@ -505,9 +505,9 @@ class SequenceClassifier(_Model):
         lengths: npt.ArrayLike | None = None,
         rng: np.random.Generator | None = None,
     ) -> float:
-        """Return the loss of a batch and overwrite `gradients` with its own. rng draws the dropout, if there is any.
+        """Return the loss of a batch and overwrite `gradients`. rng draws the dropout masks; required with dropout.
 
-        Raises ValueError naming the argument at fault, d_logits of a loss of your own included; TypeError for dtypes.
+        Raises ValueError naming the argument at fault, including d_logits of your own loss; TypeError for dtypes.
         """
         rng = self._dropout_rng(rng)
         features = self._dropouts[1].forward_into(self._run(x, lengths, keep_for_backward=True, rng=rng), rng)
