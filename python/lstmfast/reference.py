@@ -1,8 +1,8 @@
-"""What an LSTM is, in plain NumPy: the specification that people read and the oracle that the tests ask.
+"""The LSTM in plain NumPy: a specification to read, and the reference for the tests.
 
-Start at `lstm_step`; `lstm` says what time does to it, `lstm_backward` how the gradient flows back. Below them stands
-the rest of a character model: projection, loss, embedding, clipping, optimizers, the choice of the next token.
-Any float dtype, float32 to longdouble; results keep it. Never fast, never checks its arguments, never imports `_core`.
+Start at `lstm_step`; `lstm` runs it over time, and `lstm_backward` computes the gradients. Then follows the rest of a
+character model: projection, loss, embedding, clipping, optimizers, the choice of the next token.
+Any float dtype, float32 to longdouble; results keep it. Not fast, does not check arguments, does not import `_core`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def sigmoid(z: FloatArray) -> FloatArray:
-    """1 / (1 + exp(-z)), element by element, without overflow: the exponential is only taken of -|z|."""
+    """1 / (1 + exp(-z)), element by element, without overflow: only exp(-|z|) is computed."""
     e = np.exp(-np.abs(z))
     return np.where(z >= 0, 1 / (1 + e), e / (1 + e)).astype(e.dtype)
 
@@ -45,11 +45,11 @@ def lstm_step(
 
     Shapes: x [batch, input_size]; h, c [batch, hidden_size]; kernel [input_size + hidden_size, 4*hidden_size];
     bias [4*hidden_size]. Returns (h_next, c_next), both [batch, hidden_size].
-    Variants, all of which may be combined; they are off if not given:
-    peepholes [3, hidden_size], rows i, f, o: the gates i and f also see the earlier c, o sees the new one.
+    Variants, off by default, which can be combined:
+    peepholes [3, hidden_size], rows i, f, o: the gates i and f also read c, and o reads c_next.
     projection [hidden_size, P]: h_next is (o * tanh(c)) @ projection; h is [batch, P], kernel has input_size + P rows.
-    cell_clip > 0: the new c is clipped to [-cell_clip, cell_clip] before anything else sees it.
-    coupled_gates: f = 1 - i; the forget gate's columns, bias and peepholes, and forget_bias, mean nothing then.
+    cell_clip > 0: c_next is clipped to [-cell_clip, cell_clip] before anything else reads it.
+    coupled_gates: f = 1 - i; the forget gate's columns, bias and peepholes, and forget_bias, are ignored.
     Source: Hochreiter & Schmidhuber 1997; forget gate: Gers, Schmidhuber & Cummins 2000; peepholes: Gers & Schmidhuber
     2000; projection: Sak, Senior & Beaufays 2014; coupled gates: Greff et al. 2017 (CIFG).
     """
@@ -60,7 +60,7 @@ def lstm_step(
 
 @dataclass(frozen=True)
 class Variant:
-    """In what a cell departs from the plain one: the arguments of `lstm_step` of these names."""
+    """How a cell differs from the standard one: the arguments of `lstm_step` with these names."""
 
     peepholes: FloatArray | None = None
     projection: FloatArray | None = None
@@ -71,30 +71,30 @@ class Variant:
 def _cell(
     z: FloatArray, c: FloatArray, forget_bias: float, variant: Variant
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """The cell itself, from its gates' sums z [batch, 4*hidden_size]: o * tanh(c_next), which is h_next where nothing
-    projects it, c_next, and the gates [batch, 4, hidden_size]."""
+    """Return, from the pre-activations z [batch, 4*hidden_size], o * tanh(c_next), which is h_next without a
+    projection, c_next, and the gates [batch, 4, hidden_size]."""
     z_i, z_f, z_g, z_o = gates.split(z)
     peepholes = variant.peepholes
     if peepholes is not None:
         z_i, z_f = z_i + peepholes[0] * c, z_f + peepholes[1] * c
     i = sigmoid(z_i)  # input gate: how much of the candidate enters the cell
     f = 1 - i if variant.coupled_gates else sigmoid(z_f + forget_bias)  # forget gate: how much of the old cell stays
-    g = np.tanh(z_g)  # the candidate
+    g = np.tanh(z_g)  # candidate
     c_next = f * c + i * g
     if variant.cell_clip is not None:
         c_next = np.clip(c_next, -variant.cell_clip, variant.cell_clip)
     if peepholes is not None:
         z_o = z_o + peepholes[2] * c_next
-    o = sigmoid(z_o)  # output gate: how much of the cell is shown
+    o = sigmoid(z_o)  # output gate: how much of the cell enters h
     return o * np.tanh(c_next), c_next, np.stack([i, f, g, o], axis=1)
 
 
 def _cell_backward(
     d_m: FloatArray, d_c: FloatArray, activated: FloatArray, c_prev: FloatArray, c: FloatArray, variant: Variant
 ) -> tuple[FloatArray, FloatArray]:
-    """Gradients (d_z [batch, 4*hidden_size], d_c_prev) of one cell, from those of m = o * tanh(c) and of c.
+    """Return the gradients (d_z [batch, 4*hidden_size], d_c_prev) of one cell from those of m = o * tanh(c) and of c.
 
-    `activated`: as kept. The derivative of the clip is 0 where it changed c, and 1 within the bounds and on them.
+    activated: the gates. The derivative of the clip is 0 where it changed c, and 1 within the bounds and on them.
     """
     i, f, g, o = (activated[:, gate] for gate in range(gates.COUNT))
     peepholes = variant.peepholes
@@ -120,13 +120,13 @@ def _cell_backward(
 
 @dataclass(frozen=True)
 class Tape:
-    """What `lstm` keeps for `lstm_backward`: its arguments, and the state from which every step really started."""
+    """What `lstm` keeps for `lstm_backward`: its arguments, and the state before every step, after resets."""
 
     x: FloatArray | IntArray
     kernel: FloatArray
     variant: Variant
-    order: list[int]  # the time steps as they were processed
-    useful: BoolArray  # [T, B, 1]: the step lies within the row's length
+    order: list[int]  # the time steps in the order of processing
+    useful: BoolArray  # [T, B, 1]: the step is within the row's length
     starts_anew: BoolArray  # [T, B, 1]: the state was zeroed before the step
     h_prev: FloatArray  # [T, B, H], after resets; zero where the step is not useful
     c_prev: FloatArray
@@ -147,8 +147,8 @@ class Output:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients of a sequence's arguments, each of its argument's shape; x is None where the inputs were token ids,
-    peepholes and projection are where they were."""
+    """Gradients by the arguments of `lstm`, each of its argument's shape; x is None for token ids, peepholes and
+    projection are None without them."""
 
     x: FloatArray | None
     kernel: FloatArray
@@ -179,10 +179,10 @@ def lstm(
 
     Shapes: x [T, B, I], or token ids [T, B], which stand for one-hot rows; kernel [I + H, 4H]; bias [4H];
     h0, c0 [B, H], zero if absent. lengths [B], each in 0..T and in any order: steps past a row's length are skipped,
-    their outputs are zero, and the row's final state is the one after the last step it took. resets [T, B]: the state
-    is zeroed before that step, whichever way time runs. reverse: every row runs from its own last step down to step 0.
-    peepholes, projection, cell_clip, coupled_gates: as in `lstm_step`. With a projection, what is shaped like h ends in
-    P, and kernel is [I + P, 4H].
+    their outputs are zero, and the row's final state is that after its last step. resets [T, B]: the state is zeroed
+    before that step is processed, in either direction. reverse: every row runs from its own last step to step 0.
+    peepholes, projection, cell_clip, coupled_gates: as in `lstm_step`. With a projection, arrays shaped like h have P
+    numbers in the last axis, and kernel is [I + P, 4H].
     """
     (time_steps, batch), hidden_size = x.shape[:2], bias.shape[0] // gates.COUNT
     output_size = hidden_size if projection is None else projection.shape[1]
@@ -225,10 +225,10 @@ def lstm_backward(
     d_h_n: FloatArray | None = None,
     d_c_n: FloatArray | None = None,
 ) -> Gradients:
-    """Backpropagation through time: gradients of every argument of `lstm`, from those of its outputs.
+    """Backpropagation through time: gradients by every argument of `lstm`, from those by its outputs.
 
-    Shapes: out, what `lstm` returned; d_h [T, B, H], ignored past a row's length; d_h_n, d_c_n [B, H]; absent is zero.
-    Source: Werbos 1990; the cell's own derivatives stand in `_cell_backward`.
+    out: the result of `lstm`. d_h [T, B, H], ignored past a row's length; d_h_n, d_c_n [B, H]; zero if None.
+    Source: Werbos 1990; the derivatives of the cell are in `_cell_backward`.
     """
     tape = out.tape
     peepholes, projection = tape.variant.peepholes, tape.variant.projection
@@ -263,21 +263,21 @@ def lstm_backward(
 
 
 def _without_forget_gate(weights: FloatArray) -> FloatArray:
-    """A copy of weights [..., 4H] in which the forget gate's are zero: what is not read may be anything, nan too."""
+    """Return weights [..., 4H] with those of the forget gate set to zero: ignored values may be nan."""
     copy: FloatArray = weights.copy()
     gates.split(copy)[1][...] = 0
     return copy
 
 
 def _peephole_gradient(d_z: FloatArray, c_prev: FloatArray, c: FloatArray) -> FloatArray:
-    """Gradient [3, H] of the peepholes: every gate's, times the c that it saw."""
+    """Gradient [3, H] of the peepholes: d_z of each gate times the c that it read."""
     d_i, d_f, _, d_o = gates.split(d_z)
     sums: FloatArray = np.stack([d_i * c_prev, d_f * c_prev, d_o * c]).sum(axis=(1, 2))
     return sums
 
 
 def _steps_within(lengths: IntArray | None, time_steps: int, batch: int) -> BoolArray:
-    """Mask [T, B, 1]: is this time step one of the row's own?"""
+    """Mask [T, B, 1]: whether the time step is within the row's length."""
     if lengths is None:
         return np.ones((time_steps, batch, 1), np.bool_)
     return (np.arange(time_steps)[:, None] < lengths)[:, :, None]
@@ -288,17 +288,17 @@ def _is_ids(x: FloatArray | IntArray) -> TypeGuard[IntArray]:
 
 
 def _rows(values: FloatArray) -> FloatArray:
-    """Time and batch as one axis: [T, B, N] -> [T*B, N]."""
+    """Join time and batch: [T, B, N] -> [T*B, N]."""
     return values.reshape(values.shape[0] * values.shape[1], values.shape[2])
 
 
 def _input_product(x: FloatArray | IntArray, input_kernel: FloatArray) -> FloatArray:
-    """x @ input_kernel for every step; of token ids, which stand for one-hot rows, the rows of input_kernel."""
+    """x @ input_kernel for every step; for token ids, which stand for one-hot rows, the rows of input_kernel."""
     return input_kernel[x] if _is_ids(x) else x @ input_kernel
 
 
 def _input_kernel_gradient(x: FloatArray | IntArray, useful: BoolArray, d_z: FloatArray, input_size: int) -> FloatArray:
-    """xᵀ @ d_z over all steps; the inputs of steps that were skipped do not count, not even as 0 * nan."""
+    """xᵀ @ d_z over all steps; inputs of skipped steps are replaced by 0, because they may be nan."""
     if _is_ids(x):
         return embedding_scatter(_rows(d_z), x.ravel(), input_size)
     d_input_kernel: FloatArray = _rows(np.where(useful, x, 0)).T @ _rows(d_z)
@@ -353,7 +353,7 @@ def embedding_scatter(d_out: FloatArray, ids: IntArray, vocab_size: int) -> Floa
 
 
 # --- clipping and updates ---------------------------------------------------------------------------------------------
-# Every update takes g = gradient_scale * gradients, so that clipping costs no pass of its own, and returns new arrays.
+# Every update uses g = gradient_scale * gradients, so that clipping needs no extra pass, and returns new arrays.
 
 
 def global_norm(values: FloatArray) -> float:
@@ -363,7 +363,7 @@ def global_norm(values: FloatArray) -> float:
 
 
 def clip_scale(norm: float, max_norm: float | None) -> float:
-    """The factor that brings a gradient of this norm to at most max_norm; None or 0 does not clip.
+    """The factor that clips a gradient of this norm to max_norm; None or 0 turns clipping off.
 
     Raises ValueError if norm is not finite. Source: Pascanu, Mikolov & Bengio 2013.
     """
@@ -444,17 +444,17 @@ def next_token_distribution(
 ) -> npt.NDArray[np.float64]:
     """Probabilities of the next token, in float64, from logits; both [B, V].
 
-    temperature 0 is greedy: all on the first largest logit, whatever top_k and top_p say. Otherwise, in this order:
-    logits / temperature; only the top_k largest stay (0: all); softmax; only the smallest set of most probable tokens
-    that together reach top_p stays (1.0: all); renormalise. Of equals the lower id comes first.
+    temperature 0 is greedy: probability 1 for the first largest logit, regardless of top_k and top_p. Otherwise, in
+    this order: divide logits by temperature; keep the top_k largest (0: all); softmax; keep the smallest set of most
+    probable tokens that together reach top_p (1.0: all); renormalize. Of equal logits the lower id comes first.
     Source of top_p: Holtzman et al. 2020.
     """
     if temperature == 0:
         return np.asarray(np.eye(logits.shape[-1])[logits.argmax(axis=-1)])
     wide = logits.astype(np.float64)
-    scaled = (wide - wide.max(axis=-1, keepdims=True)) / temperature  # in this order nothing overflows
+    scaled = (wide - wide.max(axis=-1, keepdims=True)) / temperature  # subtracting first avoids overflow
     by_rank = np.argsort(-scaled, axis=-1, kind="stable")  # ids, the most probable first
-    rank = np.argsort(by_rank, axis=-1)  # of every id
+    rank = np.argsort(by_rank, axis=-1)  # rank of every id
     if top_k > 0:
         scaled = np.where(rank < top_k, scaled, -np.inf)
     p = softmax(scaled)
@@ -468,8 +468,8 @@ def next_token_distribution(
 def choose_token(distribution: npt.NDArray[np.float64], uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
     """The first id, in id order, whose cumulative probability exceeds the row's uniform number in [0, 1).
 
-    Shapes: distribution [B, V]; uniform [B]; returns ids [B]. Where rounding leaves the whole sum at or below the
-    uniform number, the last possible token is meant.
+    Shapes: distribution [B, V]; uniform [B]; returns ids [B]. If rounding leaves the whole sum at or below the uniform
+    number, the last id with a probability above 0.
     """
     last_possible = distribution.shape[-1] - 1 - np.argmax(distribution[:, ::-1] > 0, axis=-1)
     not_exceeding = np.sum(np.cumsum(distribution, axis=-1) <= uniform[:, None], axis=-1)
