@@ -1,7 +1,7 @@
-"""The machine underneath: threads, instruction sets, matrix-product precision, and which kernel a call would use.
+"""Threads, instruction sets, the precision of matrix products, and which kernel a call would use.
 
-Refuses to guess: everything is asked of the extension. The environment variables LSTMFAST_ISA and LSTMFAST_NUM_THREADS
-are read once, by the extension, when it first needs them.
+Refuses to guess: everything comes from the extension. The extension reads the environment variables LSTMFAST_ISA and
+LSTMFAST_NUM_THREADS once, when it first needs them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _matmul_precision = "highest"
 
 _WHY_FLOAT32 = {
     "dtype": "float64 factors are never rounded",
-    "cell": "only plain cells have other products",
+    "cell": "only standard cells have other products",
     "isa": "this CPU has no faster instruction for it",
     "size": "the batch or the layer is too small to gain",
 }
@@ -27,25 +27,25 @@ _ROUNDED = {
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Set how exact matrix products are for every call that does not say so itself: "highest", "high" or "medium".
+    """Set the default precision of matrix products, for calls without their own: "highest", "high" or "medium".
 
     "highest" is as accurate as float32 arithmetic. "high" allows an error of 1e-5 of a product's size and "medium" of
-    1e-2, where a CPU gains from it. On AMX factors are two parts of bfloat16, or one. On VNNI "medium" rounds the
-    factors of the forward pass to 12 and 13 bits (error about 5e-4), and those of the backward pass to bfloat16 where
-    the CPU multiplies it. Elsewhere both run as "highest".
-    Nonlinearities, states and float64 are never less exact. Raises ValueError for any other word.
+    1e-2, if that is faster on the CPU. On AMX factors are two parts of bfloat16, or one. On VNNI "medium" rounds the
+    factors of the forward pass to 12 and 13 bits (error about 5e-4), and those of the backward pass to bfloat16 if the
+    CPU multiplies it. Otherwise both run as "highest".
+    Nonlinearities, states and float64 are never less exact. Raises ValueError for any other value.
     """
     global _matmul_precision
     _matmul_precision = check.matmul_precision(precision)
 
 
 def get_matmul_precision() -> str:
-    """Return the precision set last, "highest" at first."""
+    """Return the default precision of matrix products, initially "highest"."""
     return _matmul_precision
 
 
 def resolve_matmul_precision(precision: str | None) -> str:
-    """Return the precision a call runs under: its own, or with None the one set for all."""
+    """Return the precision of a call: its own, or with None the default."""
     return _matmul_precision if precision is None else check.matmul_precision(precision)
 
 
@@ -60,24 +60,24 @@ def get_num_threads() -> int:
 
 
 def release_memory() -> None:
-    """Give the memory that calls left for the next ones of their size back to the system.
+    """Release the workspaces that layers and functions keep from call to call.
 
-    Layers and functions keep their workspaces from call to call. After a call that was much larger than those that
-    follow they shrink by themselves, within 15 calls; this is for a program that makes no further calls for a while.
-    Kept are weights, what is packed of them, and what the `backward` of a call with training=True needs. Layers that
-    another thread runs at this moment are left alone. The next call of each layer allocates again, and is slower once.
+    After a call that was much larger than the following ones, workspaces shrink by themselves within 15 calls; this is
+    for a program that makes no calls for a while. Keeps weights, packed weights, and what the `backward` of a call with
+    training=True needs. Skips layers that are running in another thread. The next call of each layer allocates again,
+    and is slower.
     """
     _memory.release_pools()
     _core.release_memory()
 
 
 def available_isas() -> list[str]:
-    """Return the instruction sets that are built in and that this CPU runs, the narrowest first."""
+    """Return the instruction sets that the extension was built for and this CPU supports, the narrowest first."""
     return _core.available_isas()
 
 
 def build_info() -> dict[str, str]:
-    """Return version, compiler, flags and the like of the extension."""
+    """Return the version, compiler, flags and other build settings of the extension."""
     return _core.build_info()
 
 
@@ -97,11 +97,11 @@ def explain(
     cell_clip: float | None = None,
     coupled_gates: bool = False,
 ) -> str:
-    """Say in a few sentences which kernel a call of this shape would use, and why.
+    """Return a few sentences on which kernel a call of this shape would use, and why.
 
-    `token_input` stands for ids [time_steps, batch] in place of x [time_steps, batch, input_size], `training` for a
-    call that backward follows; weights is that of `LSTM.inference`, and the last four are those of `LSTM`. Raises as
-    `lstm` does: ValueError for a size out of range or an unknown precision, TypeError for another dtype.
+    token_input: ids [time_steps, batch] in place of x [time_steps, batch, input_size]. training: a call followed by
+    backward. weights: as in `LSTM.inference`; the last four as in `LSTM`. Raises ValueError for a size out of range or
+    an unknown precision, TypeError for another dtype.
     """
     batch = check.whole_number("batch", batch, 0)
     time_steps = check.whole_number("time_steps", time_steps, 0)
@@ -125,41 +125,41 @@ def explain(
     plan = _core.plan_of(
         time_steps, batch, input_size, hidden_size, name, precision, not hooks, token_input, training, weights
     )
-    reason = "forced by LSTMFAST_ISA" if os.environ.get("LSTMFAST_ISA") else "the widest that this CPU runs"
+    reason = "forced by LSTMFAST_ISA" if os.environ.get("LSTMFAST_ISA") else "the widest that this CPU supports"
     alone = token_input or plan["hoists_input"]
     depth, width = output_size + (0 if alone else input_size), 4 * hidden_size
     step = (
-        f"Each step is one product of {'h' if alone else '[x, h]'} ({batch} x {depth}) by the kernel "
-        f"({depth} x {width}) whose gates are split while it is in registers"
+        f"Each step is one product of {'h' if alone else '[x, h]'} ({batch} x {depth}) and the kernel "
+        f"({depth} x {width}); the gates are computed while it is in registers"
     )
     source = ""
     if token_input:
-        source = f"; an id adds its row of the kernel's {input_size}, looked up and not multiplied"
+        source = f". An id adds one of {input_size} rows of the kernel, looked up and not multiplied"
     elif plan["hoists_input"]:
-        source = f"; that of x ({input_size} x {width}) is made before, for many steps at once"
+        source = f". That of x ({input_size} x {width}) is computed beforehand, for many steps at once"
     sentences = [
         f"{name} on the {plan['isa']} kernels, {reason}.",
         f"{step}{source}.",
-        f"At most {get_num_threads()} threads share the {time_steps} steps, fewer where there is too little work.",
+        f"At most {get_num_threads()} threads share the {time_steps} steps, fewer if there is too little work.",
     ]
     if 0 < time_steps * batch <= plan["rows_unpacked"]:
         sentences.append(
-            f"So few rows read the weights as they lie: up to {plan['rows_unpacked']} where weights serve one call, as "
-            f"in training, lstm and lstm_step, and up to {plan['rows_unlooked']} elsewhere; more rows have them packed."
+            f"Weights are read in place, not packed: for up to {plan['rows_unpacked']} rows if they serve one call, as "
+            f"in training, lstm and lstm_step, and for up to {plan['rows_unlooked']} rows otherwise."
         )
     if hooks:
-        sentences.append(f"The cell has {' and '.join(hooks)}: hooks of the same step.")
+        sentences.append(f"The cell has {' and '.join(hooks)}, computed in the same step.")
     rounded, _, backward = plan["path"].partition(" and ")
     reason = f'matmul_precision "{precision}"' if weights == "float32" else f'weights "{weights}"'
     if rounded == "bf16x":
         parts, products = _count(plan["bf16x_parts"], "bfloat16 part"), _count(plan["bf16x_products"], "product")
         largest = f"{plan['bf16x_largest']:.1e}".replace("e+", "e")
         sentences.append(
-            f"{reason}: factors are split in {parts} and multiplied in {products} on the "
-            f"{plan['bf16x_unit']}; where a value is not finite or above {largest}, the call runs in float32."
+            f"{reason}: factors are split into {parts} and multiplied in {products} on the "
+            f"{plan['bf16x_unit']}; if a value is not finite or above {largest}, the call runs in float32."
         )
     elif rounded in _ROUNDED:
-        unit = "dot products of VNNI" if plan["has_dot_products"] else "products of pairs: this CPU has no VNNI"
+        unit = "dot products of VNNI" if plan["has_dot_products"] else "products of pairs, because this CPU has no VNNI"
         sentences.append(f"{reason}: {_ROUNDED[rounded]}, multiplied by {unit}; sums of integers are exact.")
         if training:
             unit = f"are of bfloat16, on the {plan['bf16x_unit']}" if backward else "are float32"

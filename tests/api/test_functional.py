@@ -354,9 +354,9 @@ def test_explain_tells_whether_the_input_has_a_product_of_its_own():
 
 
 def test_explain_tells_where_weights_are_not_packed():
-    assert "as they lie" in lf.explain(2, 2, 8, 16)
-    assert "as they lie" not in lf.explain(5, 1, 8, 16)
-    assert "as they lie" not in lf.explain(1, 1, 8, 16, peepholes=True)
+    assert "in place" in lf.explain(2, 2, 8, 16)
+    assert "in place" not in lf.explain(5, 1, 8, 16)
+    assert "in place" not in lf.explain(1, 1, 8, 16, peepholes=True)
 
 
 def test_explain_names_the_size_at_fault():

@@ -89,7 +89,7 @@ def test_part_of_a_buffer_is_a_view_of_it():
 @pytest.mark.parametrize("prefix", ["nothing", "b."])
 def test_part_that_is_absent_or_scattered_is_refused(prefix):
     whole = lf.ParameterBuffer.allocate({"b.kernel": (2,), "a": (2,), "b.bias": (3,)}, "float32")
-    with pytest.raises(ValueError, match="prefix must name variables that lie side by side"):
+    with pytest.raises(ValueError, match="prefix must name adjacent variables"):
         whole.part(prefix)
 
 

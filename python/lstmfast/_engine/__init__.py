@@ -1,5 +1,5 @@
-"""What layers, models and engines stand on: who computes (`engine`, `cpu`), in which memory (`buffers`), what comes of
-it (`results`), and where an array lies (`devices`).
+"""The base of layers and models: engines (`engine`, `cpu`), memory (`buffers`), results (`results`), and the device of
+an array (`devices`).
 
-Refuses to know layers, frameworks and anything else that imports it, and to be API.
+Refuses to know layers, frameworks and anything else that imports it. Not public.
 """

@@ -1,7 +1,7 @@
 """Memory of layers and models: parameters in one buffer, and arrays that are kept from call to call.
 
-Refuses to know what is in them. Buffers may lie where another engine than the CPU's computes: they are then arrays of
-that engine, which slice and reshape alike.
+Refuses to know what is in them. The buffers of another engine than the CPU's are that engine's arrays, which slice and
+reshape like NumPy's.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class ParameterBuffer:
     """Parameters and their gradients: two contiguous 1-D arrays, and views of them by name.
 
     `values`, `gradient_values` [count]; `parameters`, `gradients`: dicts name -> array of that variable's shape.
-    Layers that share a buffer still share one after they have been copied or pickled together.
+    Layers that share a buffer still share one after being copied or pickled together.
     """
 
     values: Array
     gradient_values: Array
     parameters: dict[str, Array]
     gradients: dict[str, Array]
-    # Of a part: the buffer it is a part of, and where in it.
+    # If this is a part: the whole buffer, and the offset in it.
     _whole: ParameterBuffer | None = field(default=None, repr=False)
     _start: int = field(default=0, repr=False)
 
@@ -58,21 +58,21 @@ class ParameterBuffer:
         return cls._bind(np.zeros(count, dtype), np.zeros(count, dtype), flat)
 
     def part(self, prefix: str) -> ParameterBuffer:
-        """Return the variables whose names begin with `prefix`, without it: views of this buffer, contiguous too.
+        """Return the variables whose names begin with `prefix`, without it, as contiguous views of this buffer.
 
-        Raises ValueError if there are none or if others lie between them.
+        Raises ValueError if there are none or if others are between them.
         """
         names = list(self.parameters)
         chosen = [name for name in names if name.startswith(prefix)]
         first = names.index(chosen[0]) if chosen else 0
         if not chosen or names[first : first + len(chosen)] != chosen:
-            raise ValueError(f"prefix must name variables that lie side by side, got {prefix!r} for {', '.join(names)}")
+            raise ValueError(f"prefix must name adjacent variables, got {prefix!r} for {', '.join(names)}")
         start = sum(math.prod(self.parameters[name].shape) for name in names[:first])
         shapes = {name.removeprefix(prefix): self.parameters[name].shape for name in chosen}
         return self._part_at(start, shapes)
 
     def one(self, name: str, *, under: str) -> ParameterBuffer:
-        """Return a single variable, under another name."""
+        """Return a single variable, named `under`."""
         names = list(self.parameters)
         start = sum(math.prod(self.parameters[each].shape) for each in names[: names.index(name)])
         return self._part_at(start, {under: self.parameters[name].shape})
@@ -83,16 +83,16 @@ class ParameterBuffer:
         return self._bind(values[start:], gradient_values[start:], shapes, whole, start)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copied views know nothing of each other: what is copied is the whole buffer, and parts are taken of that.
+        # Copied views would not share memory, so the whole buffer is copied and parts are views of the copy.
         shapes = {name: view.shape for name, view in self.parameters.items()}
         if self._whole is None:
             return type(self)._bind, (np.asarray(self.values), np.asarray(self.gradient_values), shapes)
         return type(self)._part_at, (self._whole, self._start, shapes)
 
     def fill(self, initializer: Initializer | None, rng: np.random.Generator | None) -> None:
-        """Give every variable its first value: `initializer(name, shape, rng)`, `initializers.default` if None.
+        """Set every variable to `initializer(name, shape, rng)`, `initializers.default` if None.
 
-        rng None draws a seed from the operating system. Raises ValueError naming a variable whose shape came out wrong.
+        rng None takes a seed from the operating system. Raises ValueError naming the variable if a shape is wrong.
         """
         rng = np.random.default_rng() if rng is None else check.generator("rng", rng)
         for name, view in self.parameters.items():
@@ -119,9 +119,9 @@ class ParameterBuffer:
 
 
 class OfParameters:
-    """What layers and models have in common: parameters and gradients in a `ParameterBuffer`, and an engine.
+    """The base of layers and models: parameters and gradients in a `ParameterBuffer`, and an engine.
 
-    Copies and pickles hold the buffer, and bind the views of it again; `_scratch_names` are left out.
+    Copies and pickles hold the buffer and bind views of it again; attributes in `_scratch_names` are left out.
     """
 
     parameters: dict[str, Array]
@@ -133,16 +133,16 @@ class OfParameters:
     _scratch_names: ClassVar[tuple[str, ...]] = ()
 
     def _bind(self, storage: ParameterBuffer) -> None:
-        """Name the views of the buffer."""
+        """Set the attributes that are views of the buffer."""
         self._storage = storage
         self.parameters, self.gradients = storage.parameters, storage.gradients
         self.parameter_buffer, self.gradient_buffer = storage.values, storage.gradient_values
 
     def _begin(self) -> None:
-        """Make what calls leave for the next ones, empty."""
+        """Create the attributes that calls keep for later calls, empty."""
 
     def _on(self: L, engine: Engine, storage: ParameterBuffer) -> L:
-        """The same on another engine, whose arrays `storage` has."""
+        """Return a twin on another engine, with the arrays of `storage`."""
         twin = copy.copy(self)
         twin._engine = engine
         twin._bind(storage)
@@ -160,7 +160,7 @@ class OfParameters:
 
 
 class Scratch:
-    """Arrays kept from call to call: the same name and shape is the same array, whatever it holds by now."""
+    """Arrays kept from call to call: the same name and shape returns the same array, with its old contents."""
 
     _all: ClassVar[weakref.WeakSet[Scratch]] = weakref.WeakSet()
 
@@ -181,6 +181,6 @@ class Scratch:
 
 @_memory.register_pool
 def _empty_scratches() -> None:
-    """Forget all arrays; those that a backward will read are held by who reads them."""
+    """Drop all arrays; a backward pass holds those that it will read."""
     for scratch in list(Scratch._all):
         scratch._arrays = {}

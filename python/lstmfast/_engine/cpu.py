@@ -1,7 +1,7 @@
 """The CPU engine: `CPU` for layers and models, and one layer in one direction as functions of its weights.
 
-The functions check and allocate; they are called by `functional`, whose docstrings say what the arguments are, and by
-what compares another engine with this one. The extension computes. Refuses to hold weights and to choose an engine.
+The functions check and allocate, and the extension computes. `functional` calls them and documents their arguments; so
+do comparisons of another engine with this one. Refuses to hold weights and to choose an engine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lstmfast.initializers import Shape
 
 
 class _CpuEngine:
-    """`engine.Engine` on NumPy arrays: every operation is one call of the extension."""
+    """`engine.Engine` for NumPy arrays: the extension computes."""
 
     place = "on the CPU"
     features = frozenset(cells.OPTIONS)
@@ -54,7 +54,7 @@ CPU = _CpuEngine()
 
 
 class Weights(NamedTuple):
-    """The weights of one layer in one direction, checked, and the sizes they have."""
+    """The weights of one layer in one direction, checked, and their sizes."""
 
     kernel: Array
     bias: Array
@@ -70,7 +70,7 @@ class Weights(NamedTuple):
 
 
 class _StepWorkspace(threading.local):
-    """The workspace of `lstm_step`, kept for calls with the same cell, one in each thread."""
+    """The workspace of `lstm_step`, kept for calls with the same cell, one per thread."""
 
     _cell: Cell | None = None
 
@@ -145,7 +145,7 @@ def lstm(
 
 @dataclass(frozen=True, eq=False)
 class _SavedSequence:
-    """A sequence that has run and keeps what its backward pass needs."""
+    """A sequence after its forward pass, with the data of its backward pass."""
 
     sequence: _core.Sequence
     x_shape: tuple[int, ...] | None  # None for token ids
@@ -180,10 +180,10 @@ class _SavedSequence:
 
 
 def check_weights(kernel: Any, bias: Any, peepholes: Any, projection: Any, x: Any, h: Any, *, axes: int) -> Weights:
-    """Check the weights of a call with this x and h, x having `axes` axes before its features, if it has any.
+    """Check the weights of a call with this x and h. Dense x has `axes` axes before its features.
 
-    If the kernel fits x, other arguments are checked against it; otherwise the kernel is reported, with the shape that
-    the hidden size of the state or the bias asks for. A projection, where there is one, says both sizes.
+    If the kernel fits x, other arguments are checked against it; otherwise the error names the kernel, and the wanted
+    shape follows from the hidden size of the state or the bias. A projection gives both sizes.
     """
     check.ndarray("x", x, "float32 or float64, or of integer ids")
     first = "vocabulary_size" if check.is_ids(x) else "input_size"
@@ -229,7 +229,7 @@ def _input(x: Any, weights: Weights, axes: tuple[str, ...]) -> Array:
 
 
 def _states(*named: tuple[str, Any, int], batch: int, dtype: np.dtype[Any], like: str = "kernel") -> list[Any]:
-    """Return the state arrays [batch, size], None where None came."""
+    """Return the state arrays [batch, size], checked; None stays None."""
     return [
         None
         if value is None

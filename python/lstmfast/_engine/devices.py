@@ -1,4 +1,4 @@
-"""Where an array lies, whichever library it belongs to. Imports no framework and asks no driver."""
+"""The device of an array of any library. Imports no framework and calls no driver."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _CPU, _CUDA, _CUDA_MANAGED = 1, 2, 13  # DLDeviceType
 
 
 class _Emulation:
-    """Whether the loaded CUDA library runs on the CPU: host arrays of other frameworks then play device arrays."""
+    """Whether the loaded CUDA library runs on the CPU: host arrays of other frameworks then count as device arrays."""
 
     is_on = False
 
 
 def set_emulation(is_on: bool) -> None:
-    """Say whether the loaded CUDA library runs on the CPU. For `cuda._library`, which loads it."""
+    """Set whether the loaded CUDA library runs on the CPU. For `cuda._library`, which loads it."""
     _Emulation.is_on = is_on
 
 
@@ -26,7 +26,7 @@ def host_plays_device() -> bool:
 
 
 def is_on_device(value: Any) -> bool:
-    """Tell an array that lies on a GPU."""
+    """Whether `value` is an array on a GPU."""
     if isinstance(value, np.ndarray):
         return False
     where = getattr(value, "__dlpack_device__", None)

@@ -1,7 +1,7 @@
-"""`Engine`: who computes. Layers and models are written once over it; `cpu` and `cuda` each have one.
+"""`Engine`: the operations that layers and models use. `cpu` and `cuda` each implement it.
 
-An engine has arrays of its own, which slice, reshape and multiply as NumPy's do, and writes results into arrays it is
-given. Refuses to know layers: it is asked for one direction of one layer, and for what stands around it.
+An engine has its own arrays, which slice, reshape and multiply like NumPy's, and writes results into given arrays.
+Refuses to know layers: it computes one direction of one layer, and the products and look-ups before and after it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lstmfast.initializers import Shape
 
 
 class LayerRun(Protocol):
-    """One direction of one layer: its workspace and last call. `_core.Sequence` is one and says what arguments mean."""
+    """One direction of one layer: its workspace and last call. `_core.Sequence` documents the arguments."""
 
     def load(
         self,
@@ -26,7 +26,7 @@ class LayerRun(Protocol):
         *,
         weights: str = "float32",
     ) -> None:
-        """Take the weights of the calls that follow."""
+        """Set the weights of later calls."""
 
     def forward(
         self,
@@ -58,28 +58,28 @@ class LayerRun(Protocol):
         d_peepholes: Array | None = None,
         d_projection: Array | None = None,
     ) -> None:
-        """Fill what is given from d_x on."""
+        """Fill d_x and the gradients after it, if given."""
 
 
 class Engine(Protocol):
-    """Who computes. Arrays of a call lie where the engine computes; arguments named `out` and `d_...` are filled."""
+    """Operations on arrays of one device. Arguments named `out`, and the derivatives of inputs, are filled."""
 
     place: str
-    """Where arrays must lie, for errors: "on a CUDA device"."""
+    """The device of the arrays, for errors: "on a CUDA device"."""
     features: frozenset[str]
-    """Features of a cell that it has: see `cells.check_features`."""
+    """Features of a cell that it supports: see `cells.check_features`."""
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
         """A new array."""
 
     def to_engine(self, values: Array) -> Array:
-        """A host array where this engine computes; on the CPU the same array."""
+        """Copy a host array to the device; on the CPU the same array."""
 
     def to_host(self, values: Array) -> Array:
-        """An array as NumPy's; on the CPU the same array."""
+        """Copy an array to NumPy; on the CPU the same array."""
 
     def sequence(self, reverse: bool, cell: Cell) -> LayerRun:
-        """One direction of a layer of such cells."""
+        """One direction of a layer with this cell."""
 
     def linear(self, x: Array, kernel: Array, bias: Array, out: Array) -> None:
         """out [N, O] = x [N, I] @ kernel + bias."""

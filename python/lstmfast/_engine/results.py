@@ -1,4 +1,4 @@
-"""What an LSTM returns, whichever engine computed it."""
+"""The results of `lstm` and `lstm_backward`, from any engine."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from lstmfast._checks import Array
 
 
 class Saved(Protocol):
-    """What a forward pass leaves for its backward pass, and that pass itself."""
+    """The data that a forward pass keeps, and its backward pass."""
 
     def backward(self, d_h: Any, d_h_n: Any, d_c_n: Any) -> Gradients:
-        """As `lstm_backward`, which says what the arguments are."""
+        """As `lstm_backward`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What `lstm` returns: h [T, B, H]; h_n, c_n [B, H]; where asked for, cells [T, B, H] and gates [T, B, 4, H]."""
+    """The result of `lstm`: h [T, B, H]; h_n, c_n [B, H]; on request, cells [T, B, H] and gates [T, B, 4, H]."""
 
     h: Array
     h_n: Array
@@ -27,15 +27,15 @@ class Output:
     _saved: Saved | None = field(default=None, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What `lstm_backward` needs lies in memory of the extension, and stays with the original.
+        # The data for `lstm_backward` is in the extension and cannot be copied.
         return type(self), (self.h, self.h_n, self.c_n, self.cells, self.gates)
 
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """What `lstm_backward` returns: the derivative by each argument of `lstm`, in its shape.
+    """The result of `lstm_backward`: the derivative by each argument of `lstm`, in its shape.
 
-    x is None for ids; peepholes and projection are None where there were none.
+    x is None for ids; peepholes and projection are None without them.
     """
 
     x: Array | None
