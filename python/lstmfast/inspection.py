@@ -1,7 +1,7 @@
-"""Every variable in plain sight: `inspect` lists shapes, counts and gates of anything that has LSTM weights, and why.
+"""`inspect` lists the shapes, counts and gates of LSTM weights, and explains the shapes.
 
-Takes cells, layers, models, dicts of arrays, run folders and files of other frameworks. Which gate lies where is asked
-of `layouts`, in the order of whoever wrote the weights. Refuses to change weights and to run anything.
+Takes cells, layers, models, dicts of arrays, run folders and files of other frameworks. `layouts` gives the position of
+each gate, in the order of the framework that wrote the weights. Refuses to change weights and to run anything.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _OURS = (LSTM, CharLM, SequenceClassifier, Embedding, Linear)
 
 @dataclass(frozen=True)
 class GatePart:
-    """Where one gate lies in a variable.
+    """The position of one gate in a variable.
 
-    axis: "columns" (the last axis) or "rows" (the one before). first, end: from, and up to but without. norm: the root
-    of the sum of its squares. part: which of several it is, "" where there is one.
+    axis: "columns" (the last axis) or "rows" (the one before). first, end: the range of indices, without end. norm:
+    Euclidean. part: "first bias" or "second bias" if a variable holds both, otherwise "".
     """
 
     name: str
@@ -49,7 +49,7 @@ class GatePart:
     part: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As one object; "columns" or "rows" is [first, end]."""
+        """Return a dict; "columns" or "rows" is [first, end]."""
         words = {
             "name": self.name, "letter": self.letter, self.axis: [self.first, self.end], "count": self.count,
             "norm": self.norm if math.isfinite(self.norm) else None,
@@ -59,7 +59,7 @@ class GatePart:
 
 @dataclass(frozen=True)
 class VariableInfo:
-    """One variable. because: its shape in the sizes of its cell, "" where it is no LSTM's. gates: () there too."""
+    """One variable. because: its shape in terms of its cell's sizes. Outside an LSTM it is "", and gates is ()."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class VariableInfo:
     gates: tuple[GatePart, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As one object."""
+        """Return a dict."""
         return {
             "name": self.name, "shape": list(self.shape), "dtype": self.dtype, "count": self.count,
             "because": self.because, "gates": [gate.to_json() for gate in self.gates],
@@ -78,7 +78,7 @@ class VariableInfo:
 
 @dataclass(frozen=True)
 class LSTMInfo:
-    """One stack of LSTMs: its name where it was found, and its sizes. output_size: numbers in one direction's h."""
+    """One stack of LSTMs: its name in the source, and its sizes. output_size: size of one direction's h."""
 
     name: str
     layout: str
@@ -92,10 +92,10 @@ class LSTMInfo:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found; `print` shows it as a table, `to_json` is for programs.
+    """The result of `inspect`. `print` shows it as a table, `to_json` is for programs.
 
-    kind: what was looked at, in words. total: numbers in all variables. formula: why the shapes are what they are, a
-    sentence a line. notes: what else is to be known, and what is wrong.
+    kind: what was inspected, in words. total: numbers in all variables. formula: lines that explain the shapes.
+    notes: further facts and problems.
     """
 
     kind: str
@@ -109,7 +109,7 @@ class Inspection:
         object.__setattr__(self, "total", sum(variable.count for variable in self.variables))
 
     def to_json(self) -> dict[str, Any]:
-        """As one object of lists, numbers and words."""
+        """Return a dict of lists, numbers and strings."""
         return {
             "kind": self.kind,
             "variables": [variable.to_json() for variable in self.variables],
@@ -153,10 +153,10 @@ def inspect(
     *,
     layout: str | None = None,
 ) -> Inspection:
-    """Say of every variable its shape, its count and which gate lies where, and why the shapes are what they are.
+    """Describe every variable: its shape, its count, the position of its gates, and the reason for its shape.
 
-    x: a cell, a layer, a model, weights, a dict of arrays by name (a state_dict, say), or the path of a run folder or
-    of any file that `layouts.read` reads. layout: one of `layouts.LAYOUTS`, where the names of x do not tell.
+    x: a cell, a layer, a model, weights, a dict of arrays by name (such as a state_dict), or the path of a run folder
+    or of a file that `layouts.read` reads. layout: one of `layouts.LAYOUTS`, if the names of x do not determine it.
     Raises TypeError for anything else; ValueError, OSError and ImportError as `layouts.read` does.
     """
     if isinstance(x, (str, os.PathLike)):
@@ -192,7 +192,7 @@ def inspect(
 
 
 def _settings(x: Any) -> Iterator[str]:
-    """What a cell or layer does that no variable shows."""
+    """Sentences on the options of a cell or layer that no variable shows."""
     if getattr(x, "cell_clip", None) is not None:
         yield f"The cell state is clipped to between -{x.cell_clip:g} and {x.cell_clip:g} after every update."
     if getattr(x, "coupled_gates", False):
@@ -212,12 +212,12 @@ def _inspection(
             parts = list(converters.variables_of(lstm.arrays, layout.name))
             weights = converters.from_arrays(lstm.arrays, layout.name)
         except (TypeError, ValueError) as error:
-            said.append(f"{lstm.name or 'What looks like an LSTM'} cannot be used: {error}")
+            said.append(f"{lstm.name or 'An LSTM'} cannot be used: {error}")
             continue
         said += weights.assumptions
         if lstm.arrays.forget_bias:
             said.append(f"Forget bias {lstm.arrays.forget_bias:g} is added at run time and is not a variable.")
-        named = [part for part in parts if part[0] in lstm.names]  # a bias of zeros may stand for one that is not there
+        named = [part for part in parts if part[0] in lstm.names]  # a missing bias may be represented by zeros
         roles |= {lstm.names[name]: (variable, sizes) for name, variable, sizes in named}
         infos.append(_info(lstm, weights))
         present = tuple(dict.fromkeys(variable for _, variable, _ in parts))
@@ -239,7 +239,7 @@ def _info(lstm: FoundLSTM, weights: LSTMWeights) -> LSTMInfo:
 
 
 def _reading_order(name: str) -> tuple[Any, ...]:
-    """From the input to the output, layer by layer, kernel before bias."""
+    """A sort key: from input to output, layer by layer, kernel before bias."""
     scope, _, variable = name.rpartition(".")
     group = next((number for number, word in enumerate(_GROUPS) if name.startswith(word)), len(_GROUPS))
     rank = _VARIABLES.index(variable) if variable in _VARIABLES else len(_VARIABLES)
@@ -266,7 +266,7 @@ def _described(name: str, values: Array, role: tuple[LayoutArray, Sizes] | None)
 
 
 def _gate_parts(variable: LayoutArray, values: Array) -> Iterator[GatePart]:
-    """Where each gate lies: along the columns, or along the rows of what is transposed or has a row for each."""
+    """The position of each gate: in columns, or in rows if the variable is transposed or has a row for each gate."""
     if not variable.gates:
         return
     axis = -2 if (variable.transposed or variable.rows) and values.ndim > 1 else -1
@@ -277,7 +277,7 @@ def _gate_parts(variable: LayoutArray, values: Array) -> Iterator[GatePart]:
     for number, (letter, block) in enumerate(zip(letters, np.split(values, len(letters), axis), strict=True)):
         size = block.shape[axis]
         name = gates.NAMES[gates.LETTERS.index(letter)]
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is shown as it is
+        with np.errstate(invalid="ignore", over="ignore"):  # norms that are not finite are shown
             norm = float(np.sqrt(np.square(block, dtype=np.float64).sum()))
         yield GatePart(
             name, letter, "rows" if axis == -2 else "columns", number * size, (number + 1) * size, int(block.size),
@@ -286,7 +286,7 @@ def _gate_parts(variable: LayoutArray, values: Array) -> Iterator[GatePart]:
 
 
 def _because(variable: LayoutArray, sizes: Sizes) -> str:
-    """A shape in the numbers of its cell, as (12 + 64) x 4*64."""
+    """A shape in the sizes of its cell, such as (12 + 64) x 4*64."""
     words = shape_of(variable, sizes)[1].partition(":")[0].strip("(),").split(", ")
     return " x ".join(f"({_numbers(word, sizes)})" if "+" in word else _numbers(word, sizes) for word in words)
 
@@ -301,7 +301,7 @@ def _numbers(words: str, sizes: Sizes) -> str:
 
 
 def _in_words(layout: Layout, present: tuple[LayoutArray, ...]) -> list[str]:
-    """Why the variables of a layout have their shapes."""
+    """Explain the shapes of a layout's variables in words."""
     by_role = {variable.role: variable for variable in reversed(present)}
     h = "P" if "projection" in by_role else "H"
     order = ", ".join(f"{gates.NAMES[gates.LETTERS.index(letter)]} ({letter})" for letter in layout.gate_order)
@@ -328,12 +328,12 @@ def _in_words(layout: Layout, present: tuple[LayoutArray, ...]) -> list[str]:
     else:
         names = by_role["input"].name, by_role["recurrent"].name
         if by_role["input"].transposed:
-            shapes, lie = (f"{names[0]} is 4H x I", f"{names[1]} 4H x {h}"), "one above the other, H rows each"
+            shapes, arrangement = (f"{names[0]} is 4H x I", f"{names[1]} 4H x {h}"), "one above the other, H rows each"
         else:
-            shapes, lie = (f"{names[0]} is I x 4H", f"{names[1]} {h} x 4H"), "side by side, H columns each"
+            shapes, arrangement = (f"{names[0]} is I x 4H", f"{names[1]} {h} x 4H"), "side by side, H columns each"
         lines = [
             f"{read} It multiplies both",
-            f"for all four gates at once, which are {lie}: {order}.",
+            f"for all four gates at once, which are {arrangement}: {order}.",
             f"So {shapes[0]}, {shapes[1]}, with {each} of 4H: together {_product(biases, h)} variables.",
         ]
     if "peepholes" in by_role:
@@ -355,10 +355,10 @@ def _count_of_biases(present: tuple[LayoutArray, ...]) -> int:
 
 
 def _in_numbers(lstm: FoundLSTM, weights: LSTMWeights, biases: int, source: str) -> list[str]:
-    """The same with the numbers of each layer; what stands behind the equals signs adds up."""
+    """The counts of each layer, in numbers."""
     lines = []
     scope = f"{lstm.name}." if lstm.arrays.layout == "lstmfast" and lstm.name else f"{lstm.name} " if lstm.name else ""
-    if "," in scope:  # of several layers of Keras
+    if "," in scope:  # several layers of Keras
         scope = ""
     for k, layer in enumerate(weights.layers):
         cell = layer[0]

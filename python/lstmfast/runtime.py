@@ -136,7 +136,7 @@ def explain(
     if token_input:
         source = f". An id adds one of {input_size} rows of the kernel, looked up and not multiplied"
     elif plan["hoists_input"]:
-        source = f". That of x ({input_size} x {width}) is computed beforehand, for many steps at once"
+        source = f". The product of x ({input_size} x {width}) is computed beforehand, for many steps at once"
     sentences = [
         f"{name} on the {plan['isa']} kernels, {reason}.",
         f"{step}{source}.",
