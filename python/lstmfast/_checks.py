@@ -23,7 +23,7 @@ Size: TypeAlias = int | str  # a string stands for any size and is its name in t
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _BYTE, _ULONGLONG = np.dtype(np.byte).num, np.dtype(np.ulonglong).num  # the range of the integer types
-_MaskedArray, _Matrix = np.ma.MaskedArray, np.matrix  # looked up once, because a lookup costs time in single steps
+_MaskedArray, _Matrix = np.ma.MaskedArray, np.matrix  # looked up once: a lookup would slow down single steps
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 WEIGHTS = ("float32", "bfloat16", "int8")
 LARGEST_INT8_WEIGHT = 2.0**48  # as in csrc/cpu/dot_kernels.h

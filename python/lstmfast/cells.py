@@ -19,8 +19,8 @@ class Cell:
     """How a cell differs from the standard one; without arguments it is the standard LSTM. Frozen and hashable.
 
     forget_bias: added to the forget gate's pre-activation at run time, not part of the bias. projection_size: h is
-    (o * tanh(c)) @ projection, with that many numbers. peepholes: the gates i and f see the cell state before the step,
-    o the one after it. cell_clip: c is clipped to [-cell_clip, cell_clip]. coupled_gates: f = 1 - i.
+    (o * tanh(c)) @ projection, with that many numbers. peepholes: the gates i and f read the cell state before the
+    step, o that after it. cell_clip: c is clipped to [-cell_clip, cell_clip]. coupled_gates: f = 1 - i.
     Raises ValueError or TypeError naming the option.
     """
 

@@ -84,14 +84,14 @@ def lstm(
     0..V-1; kernel [I + H, 4*H]; bias [4*H], columns i, f, g, o; h0, c0 [B, H], zero if None. Time comes first.
     lengths [B], in any order and from 0 to T: row b ends after lengths[b] steps, its later outputs are zero and its
     final state is that of its own last step. resets [T, B], bool: the state is zeroed before that step.
-    reverse: each row is read from its own last step to its first; outputs stay at the step they belong to.
+    reverse: each row is read from its own last step to its first; outputs keep their time steps.
     Returns Output: h [T, B, H]; h_n, c_n [B, H]; with return_cells, cells [T, B, H]; with return_gates, the activated
     gates [T, B, 4, H] in order i, f, g, o. keep_for_backward keeps what `lstm_backward` needs, including references to
     x, kernel and the output: do not modify them before that call. matmul_precision: see `set_matmul_precision`.
     Variants of the cell, which can be combined:
-    peepholes [3, H], rows i, f, o: the gates i and f also see the cell state before the step, o the one after it.
+    peepholes [3, H], rows i, f, o: the gates i and f also read the cell state before the step, o that after it.
     projection [H, P]: h is (o * tanh(c)) @ projection. h0, h and h_n then end in P, and kernel is [I + P, 4*H].
-    cell_clip: c is clipped to [-cell_clip, cell_clip] before anything sees it; no gradient passes where it was clipped.
+    cell_clip: c is clipped to [-cell_clip, cell_clip] before any use; no gradient passes where it was clipped.
     coupled_gates: f = 1 - i. The forget gate's columns, its bias and forget_bias are not read, their gradients are 0.
     If x is on a CUDA device (an array of torch or cupy), all float arrays must be there, and the results are: float32
     or bfloat16, with c, cells and gates in float32. The call is asynchronous, and autograd does not record it.
