@@ -19,7 +19,7 @@ from . import machine, on_cuda, report, shapes
 from .harness import BenchError, Contender, Crew
 from .sections import ABOUT, SECTIONS, Bench
 
-PEERS = ("torch", "onnxruntime", "jax", "keras")
+PEERS = ("torch", "onnxruntime", "openvino", "ncnn", "jax", "keras")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class BenchOptions:
     sections: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="SECTION")] = ()
     """What to measure, in this order: step, sequence, training, sampling, ragged, threads, precision, memory, scaling;
     without any, all of them."""
-    against: str = "torch,onnxruntime,jax"
-    """Contenders, separated by commas: torch, onnxruntime, jax, keras. Empty: lstmfast alone."""
+    against: str = "torch,onnxruntime,openvino,jax"
+    """Contenders, separated by commas: torch, onnxruntime, openvino, ncnn, jax, keras. Empty: lstmfast alone."""
     device: Literal["cpu", "cuda"] = "cpu"
     """cuda: one layer on the GPU beside PyTorch's cuDNN, instead of all else; of the options below only shapes, rounds,
     seconds and json are asked."""
@@ -56,6 +56,10 @@ class BenchOptions:
     """Interpreter of an environment that has PyTorch."""
     python_onnxruntime: str = ""
     """Interpreter of an environment that has onnxruntime and onnx."""
+    python_openvino: str = ""
+    """Interpreter of an environment that has OpenVINO."""
+    python_ncnn: str = ""
+    """Interpreter of an environment that has ncnn."""
     python_jax: str = ""
     """Interpreter of an environment that has JAX."""
     python_keras: str = ""

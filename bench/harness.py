@@ -30,7 +30,7 @@ _PAGE_BYTES = 4096  # the granularity of memory growth
 # Environment variables that would change a library's speed are cleared; the others keep libraries on the CPU and quiet.
 _TUNING_PREFIXES = (
     "ATEN_", "DNNL_", "GOTO_", "JAX_", "KERAS_", "KMP_", "LSTMFAST_NUM_", "MKL_", "NVPL_", "OMP_", "ONEDNN_",
-    "OPENBLAS_", "ORT_", "TF_", "XLA_",
+    "OPENBLAS_", "OPENVINO_", "ORT_", "OV_", "TF_", "XLA_",
 )
 _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"
@@ -61,7 +61,8 @@ class Contender:
 class Task:
     """One piece of work for all contenders, which does `amount` of `unit`, from which a rate per second follows.
 
-    reference: the contender whose values the others must match; the first by default.
+    reference: the contender whose values the others must match; the first by default. error_of: the value whose error in
+    the Euclidean norm is shown; without it, the largest difference of all values.
     """
 
     section: str
@@ -75,6 +76,7 @@ class Task:
     shape: Shape | None = None
     tolerance: float = 1e-4
     reference: str = ""
+    error_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Measured:
     spread: Spread
     rounds: list[float]
     difference: float
-    """Largest difference of its values from the reference's, relative to the largest of those."""
+    """Largest difference of its values from the reference's, relative to the largest of those; or the task's error."""
 
 
 @dataclass(frozen=True)
@@ -295,6 +297,8 @@ class Crew:
                     f"{label} and {reference} must agree to {tolerance:g} in {task.section} {task.case} {task.kind}, "
                     f"but differ by {differences[label]:.2g}: not the same work, so it was not timed"
                 )
+            if task.error_of:
+                differences[label] = _error(values[task.error_of], wanted[task.error_of])
         return differences
 
     def _turns(self, labels: list[str]) -> Iterator[str]:
@@ -313,6 +317,11 @@ class Crew:
 
 def _dtype(contender: Contender) -> str:
     return str(contender.settings.get("dtype", "float32"))
+
+
+def _error(values: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+    """The Euclidean norm of the difference, relative to that of what was wanted."""
+    return float(np.linalg.norm(values.astype(np.float64) - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
 
 
 def _difference(values: npt.NDArray[Any] | None, wanted: npt.NDArray[Any]) -> float:

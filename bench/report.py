@@ -23,7 +23,15 @@ from .shapes import Shape
 _FORMAT = 1
 _OURS = "lstmfast"
 # The peers of geometric means: lstmfast is compared with the fastest of these, shape by shape.
-_RIVALS = {"inference": ("torch", "onnxruntime"), "training": ("torch", "jax")}
+_RIVALS = {"inference": ("torch", "onnxruntime", "openvino"), "training": ("torch", "jax")}
+# lstmfast's variants of `precision`, from exact to less exact; the types that their rivals may use; the rivals that
+# come in with each. Those of more exact types stay in, since a CPU may run them faster.
+_PRECISIONS = {
+    "lstmfast float64": ("float64", ("torch float64",)),
+    "lstmfast": ("float32", ("torch", "onnxruntime", "openvino", "ncnn")),
+    "lstmfast medium": ("bfloat16 or float32", ("torch autocast", "torch fp32=bf16", "openvino bf16")),
+    "lstmfast int8": ("int8, bfloat16 or float32", ("torch int8", "onnxruntime int8")),
+}
 
 
 @dataclass
@@ -162,10 +170,12 @@ def table_rows(report: Report, comparison: Comparison) -> str:
 def section_summary(report: Report, section: str, kind: str) -> list[str]:
     """A section's summary in sentences; empty if there are no peers."""
     found = report.of(section, kind)
-    if section == "sequence" and (mean := _mean_ratio(found, _rivals(found, kind))):
-        return [f"{kind}, {mean}."]
+    if section == "sequence":
+        rivals = _rivals(found, kind)
+        ratios = _ratios(found, rivals)
+        return [_mean_in_words(kind, _OURS, _of_the_fastest(rivals), ratios)] if len(ratios) > 1 else []
     if section == "precision":
-        return _precision_summary(found)
+        return [_mean_in_words(kind, *mean) for mean in _precision_ratios(found)]
     if section == "ragged":
         return _ragged_summary(found)
     if section == "threads":
@@ -191,20 +201,35 @@ def _rivals(found: Sequence[Comparison], kind: str) -> list[str]:
 
 
 def _of_the_fastest(labels: Sequence[str]) -> str:
-    return f"{'the fastest of ' if len(labels) > 1 else ''}{' and '.join(labels)}"
+    return f"the fastest of {', '.join(labels[:-1])} and {labels[-1]}" if len(labels) > 1 else "".join(labels)
 
 
-def _mean_ratio(found: Sequence[Comparison], among: Sequence[str]) -> str:
-    """The mean ratio over several shapes in words, without a full stop; empty if none of these peers was measured."""
+def _ratios(found: Sequence[Comparison], among: Sequence[str], ours: str = _OURS) -> dict[str, float]:
+    """By case, how many times the work of the fastest of these peers lstmfast does; empty if none was measured."""
     named = [(comparison, fastest_peer(comparison, among)) for comparison in found if among]
-    ratios = {comparison.case: comparison.ratio(peer).median for comparison, peer in named if peer}
-    if len(ratios) < 2:
-        return ""
+    return {
+        comparison.case: comparison.ratio(peer, ours).median
+        for comparison, peer in named
+        if peer and ours in comparison.measured
+    }
+
+
+def _precision_ratios(found: Sequence[Comparison]) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """For each of lstmfast's variants that was measured with a rival: its label, whom it meets in words, `_ratios`."""
+    among: list[str] = []
+    for ours, (types, theirs) in _PRECISIONS.items():
+        among += theirs
+        if ratios := _ratios(found, among, ours):
+            yield ours, f"the fastest peer in {types}", ratios
+
+
+def _mean_in_words(kind: str, ours: str, whom: str, ratios: dict[str, float]) -> str:
     least, most = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
+    if len(ratios) == 1:
+        return f"{kind}, {least}: {ours} does {ratios[least]:.2f} times the work of {whom}."
     return (
-        f"geometric mean over {len(ratios)} shapes: lstmfast does {geometric_mean(ratios.values()):.2f} times the work "
-        f"of {_of_the_fastest(among)} (least {ratios[least]:.2f} at {least}, most {ratios[most]:.2f} "
-        f"at {most})"
+        f"{kind}, geometric mean over {len(ratios)} shapes: {ours} does {geometric_mean(ratios.values()):.2f} times "
+        f"the work of {whom} (least {ratios[least]:.2f} at {least}, most {ratios[most]:.2f} at {most})."
     )
 
 
@@ -223,18 +248,6 @@ def _ragged_summary(found: Sequence[Comparison]) -> list[str]:
             lines.append(
                 f"{ragged.case}: lstmfast does {_short(gain)} times the work of {peer} running all steps, padding too."
             )
-    return lines
-
-
-def _precision_summary(found: Sequence[Comparison]) -> list[str]:
-    """`medium` against PyTorch's fastest: bf16 in two ways, or float32 on CPUs that run bf16 slowly."""
-    pairs = {"lstmfast medium": ("torch", "torch autocast", "torch fp32=bf16"), "lstmfast float64": ("torch float64",)}
-    lines = []
-    for comparison in found:
-        for ours, theirs in pairs.items():
-            if (peer := fastest_peer(comparison, theirs)) and ours in comparison.measured:
-                ratio = _short(comparison.ratio(peer, ours).median)
-                lines.append(f"{comparison.case}: {ours} does {ratio} times the work of {peer}.")
     return lines
 
 
@@ -294,7 +307,7 @@ def _peaks_in_words(report: Report) -> dict[str, str]:
 # --- in Markdown ------------------------------------------------------------------------------------------------------
 
 _BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- bench:end -->)", re.DOTALL)
-_ROW_PER_CONTENDER = ("training", "sampling", "precision", "memory")
+_ROW_PER_CONTENDER = ("training", "sampling", "memory")
 
 
 def check_markers(name: str, text: str, sections: Iterable[str]) -> None:
@@ -340,11 +353,9 @@ def _versions(report: Report) -> str:
 def _section_tables(report: Report, section: str) -> str:
     """One table per kind of work, and the sentences below it."""
     parts = []
-    for kind in ("inference", "training"):
+    make = {"precision": _precision_rows}.get(section, _contender_rows if section in _ROW_PER_CONTENDER else _case_rows)
+    for kind in dict.fromkeys(comparison.kind for comparison in report.of(section)):
         found = report.of(section, kind)
-        if not found:
-            continue
-        make = _contender_rows if section in _ROW_PER_CONTENDER else _case_rows
         summary = "\n".join(f"- {sentence}" for sentence in section_summary(report, section, kind))
         parts += [f"{kind.capitalize()}:", "\n".join(make(report, found)), summary]
     return "\n\n".join(part for part in parts if part)
@@ -362,14 +373,33 @@ def _case_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:
             comparison.case,
             ", ".join(map(str, comparison.shape or ())),
             *[str(comparison.threads)] * show_threads,
-            *(
-                amount(comparison, comparison.measured[label].spread.median) if label in comparison.measured else ""
-                for label in labels
-            ),
+            *_medians(comparison, labels),
             _rate(comparison, _OURS),
             "" if share is None else f"{share:.0%}",
             f"{ratio_in_words(comparison, peer, ' ({} to {})')} {peer}" if peer else "",
         )
+
+
+def _precision_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:
+    """A row for each case: everybody's median; and at the end their errors."""
+    labels = list(dict.fromkeys(label for comparison in found for label in comparison.measured))
+    yield _markdown_row("case", "B, T, I, H", *labels)
+    yield _markdown_row("---", "---", *["---:"] * len(labels))
+    for comparison in found:
+        yield _markdown_row(comparison.case, ", ".join(map(str, comparison.shape or ())), *_medians(comparison, labels))
+    errors = []
+    for label in labels:
+        values = [comparison.measured[label].difference for comparison in found if label in comparison.measured]
+        ends = dict.fromkeys(f"{end:.0e}" for end in (min(values), max(values)) if end)
+        errors.append(" to ".join(ends) or "reference")
+    yield _markdown_row("error", "", *errors)
+
+
+def _medians(comparison: Comparison, labels: Sequence[str]) -> Iterator[str]:
+    """The cells of these contenders; empty for those that are absent."""
+    for label in labels:
+        measured = comparison.measured.get(label)
+        yield amount(comparison, measured.spread.median) if measured else ""
 
 
 def _contender_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:
@@ -412,13 +442,12 @@ def _summary(report: Report) -> str:
     """The figures of the front page: one row per use, against the fastest peer."""
     rows = []
     for kind in _RIVALS:
-        found = report.of("sequence", kind)
-        rivals = _rivals(found, kind)
-        named = [(comparison, fastest_peer(comparison, rivals)) for comparison in found if rivals]
-        if ratios := [comparison.ratio(peer).median for comparison, peer in named if peer]:
-            mean = f"**{geometric_mean(ratios):.2f}x**, geometric mean ({min(ratios):.2f} to {max(ratios):.2f})"
-            what = f"one layer, {kind}, {len(ratios)} shapes"
-            rows.append(_markdown_row(what, "", _of_the_fastest(rivals), mean, "`lstmfast bench sequence`"))
+        rivals = _rivals(report.of("sequence", kind), kind)
+        if ratios := _ratios(report.of("sequence", kind), rivals):
+            rows.append(_mean_row(f"one layer, {kind}", _of_the_fastest(rivals), ratios, "sequence"))
+        for ours, whom, ratios in _precision_ratios(report.of("precision", kind)):
+            if ours in ("lstmfast medium", "lstmfast int8"):
+                rows.append(_mean_row(f"one layer, {kind}, {ours.split()[-1]}", whom, ratios, "precision"))
     for section, words in _SUMMARY_ROWS.items():
         for comparison in report.of(section):
             peer = fastest_peer(comparison)
@@ -434,6 +463,12 @@ def _summary(report: Report) -> str:
     where = f"Measured on {report.machine['cpu']}; threads: {report.settings['threads']}; {_versions(report)}."
     head = _markdown_row("what", "lstmfast", "fastest other", "lstmfast does", "command")
     return "\n".join([where, "", head, "|---|---:|---:|---|---|", *rows])
+
+
+def _mean_row(what: str, whom: str, ratios: dict[str, float], section: str) -> str:
+    mean = f"**{geometric_mean(ratios.values()):.2f}x**, geometric mean"
+    ends = f"({min(ratios.values()):.2f} to {max(ratios.values()):.2f})"
+    return _markdown_row(f"{what}, {len(ratios)} shapes", "", whom, f"{mean} {ends}", f"`lstmfast bench {section}`")
 
 
 def _shown(comparison: Comparison, label: str) -> str:

@@ -18,6 +18,26 @@ from .shapes import SHAPES, Shape
 _SEQUENCE_SHAPES = (
     "udacity", "small", "step64", "step256", "stream64", "stream256", "medium", "large", "huge", "long"
 )
+_PRECISION_SHAPES = (
+    "step256", "stream64", "stream256", "passage1024", "udacity", "small", "medium", "large", "wide"
+)
+_VARIANTS: tuple[tuple[str, dict[str, str], float], ...] = (
+    ("lstmfast", {}, 1e-4),
+    ("lstmfast medium", {"precision": "medium"}, 0.1),
+    ("lstmfast int8", {"weights": "int8"}, 0.2),
+    ("lstmfast float64", {"dtype": "float64"}, 1e-9),
+    ("torch", {}, 1e-4),
+    ("torch autocast", {"precision": "autocast"}, 0.1),
+    ("torch fp32=bf16", {"precision": "fp32_precision"}, 0.1),
+    ("torch int8", {"weights": "int8"}, 0.2),
+    ("torch float64", {"dtype": "float64"}, 1e-9),
+    ("onnxruntime", {}, 1e-4),
+    ("onnxruntime int8", {"weights": "int8"}, 0.2),
+    ("openvino", {}, 1e-4),
+    ("openvino bf16", {"precision": "bf16"}, 0.1),
+    ("ncnn", {}, 1e-4),
+)
+"""The ways of using a library that `precision` compares: label, what its works are told, tolerance."""
 _KINDS = ("inference", "training")
 _PIECE_LENGTH = 1000
 
@@ -64,10 +84,7 @@ def _section(about: str) -> Callable[[Section], Section]:
 @_section("One step of one stream (B = 1, T = 1), called from Python: latency.")
 def step(bench: Bench) -> Iterator[Comparison]:
     for name, shape in bench.shapes_or("step64", "step256", "step1024").items():
-        single = Shape(1, 1, shape.input_size, shape.hidden_size)
-        task = Task(
-            "step", name, "inference", "step", problems.steps(single), 4 * single.weights / 1e9, "GB/s", shape=single
-        )
+        task = _step_task("step", name, "inference", shape)
         yield bench.compare(task, bench.only("torch", "onnxruntime", "jax", "keras"))
 
 
@@ -132,31 +149,23 @@ def threads(bench: Bench) -> Iterator[Comparison]:
                 yield bench.compare(task, bench.only("torch", "onnxruntime", "jax"), count)
 
 
-@_section("What less exact products gain, what float64 costs, and the error of each against float64.")
+@_section("What less than float32 gains, what float64 costs, and the error of each: of h, or of the kernel's gradient.")
 def precision(bench: Bench) -> Iterator[Comparison]:
-    variants = {
-        "lstmfast": [
-            ("lstmfast", {}, 1e-4),
-            ("lstmfast high", {"precision": "high"}, 1e-3),
-            ("lstmfast medium", {"precision": "medium"}, 0.1),
-            ("lstmfast float64", {"dtype": "float64"}, 1e-9),
-        ],
-        "torch": [
-            ("torch", {}, 1e-4),
-            ("torch autocast", {"precision": "autocast"}, 0.1),
-            ("torch fp32=bf16", {"precision": "fp32_precision"}, 0.1),
-            ("torch float64", {"dtype": "float64"}, 1e-9),
-        ],
-    }
-    contenders = [
-        dataclasses.replace(contender, label=label, settings={**contender.settings, **settings}, tolerance=tolerance)
-        for contender in bench.only("torch")
-        for label, settings, tolerance in variants[contender.label]
-    ]
-    for kind in _KINDS:
-        for name, shape in bench.shapes_or("small", "large").items():
-            task = _layer_task("precision", name, kind, shape)
-            yield bench.compare(dataclasses.replace(task, reference="lstmfast float64"), contenders)
+    shapes = bench.shapes_or(*_PRECISION_SHAPES)
+    frozen = {"training": False, "weights": "float32"}
+    for name, shape in shapes.items():
+        task = dataclasses.replace(_layer_task("precision", name, "inference", shape), settings=frozen)
+        yield bench.compare(_against_float64(task, "h"), _variants(bench, "onnxruntime", "openvino", "ncnn", "torch"))
+    for name, shape in shapes.items():
+        if shape.batch == shape.time_steps == 1:
+            task = _step_task("precision", name, "stream", shape)
+            yield bench.compare(_against_float64(task, "h"), _variants(bench, "onnxruntime"))
+    training = [variant for variant in _variants(bench, "torch") if "weights" not in variant.settings]
+    for name, shape in shapes.items():
+        if bench.shapes or shape.batch > 1:
+            yield bench.compare(
+                _against_float64(_layer_task("precision", name, "training", shape), "d_kernel"), training
+            )
 
 
 @_section("By how much a process grows at most in its first training step, without what it is given and returns.")
@@ -189,6 +198,26 @@ def scaling(bench: Bench) -> Iterator[Comparison]:
             for shape in shapes:
                 task = _layer_task("scaling", f"{axis} {getattr(shape, axis)}", kind, shape)
                 yield bench.compare(task, bench.only("torch"))
+
+
+def _variants(bench: Bench, *libraries: str) -> list[Contender]:
+    """The variants of lstmfast, and of those of these peers that were asked for."""
+    contenders = {contender.label: contender for contender in bench.only(*libraries)}
+    return [
+        dataclasses.replace(contenders[label.split()[0]], label=label, settings=settings, tolerance=tolerance)
+        for label, settings, tolerance in _VARIANTS
+        if label.split()[0] in contenders
+    ]
+
+
+def _against_float64(task: Task, error_of: str) -> Task:
+    return dataclasses.replace(task, reference="lstmfast float64", error_of=error_of)
+
+
+def _step_task(section: str, case: str, kind: str, shape: Shape) -> Task:
+    """One step of one stream; its worth is counted in bytes of float32 weights."""
+    single = Shape(1, 1, shape.input_size, shape.hidden_size)
+    return Task(section, case, kind, "step", problems.steps(single), 4 * single.weights / 1e9, "GB/s", shape=single)
 
 
 def _layer_task(section: str, case: str, kind: str, shape: Shape, *, ragged: bool = False) -> Task:

@@ -39,8 +39,10 @@ SHAPES = {
     "stream64": Shape(1, 100, 64, 64),
     "stream256": Shape(1, 100, 256, 256),
     "stream1024": Shape(1, 100, 1024, 1024),
+    "passage1024": Shape(1, 50, 1024, 1024),
     "medium": Shape(32, 100, 256, 256),
     "large": Shape(64, 64, 256, 512),
+    "wide": Shape(32, 50, 1024, 1024),
     "huge": Shape(128, 50, 1024, 1024),
     "long": Shape(32, 820, 12, 64),
 }

@@ -39,9 +39,11 @@ class Step:
     """One step of one layer, state and packed weights inside a stream."""
 
     def __init__(self, problem: Problem, settings: Mapping[str, Any]) -> None:
-        self._stream = _layer(problem, settings).stream(problem["x"].shape[1])
-        self._steps = problem["x"]
-        self._x = np.ascontiguousarray(problem["x"][0])
+        layer = _layer(problem, settings)
+        weights = "bfloat16" if settings.get("precision") == "medium" else settings.get("weights", "float32")
+        self._stream = layer.stream(problem["x"].shape[1], weights=weights)
+        self._steps = problem["x"].astype(layer.dtype)
+        self._x = self._steps[0].copy()
 
     def step(self) -> None:
         """Advance by one step."""
@@ -54,11 +56,16 @@ class Step:
 
 
 class Sequence:
-    """One layer over whole sequences: inference, or forward and backward with the gradients of x, kernel and bias."""
+    """One layer over whole sequences: inference, or forward and backward with the gradients of x, kernel and bias.
+
+    Where the settings say how weights are kept, a frozen copy of the layer runs.
+    """
 
     def __init__(self, problem: Problem, settings: Mapping[str, Any]) -> None:
-        self._layer = _layer(problem, settings)
+        self._layer: Any = _layer(problem, settings)
         dtype = self._layer.dtype
+        if "weights" in settings:
+            self._layer = self._layer.inference(weights=settings["weights"])
         self._x, self._d_h = problem["x"].astype(dtype), problem["d_h"].astype(dtype)
         self._lengths = problem.get("lengths")
         self.step = self._train if settings["training"] else self._infer

@@ -1,17 +1,21 @@
 """The works in ONNX Runtime: one LSTM node whose weights are constants. Imports onnxruntime, onnx and NumPy only.
 
-ONNX orders its gates i, o, f, g. The CPU LSTM of ONNX Runtime is float32 only and cannot train. See worker.py.
+ONNX orders its gates i, o, f, g. The CPU LSTM of ONNX Runtime has float32 or int8 weights and cannot train. See
+worker.py.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 
 Problem = Mapping[str, npt.NDArray[Any]]
 
@@ -31,7 +35,7 @@ class Step:
 
     def __init__(self, problem: Problem, settings: Mapping[str, Any]) -> None:
         hidden_size = problem["kernel"].shape[1] // 4
-        self._session = _session(problem, state=True)
+        self._session = _session(problem, settings, state=True)
         self._x = problem["x"]
         self._zeros = np.zeros((1, self._x.shape[1], hidden_size), np.float32)
         self._feed = {"x": self._x[:1], "h0": self._zeros, "c0": self._zeros}
@@ -57,7 +61,7 @@ class Sequence:
     def __init__(self, problem: Problem, settings: Mapping[str, Any]) -> None:
         if settings["training"]:
             raise NotImplementedError("its LSTM does not train")
-        self._session = _session(problem, lengths="lengths" in problem)
+        self._session = _session(problem, settings, lengths="lengths" in problem)
         self._feed = {"x": problem["x"]}
         if "lengths" in problem:
             self._feed["lengths"] = problem["lengths"].astype(np.int32)
@@ -71,7 +75,9 @@ class Sequence:
         return {"h": self.step()[0][:, 0]}
 
 
-def _session(problem: Problem, *, state: bool = False, lengths: bool = False) -> Any:
+def _session(
+    problem: Problem, settings: Mapping[str, Any], *, state: bool = False, lengths: bool = False
+) -> Any:
     """A session for a graph of one LSTM node: x [T, B, I], and lengths [B] or h0, c0 [1, B, H] if asked for."""
     hidden_size = problem["kernel"].shape[1] // 4
     input_size = len(problem["kernel"]) - hidden_size
@@ -96,10 +102,21 @@ def _session(problem: Problem, *, state: bool = False, lengths: bool = False) ->
     )
     # Versions that runtimes of recent years read; onnx writes newer ones by default.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    serialized = model.SerializeToString()
+    if settings.get("weights") == "int8":
+        serialized = _quantized(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = _threads, 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+
+
+def _quantized(model: Any) -> bytes:
+    """The model with int8 weights, one scale for each column; x and h are rounded as they come."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "int8.onnx")
+        quantize_dynamic(model, path, op_types_to_quantize=["LSTM"], per_channel=True)
+        return path.read_bytes()
 
 
 def _reordered(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -62,6 +62,9 @@ class Sequence:
                 raise NotImplementedError("torch.backends.mkldnn.rnn.fp32_precision came with PyTorch 2.9")
             torch.backends.mkldnn.rnn.fp32_precision = "bf16"
         self._lstm = _lstm(torch.nn.LSTM, problem, dtype)
+        if settings.get("weights") == "int8":
+            inside = torch.nn.Sequential(self._lstm)  # its children are what quantize_dynamic replaces
+            self._lstm = torch.ao.quantization.quantize_dynamic(inside, {torch.nn.LSTM})[0]
         self._x, self._d_h = (torch.from_numpy(problem[name]).to(dtype) for name in ("x", "d_h"))
         self._time_steps = len(self._x)
         self._packed = "lengths" in problem
@@ -71,10 +74,10 @@ class Sequence:
                 torch.nn.utils.rnn.pack_padded_sequence(data, lengths, enforce_sorted=False)
                 for data in (self._x, self._d_h)
             )
-        self._parameters = [parameter for parameter in self._lstm.parameters() if parameter.requires_grad]
         if settings["training"]:
             data = self._x.data if self._packed else self._x
-            self._wanted = [data.requires_grad_(), *self._parameters]
+            parameters = [parameter for parameter in self._lstm.parameters() if parameter.requires_grad]
+            self._wanted = [data.requires_grad_(), *parameters]
         self.step = self._train if settings["training"] else self._infer
         self.context = contextlib.nullcontext if settings["training"] else torch.inference_mode
 

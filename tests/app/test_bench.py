@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from lstmfast.bench import problems, report
 from lstmfast.bench.harness import BenchError, Comparison, Contender, Crew, Measured, Spread, Task
-from lstmfast.bench.sections import SECTIONS
+from lstmfast.bench.sections import SECTIONS, Bench
 from lstmfast.bench.shapes import SHAPES, Shape
 
 from lstmfast.command.main import main
@@ -94,6 +96,16 @@ def compared(ours: float, theirs: float, **changes: Any) -> Comparison:
     return Comparison(**fields | changes)
 
 
+def precisions(case: str, medium: float, torch: float, autocast: float) -> Comparison:
+    """A comparison of precisions that took so many milliseconds; lstmfast in float32 takes two."""
+    shown = {"lstmfast": (2.0, 1e-7), "lstmfast medium": (medium, 5e-4), "torch": (torch, 1e-7)}
+    measured = {
+        label: Measured("1.0", "float32", Spread(ms, ms, ms), [ms, ms], error)
+        for label, (ms, error) in {**shown, "torch autocast": (autocast, 3e-3)}.items()
+    }
+    return compared(1.0, 1.0, section="precision", case=case, measured=measured)
+
+
 def reported(*comparisons: Comparison) -> report.Report:
     """A report of a machine that does 8,000 GFLOP/s."""
     peaks = {"flops": {"float32": 8e12}, "reads": [{"from": "L1", "bytes": 16384, "bytes_per_second": 1e11}]}
@@ -137,16 +149,34 @@ def test_a_worker_that_dies_is_an_error_with_its_last_words(crew: Crew, fake: Fa
         crew.compare(TASK, [fake("lstmfast"), fake("torch", dies=True)], threads=1)
 
 
-@pytest.mark.parametrize("peer", ["torch", "onnxruntime", "jax"])
+def test_the_error_of_one_value_is_that_of_its_norm(crew: Crew, fake: Fake) -> None:
+    task = dataclasses.replace(TASK, tolerance=0.1, reference="exact", error_of="h")
+    found = crew.compare(task, [fake("lstmfast", value=1.05), fake("exact")], threads=1)
+    assert found.measured["lstmfast"].difference == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("peer", ["torch", "onnxruntime", "openvino", "ncnn", "jax"])
 def test_peers_agree_with_lstmfast_in_all_that_they_can_do(crew: Crew, peer: str) -> None:
     if importlib.util.find_spec(peer) is None:
         pytest.skip(f"{peer} is not installed")
     contenders = [Contender.of("lstmfast"), Contender.of(peer)]
-    for ragged, training in itertools.product((False, True), (False, True)):
-        problem = problems.layer(SHAPES["tiny"], ragged=ragged)
+    for batch, ragged, training in itertools.product((1, 3), (False, True), (False, True)):
+        problem = problems.layer(SHAPES["tiny"]._replace(batch=batch), ragged=ragged)
         task = Task("", "", "", "sequence", problem, 1.0, "", {"training": training}, tolerance=1e-5)
         found = crew.compare(task, contenders, threads=1)
-        assert peer in found.measured or "train" in found.absent[peer] or "lengths" in found.absent[peer]
+        assert peer in found.measured or re.search("train|lengths|no batch", found.absent[peer])
+
+
+@pytest.mark.parametrize("peer", ["torch", "onnxruntime", "openvino"])
+def test_peers_at_less_than_float32_have_an_error_of_their_precision(crew: Crew, peer: str) -> None:
+    if importlib.util.find_spec(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    shapes = {"tiny": SHAPES["tiny"]}
+    (inference, *_) = SECTIONS["precision"](Bench(crew, [Contender.of("lstmfast"), Contender.of(peer)], shapes, 1, 1))
+    assert peer in inference.measured and inference.measured["lstmfast float64"].difference == 0.0
+    assert 1e-9 < inference.measured[peer].difference < 1e-5
+    assert 1e-4 < inference.measured["lstmfast int8"].difference < 0.1
+    assert all(found.difference < 0.1 for found in inference.measured.values())
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -182,6 +212,23 @@ def test_the_summary_of_shapes_is_a_geometric_mean_against_the_fastest_peer_meas
         "inference, geometric mean over 2 shapes: lstmfast does 4.00 times the work of torch "
         "(least 2.00 at a, most 8.00 at b)."
     ]
+
+
+def test_a_precision_is_held_against_the_fastest_peer_of_its_types_or_more_exact_ones() -> None:
+    found = reported(precisions("a", medium=1.0, torch=4.0, autocast=8.0), precisions("b", 1.0, 2.0, 1.0))
+    assert report.section_summary(found, "precision", "inference")[-1] == (
+        "inference, geometric mean over 2 shapes: lstmfast medium does 2.00 times the work of the fastest peer in "
+        "bfloat16 or float32 (least 1.00 at b, most 4.00 at a)."
+    )
+
+
+def test_the_table_of_precisions_ends_with_everybodys_error() -> None:
+    found = reported(precisions("a", 1.0, 4.0, 8.0))
+    written = report.write_between_markers("<!-- bench:precision -->\n<!-- bench:end -->", found, SECTIONS)
+    assert (
+        "| a | 64, 10, 27, 64 | 2.00 ms | 1.00 ms | 4.00 ms | 8.00 ms |\n"
+        "| error |  | 1e-07 | 5e-04 | 1e-07 | 3e-03 |"
+    ) in written
 
 
 def test_a_result_survives_its_json() -> None:
@@ -227,7 +274,7 @@ def test_a_document_without_a_known_block_is_an_error(text: str) -> None:
     [
         (["steps"], "a section must be one of step, sequence, "),
         (["step", "--shapes", "enormous"], "a shape must be one of tiny, udacity, "),
-        (["step", "--against", "theano"], "against must name contenders from torch, onnxruntime, jax, keras, got"),
+        (["step", "--against", "theano"], "against must name contenders from torch, onnxruntime, openvino, "),
         (["step", "--python-torch", "nowhere/python"], "--python-torch must be a Python interpreter, got 'nowhere"),
         (["step", "--rounds", "0"], "rounds must be 1 or more, got 0"),
         (["step", "--json", "nowhere/result.json"], "nowhere/result.json is in a folder that does not exist"),
