@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from . import machine, on_cuda, report, shapes
-from .harness import BenchError, Contender, Crew
+from .harness import BenchError, Comparison, Contender, Crew
 from .sections import ABOUT, SECTIONS, Bench
 
 PEERS = ("torch", "onnxruntime", "openvino", "ncnn", "jax", "keras")
@@ -45,13 +45,15 @@ class BenchOptions:
     core: int = -1
     """First core to pin to; -1: the last one."""
     json: str = ""
-    """Also write the result to this file."""
+    """Also write the result to this file, or into this folder: there to the file of this kind of CPU, which keeps its
+    other sections."""
     plot: str = ""
-    """Also draw it into this file (.png, .svg, .pdf); needs matplotlib."""
+    """Also draw it into this file (.png, .svg, .pdf), with all else in the folder of --json; needs matplotlib."""
     from_: Annotated[str, tyro.conf.arg(name="from")] = ""
-    """Measure nothing: show the result that --json wrote to this file."""
+    """Measure nothing: show the result that --json wrote to this file, or all in this folder."""
     write: str = ""
-    """Also write tables into these Markdown files, separated by commas, between their marker comments."""
+    """Also write tables into these Markdown files, separated by commas, between their marker comments; with all else in
+    the folder of --json."""
     python_torch: str = ""
     """Interpreter of an environment that has PyTorch."""
     python_onnxruntime: str = ""
@@ -84,19 +86,27 @@ def run(options: BenchOptions) -> int:
         raise ValueError("--plot needs matplotlib: pip install matplotlib")
 
     if options.from_:
-        found = report.Report.from_json(Path(options.from_).read_text(encoding="utf-8"))
-        print(report.header(found))
-        for name in filter(found.of, sections):
-            _show(found, name)
+        reports = _read(Path(options.from_))
+        for number, found in enumerate(reports):
+            print("\n\n" * (number > 0) + report.header(found))
+            for name in filter(found.of, sections):
+                _show(found, name)
     else:
         found = _measure(options, sections)
+        reports = _read(Path(options.json)) if options.json and Path(options.json).is_dir() else [found]
     if options.plot:
         from . import plot
 
-        plot.draw(found, Path(options.plot))
+        plot.draw(reports, Path(options.plot))
     for path, text in documents.items():
-        path.write_text(report.write_between_markers(text, found, SECTIONS), encoding="utf-8")
+        path.write_text(report.write_between_markers(text, reports, SECTIONS), encoding="utf-8")
     return 0
+
+
+def _read(path: Path) -> list[report.Report]:
+    """The result in a file, or those in a folder by the names of their files."""
+    paths = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    return [report.Report.from_json(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def _measure(options: BenchOptions, sections: Sequence[str]) -> report.Report:
@@ -108,18 +118,23 @@ def _measure(options: BenchOptions, sections: Sequence[str]) -> report.Report:
     chosen = shapes.chosen(_names(options.shapes))
     cores = _pinned(options)
     facts = machine.describe()
+    target, kept = Path(options.json), list[Comparison]()
+    if options.json and target.is_dir():
+        target /= machine.file_name(facts["cpu"])
+        earlier = _read(target)[0].comparisons if target.exists() else []
+        kept = [comparison for comparison in earlier if comparison.section not in sections]
     with Crew(cores, options.rounds, options.seconds) as crew:
         bench = Bench(crew, contenders, chosen, options.threads, len(cores) or os.cpu_count() or 1)
         lstmfast = crew.worker(contenders[0], 1)
         if lstmfast.absent:
             raise BenchError(f"lstmfast cannot run: {lstmfast.absent}")
         peaks = lstmfast.ask("call", function="peaks", arguments=[machine.read_sizes()])["result"]
-        found = report.Report(facts, peaks, _method(options, cores, lstmfast.version))
+        found = report.Report(facts, peaks, _method(options, cores, lstmfast.version), kept)
         print(report.header(found), flush=True)
         for name in sections:
             _show(found, name, bench)
             if options.json:
-                Path(options.json).write_text(found.to_json(), encoding="utf-8")
+                target.write_text(found.to_json(), encoding="utf-8")
     return found
 
 

@@ -8,6 +8,10 @@ import re
 from pathlib import Path
 
 _MIB = 1 << 20
+_CPU_NUMBERS = {
+    "cpu family": "family", "model": "model", "stepping": "stepping", "CPU implementer": "implementer",
+    "CPU part": "part",
+}
 
 
 def describe() -> dict[str, str]:
@@ -20,6 +24,12 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
         "load before": f"{os.getloadavg()[0]:.2f}",
     }
+
+
+def file_name(cpu: str) -> str:
+    """The name of the file for the results of a kind of CPU: amd-epyc-26-2-1.json."""
+    telling = re.sub(rf"\((?:r|tm)\)|\b(?:{'|'.join(_CPU_NUMBERS.values())})\b", " ", cpu.lower())
+    return "-".join(re.findall(r"[a-z0-9]+", telling)) + ".json"
 
 
 def usable_cores() -> list[int]:
@@ -54,7 +64,12 @@ def _quarter_of_memory() -> int:
 
 
 def _cpu_name() -> str:
+    """The model's name and, since that may be the same for several kinds ("AMD EPYC"), its numbers."""
+    fields: dict[str, str] = {}
     information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
+    for line in information.read_text().splitlines() if information.exists() else []:
+        field, _, value = line.partition(":")
+        fields.setdefault(field.strip(), value.strip())
+    name = fields.get("model name") or platform.processor() or "unknown"
+    numbers = ", ".join(f"{word} {fields[field]}" for field, word in _CPU_NUMBERS.items() if field in fields)
+    return f"{name} ({numbers})" if numbers else name

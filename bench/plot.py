@@ -12,25 +12,29 @@ from .harness import Comparison
 from .report import Report, peers
 
 _COLORS = {
-    "lstmfast": "#d1495b", "torch": "#30638e", "onnxruntime": "#00798c", "jax": "#edae49", "keras": "#8d96a3"
+    "lstmfast": "#d1495b", "torch": "#30638e", "onnxruntime": "#00798c", "openvino": "#66a182", "ncnn": "#7b4b94",
+    "jax": "#edae49", "keras": "#8d96a3",
 }
 _AXES = {"batch": "batch B", "time_steps": "time steps T", "hidden_size": "units H (= inputs I)"}
 
 
-def draw(report: Report, path: Path) -> None:
-    """Draw the figure into a file of any format that matplotlib writes.
+def draw(reports: Sequence[Report], path: Path) -> None:
+    """Draw the figure, machine below machine, into a file of any format that matplotlib writes.
 
     Raises ValueError if no measured section has a panel.
     """
-    panels = _panels(report)
-    if not panels:
+    drawn = [(report, panels) for report in reports if (panels := _panels(report))]
+    if not drawn:
         raise ValueError("--plot has nothing to draw: it shows step, sequence, threads and scaling")
-    columns = min(len(panels), 3 if len(panels) != 4 else 2)
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.6 * columns, 4.4 * rows + 0.5), layout="constrained")
-    for number, panel in enumerate(panels):
-        panel(figure.add_subplot(rows, columns, number + 1))
-    figure.suptitle(f"{report.machine.get('cpu', '')}; threads: {report.settings.get('threads', '')}", fontsize=10)
+    most = max(len(panels) for _, panels in drawn)
+    columns = min(most, 3 if most != 4 else 2)
+    rows = [-(-len(panels) // columns) for _, panels in drawn]
+    figure = Figure(figsize=(5.6 * columns, 4.4 * sum(rows) + 0.5 * len(rows)), layout="constrained")
+    parts = figure.subfigures(len(drawn), 1, squeeze=False, height_ratios=rows)[:, 0]
+    for part, height, (report, panels) in zip(parts, rows, drawn, strict=True):
+        for number, panel in enumerate(panels):
+            panel(part.add_subplot(height, columns, number + 1))
+        part.suptitle(f"{report.machine.get('cpu', '')}; threads: {report.settings.get('threads', '')}", fontsize=10)
     figure.savefig(path, dpi=120)
 
 

@@ -320,17 +320,21 @@ def check_markers(name: str, text: str, sections: Iterable[str]) -> None:
         raise ValueError(f"a block in {name} must be named one of {', '.join(known)}, got {unknown[0]!r}")
 
 
-def write_between_markers(text: str, report: Report, sections: Iterable[str]) -> str:
-    """A Markdown text with this report's tables in its blocks `<!-- bench:NAME -->` to `<!-- bench:end -->`.
+def write_between_markers(text: str, reports: Sequence[Report], sections: Iterable[str]) -> str:
+    """A Markdown text with these reports' tables in its blocks `<!-- bench:NAME -->` to `<!-- bench:end -->`.
 
-    NAME is machine, summary or a section; the block of a section that was not measured is left unchanged.
+    NAME is machine, summary or a section; the block of a section that was not measured is left unchanged. With several
+    reports, each one's tables are headed by its CPU.
     """
-    makers: dict[str, Callable[[], str]] = {name: partial(_section_tables, report, name) for name in sections}
-    makers |= {"machine": partial(_machine_list, report), "summary": partial(_summary, report)}
+    makers: dict[str, Callable[[Report], str]] = {name: partial(_section_tables, section=name) for name in sections}
+    makers |= {"machine": _machine_list, "summary": _summary}
 
     def fill(block: re.Match[str]) -> str:
-        made = makers[block[2]]()
-        return f"{block[1]}{made}\n{block[3]}" if made else block[0]
+        parts = []
+        for report in reports:
+            if made := makers[block[2]](report):
+                parts.append(f"**{report.machine['cpu']}**\n\n{made}" if len(reports) > 1 else made)
+        return block[1] + "\n\n".join(parts) + f"\n{block[3]}" if parts else block[0]
 
     return _BLOCK.sub(fill, text)
 
@@ -341,13 +345,9 @@ def _machine_list(report: Report) -> str:
 
 
 def _versions(report: Report) -> str:
-    versions = {
-        label: found.version
-        for comparison in report.comparisons
-        for label, found in comparison.measured.items()
-        if " " not in label
-    }
-    return ", ".join(f"{label} {version}" for label, version in versions.items())
+    """All that were measured with: sections may be older than others."""
+    measured = (item for comparison in report.comparisons for item in comparison.measured.items())
+    return ", ".join(dict.fromkeys(f"{label} {found.version}" for label, found in measured if " " not in label))
 
 
 def _section_tables(report: Report, section: str) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import quantize_dynamic
 
 Problem = Mapping[str, npt.NDArray[Any]]
 
@@ -113,6 +112,8 @@ def _session(
 
 def _quantized(model: Any) -> bytes:
     """The model with int8 weights, one scale for each column; x and h are rounded as they come."""
+    from onnxruntime.quantization import quantize_dynamic  # has needs of its own, which float32 should not wait for
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "int8.onnx")
         quantize_dynamic(model, path, op_types_to_quantize=["LSTM"], per_channel=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lstmfast.bench import problems, report
+from lstmfast.bench import machine, problems, report
 from lstmfast.bench.harness import BenchError, Comparison, Contender, Crew, Measured, Spread, Task
 from lstmfast.bench.sections import SECTIONS, Bench
 from lstmfast.bench.shapes import SHAPES, Shape
@@ -224,7 +224,7 @@ def test_a_precision_is_held_against_the_fastest_peer_of_its_types_or_more_exact
 
 def test_the_table_of_precisions_ends_with_everybodys_error() -> None:
     found = reported(precisions("a", 1.0, 4.0, 8.0))
-    written = report.write_between_markers("<!-- bench:precision -->\n<!-- bench:end -->", found, SECTIONS)
+    written = report.write_between_markers("<!-- bench:precision -->\n<!-- bench:end -->", [found], SECTIONS)
     assert (
         "| a | 64, 10, 27, 64 | 2.00 ms | 1.00 ms | 4.00 ms | 8.00 ms |\n"
         "| error |  | 1e-07 | 5e-04 | 1e-07 | 3e-03 |"
@@ -245,7 +245,7 @@ def test_tables_go_between_the_markers_and_nothing_else_changes() -> None:
     text = (
         "before\n<!-- bench:sequence -->\nold\n<!-- bench:end -->\nafter\n<!-- bench:step -->\nkept\n<!-- bench:end -->"
     )
-    written = report.write_between_markers(text, reported(compared(1.0, 2.0)), SECTIONS)
+    written = report.write_between_markers(text, [reported(compared(1.0, 2.0))], SECTIONS)
     before, table, after = written.partition("<!-- bench:sequence -->\n")[0], written, written.partition("after")[2]
     assert (before, after) == ("before\n", "\n<!-- bench:step -->\nkept\n<!-- bench:end -->")
     assert "old" not in table
@@ -254,10 +254,19 @@ def test_tables_go_between_the_markers_and_nothing_else_changes() -> None:
     )
 
 
+def test_results_of_several_machines_stand_below_each_other_with_their_cpus() -> None:
+    others = [reported(compared(1.0, 2.0)), reported(compared(1.0, 4.0)), reported()]
+    others[1].machine["cpu"] = "another CPU"
+    written = report.write_between_markers("<!-- bench:sequence -->\n<!-- bench:end -->", others, SECTIONS)
+    assert re.findall(r"^\*\*.*\*\*$|\d\.00x", written, re.MULTILINE) == [
+        "**a CPU**", "2.00x", "**another CPU**", "4.00x"
+    ]
+
+
 def test_writing_the_same_result_twice_changes_nothing() -> None:
     text = "<!-- bench:machine -->\n<!-- bench:end -->\n<!-- bench:summary -->\n<!-- bench:end -->\n"
-    once = report.write_between_markers(text, reported(compared(1.0, 2.0)), SECTIONS)
-    assert report.write_between_markers(once, reported(compared(1.0, 2.0)), SECTIONS) == once
+    once = report.write_between_markers(text, [reported(compared(1.0, 2.0))], SECTIONS)
+    assert report.write_between_markers(once, [reported(compared(1.0, 2.0))], SECTIONS) == once
 
 
 @pytest.mark.parametrize("text", ["no block", "<!-- bench:nonsense -->\n<!-- bench:end -->"])
@@ -300,6 +309,37 @@ def test_a_result_read_from_its_file_is_shown_as_it_was(bench: Run) -> None:
     _, measured, _ = bench("step", *ALONE, "--json", "result.json")
     _, shown, _ = bench("--from", "result.json")
     assert shown == measured
+
+
+def test_a_folder_of_results_has_a_file_for_the_kind_of_cpu_that_keeps_other_sections(bench: Run) -> None:
+    Path("results").mkdir()
+    bench("step", *ALONE, "--json", "results")
+    bench("sampling", *ALONE, "--json", "results")
+    (path,) = Path("results").iterdir()
+    found = report.Report.from_json(path.read_text())
+    assert path.name == machine.file_name(machine.describe()["cpu"])
+    assert [comparison.section for comparison in found.comparisons] == ["step", "sampling"]
+
+
+def test_all_results_of_a_folder_are_shown(bench: Run) -> None:
+    Path("results").mkdir()
+    for name in ("a", "b"):
+        found = reported(compared(1.0, 2.0))
+        found.machine["cpu"] = name
+        Path("results", f"{name}.json").write_text(found.to_json())
+    assert re.findall(r"^cpu: +(\w)$", bench("--from", "results")[1], re.MULTILINE) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "name"),
+    [
+        ("AMD EPYC (family 26, model 2, stepping 1)", "amd-epyc-26-2-1.json"),
+        ("Intel(R) Xeon(R) Processor (family 6, model 207, stepping 2)", "intel-xeon-processor-6-207-2.json"),
+        ("aarch64 (implementer 0x41, part 0xd40)", "aarch64-0x41-0xd40.json"),
+    ],
+)
+def test_a_file_of_results_is_named_after_the_kind_of_cpu(cpu: str, name: str) -> None:
+    assert machine.file_name(cpu) == name
 
 
 def test_a_picture_is_drawn(bench: Run) -> None:
