@@ -61,8 +61,8 @@ class Contender:
 class Task:
     """One piece of work for all contenders, which does `amount` of `unit`, from which a rate per second follows.
 
-    reference: the contender whose values the others must match; the first by default. error_of: the value whose error in
-    the Euclidean norm is shown; without it, the largest difference of all values.
+    reference: the contender whose values the others must match; the first by default.
+    error_of: the value whose error in the Euclidean norm is shown; without it, the largest difference of all values.
     """
 
     section: str

@@ -29,7 +29,8 @@ _RIVALS = {"inference": ("torch", "onnxruntime", "openvino"), "training": ("torc
 _PRECISIONS = {
     "lstmfast float64": ("float64", ("torch float64",)),
     "lstmfast": ("float32", ("torch", "onnxruntime", "openvino", "ncnn")),
-    "lstmfast medium": ("bfloat16 or float32", ("torch autocast", "torch fp32=bf16", "openvino bf16")),
+    "lstmfast medium": ("bfloat16 or float32", ("torch autocast", "torch fp32=bf16", "torch bf16", "openvino bf16")),
+    "lstmfast bf16": ("bfloat16 or float32", ()),
     "lstmfast int8": ("int8, bfloat16 or float32", ("torch int8", "onnxruntime int8")),
 }
 
@@ -373,7 +374,7 @@ def _case_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:
             comparison.case,
             ", ".join(map(str, comparison.shape or ())),
             *[str(comparison.threads)] * show_threads,
-            *_medians(comparison, labels),
+            *(_median(comparison, label) for label in labels),
             _rate(comparison, _OURS),
             "" if share is None else f"{share:.0%}",
             f"{ratio_in_words(comparison, peer, ' ({} to {})')} {peer}" if peer else "",
@@ -381,25 +382,20 @@ def _case_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:
 
 
 def _precision_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:
-    """A row for each case: everybody's median; and at the end their errors."""
-    labels = list(dict.fromkeys(label for comparison in found for label in comparison.measured))
-    yield _markdown_row("case", "B, T, I, H", *labels)
-    yield _markdown_row("---", "---", *["---:"] * len(labels))
-    for comparison in found:
-        yield _markdown_row(comparison.case, ", ".join(map(str, comparison.shape or ())), *_medians(comparison, labels))
-    errors = []
-    for label in labels:
-        values = [comparison.measured[label].difference for comparison in found if label in comparison.measured]
-        ends = dict.fromkeys(f"{end:.0e}" for end in (min(values), max(values)) if end)
-        errors.append(" to ".join(ends) or "reference")
-    yield _markdown_row("error", "", *errors)
+    """A row for each contender: its median in each case, and the range of its errors."""
+    yield _markdown_row("contender", *(f"{comparison.case} {comparison.shape}" for comparison in found), "error")
+    yield _markdown_row("---", *["---:"] * len(found), "---")
+    for label in dict.fromkeys(label for comparison in found for label in comparison.measured):
+        errors = [comparison.measured[label].difference for comparison in found if label in comparison.measured]
+        ends = dict.fromkeys(f"{error:.0e}" for error in (min(errors), max(errors)) if error)
+        medians = (_median(comparison, label) for comparison in found)
+        yield _markdown_row(label, *medians, " to ".join(ends) or "reference")
 
 
-def _medians(comparison: Comparison, labels: Sequence[str]) -> Iterator[str]:
-    """The cells of these contenders; empty for those that are absent."""
-    for label in labels:
-        measured = comparison.measured.get(label)
-        yield amount(comparison, measured.spread.median) if measured else ""
+def _median(comparison: Comparison, label: str) -> str:
+    """The cell of a contender; empty if it is absent."""
+    measured = comparison.measured.get(label)
+    return amount(comparison, measured.spread.median) if measured else ""
 
 
 def _contender_rows(report: Report, found: Sequence[Comparison]) -> Iterator[str]:

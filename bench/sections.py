@@ -24,11 +24,13 @@ _PRECISION_SHAPES = (
 _VARIANTS: tuple[tuple[str, dict[str, str], float], ...] = (
     ("lstmfast", {}, 1e-4),
     ("lstmfast medium", {"precision": "medium"}, 0.1),
+    ("lstmfast bf16", {"weights": "bfloat16"}, 0.1),
     ("lstmfast int8", {"weights": "int8"}, 0.2),
     ("lstmfast float64", {"dtype": "float64"}, 1e-9),
     ("torch", {}, 1e-4),
     ("torch autocast", {"precision": "autocast"}, 0.1),
     ("torch fp32=bf16", {"precision": "fp32_precision"}, 0.1),
+    ("torch bf16", {"dtype": "bfloat16"}, 0.1),
     ("torch int8", {"weights": "int8"}, 0.2),
     ("torch float64", {"dtype": "float64"}, 1e-9),
     ("onnxruntime", {}, 1e-4),
@@ -37,7 +39,7 @@ _VARIANTS: tuple[tuple[str, dict[str, str], float], ...] = (
     ("openvino bf16", {"precision": "bf16"}, 0.1),
     ("ncnn", {}, 1e-4),
 )
-"""The ways of using a library that `precision` compares: label, what its works are told, tolerance."""
+"""Ways of using a library, for `precision`: label, settings, tolerance. Those called bf16 and int8 do not train."""
 _KINDS = ("inference", "training")
 _PIECE_LENGTH = 1000
 
@@ -159,13 +161,13 @@ def precision(bench: Bench) -> Iterator[Comparison]:
     for name, shape in shapes.items():
         if shape.batch == shape.time_steps == 1:
             task = _step_task("precision", name, "stream", shape)
-            yield bench.compare(_against_float64(task, "h"), _variants(bench, "onnxruntime"))
-    training = [variant for variant in _variants(bench, "torch") if "weights" not in variant.settings]
+            variants = [variant for variant in _variants(bench, "onnxruntime") if "precision" not in variant.settings]
+            yield bench.compare(_against_float64(task, "h"), variants)
+    training = [variant for variant in _variants(bench, "torch") if not variant.label.endswith((" bf16", " int8"))]
     for name, shape in shapes.items():
         if bench.shapes or shape.batch > 1:
-            yield bench.compare(
-                _against_float64(_layer_task("precision", name, "training", shape), "d_kernel"), training
-            )
+            task = _layer_task("precision", name, "training", shape)
+            yield bench.compare(_against_float64(task, "d_kernel"), training)
 
 
 @_section("By how much a process grows at most in its first training step, without what it is given and returns.")

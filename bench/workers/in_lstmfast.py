@@ -40,8 +40,7 @@ class Step:
 
     def __init__(self, problem: Problem, settings: Mapping[str, Any]) -> None:
         layer = _layer(problem, settings)
-        weights = "bfloat16" if settings.get("precision") == "medium" else settings.get("weights", "float32")
-        self._stream = layer.stream(problem["x"].shape[1], weights=weights)
+        self._stream = layer.stream(problem["x"].shape[1], weights=settings.get("weights", "float32"))
         self._steps = problem["x"].astype(layer.dtype)
         self._x = self._steps[0].copy()
 
