@@ -35,6 +35,9 @@ _OF_SHAPES = {
     "Neg", "Range", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose",
     "Unsqueeze",
 }
+# Operators that are LSTMs, and the axis of their R that counts hidden units. ONNX Runtime's has R transposed.
+QUANTIZED_LSTM = "com.microsoft.DynamicQuantizeLSTM"
+LSTM_KINDS = {"LSTM": 2, QUANTIZED_LSTM: 1}
 _CHANCE = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 # The first version of these operators that the reference evaluator has; earlier versions mean the same.
 _FIRST = {"DequantizeLinear": 19}
@@ -199,12 +202,12 @@ class Graph:
         maker = value.maker
         if value.origin in ("constant", "shape"):
             return self.evaluate(value, shapes=shapes).shape
-        if maker is not None and maker.kind == "LSTM":
+        if maker is not None and maker.kind in LSTM_KINDS:
             x, r = (None if each is None else self.shape_of(each, shapes) for each in (maker.input(0), maker.input(2)))
             if x is None or r is None:
                 return None
             batch_first = "layout" in maker.attributes and maker.attributes["layout"].i == 1
-            directions, batch, hidden_size = r[0], x[0 if batch_first else 1], r[2]
+            directions, batch, hidden_size = r[0], x[0 if batch_first else 1], r[LSTM_KINDS[maker.kind]]
             if value is not maker.outputs[0]:
                 return (batch, directions, hidden_size) if batch_first else (directions, batch, hidden_size)
             return (*x[:2], directions, hidden_size) if batch_first else (x[0], directions, batch, hidden_size)
@@ -305,7 +308,7 @@ class Graph:
         origins = {value.origin for value in node.taken}
         moved = _elements(node)
         for value in filter(None, node.outputs):
-            if node.kind == "LSTM":
+            if node.kind in LSTM_KINDS:
                 value.origin, value.sources = "moved", frozenset({value})
             elif not self._passes(node):
                 value.origin = "computed"
@@ -362,7 +365,7 @@ class Graph:
                 continue
             seen.add(current)
             maker = current.maker
-            if maker is None or maker.kind == "LSTM" or not self._passes(maker):
+            if maker is None or maker.kind in LSTM_KINDS or not self._passes(maker):
                 raise NotKnown(self._cause(current) if maker is None else f"the output of {maker.kind} {maker.name}")
             found.add(maker)
             if not _shape_alone(maker, given):

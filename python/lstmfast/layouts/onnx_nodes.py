@@ -17,10 +17,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from lstmfast._checks import Array
-from lstmfast.layouts.onnx_graph import Graph, Node, Shape, Shapes, Value
+from lstmfast.layouts.onnx_graph import LSTM_KINDS, QUANTIZED_LSTM, Graph, Node, Shape, Shapes, Value
 
 _WEIGHTS = {"W": 1, "R": 2, "B": 3, "P": 7}  # the operator's input indices
 _LENGTHS, _STATES = 4, {"initial_h": 5, "initial_c": 6}
+_QUANTIZATION = {"W": (8, 9), "R": (10, 11)}  # input indices of scale and zero point, in QUANTIZED_LSTM
 _AXES = {"W": 3, "R": 3, "B": 2, "P": 2}
 _DEFAULT_ACTIVATIONS = ("sigmoid", "tanh", "tanh")  # ONNX ignores their case
 # Types of the attributes, as `onnx.AttributeProto` numbers them: float, integer, strings.
@@ -115,6 +116,11 @@ class LSTMNode:
             f"{self.values[letter]} is {array.dtype} in the file and was widened to float32, which is exact."
             for letter, array in self.arrays.items() if array.dtype.name in _NARROW
         ]
+        if self.node.kind == QUANTIZED_LSTM:
+            words.append(
+                f"W and R of LSTM node {self.name} are 8-bit integers in the file and were dequantized to float32; the "
+                "operator also rounds its inputs and states to 8 bits, which an LSTM here does not."
+            )
         if self.batch_first:
             words.append(f"LSTM node {self.name} has layout=1: a layer of it needs batch_first=True.")
         for what, origin in (("states", self.states), ("lengths", self.lengths)):
@@ -167,7 +173,7 @@ def lstm_nodes(graph: Graph) -> list[LSTMNode]:
 
     Includes unusable ones: see `LSTMNode.trouble` and `LSTMNode.refuse_what_differs`.
     """
-    nodes = [node for node in graph.nodes if node.kind == "LSTM"]
+    nodes = [node for node in graph.nodes if node.kind in LSTM_KINDS]
     by_output: dict[Value, LSTMNode] = {}
     found = []
     for name, node in zip(_unique([node.name for node in nodes]), nodes, strict=True):
@@ -241,6 +247,8 @@ def _read(graph: Graph, node: Node, name: str) -> LSTMNode:
     for letter, value in values.items():
         try:
             arrays[letter] = graph.constant(value, f"{letter} of LSTM node {name}")
+            if node.kind == QUANTIZED_LSTM and letter in _QUANTIZATION:
+                arrays[letter] = _dequantized(graph, node, name, letter, arrays[letter])
         except ValueError as error:
             trouble = trouble or str(error)
     trouble = trouble or _misfit(name, arrays, direction, settings.get("hidden_size"))
@@ -256,6 +264,33 @@ def _read(graph: Graph, node: Node, name: str) -> LSTMNode:
         found, activations=found.activations or _DEFAULT_ACTIVATIONS * found.directions,
         clip=None if clip is None or clip >= _NO_CLIP else clip, states=_states(found), lengths=_lengths(found),
     )
+
+
+def _dequantized(graph: Graph, node: Node, name: str, letter: str, stored: Array) -> Array:
+    """W or R of a quantized node [directions, inputs, 4*hidden] as float32, with the axes of the operator LSTM.
+
+    Scale and zero point: [directions], or [directions, 4*hidden] where every column has its own. Raises ValueError.
+    """
+    if stored.dtype not in (np.int8, np.uint8) or stored.ndim != _AXES[letter]:
+        raise ValueError(
+            f"{letter} of LSTM node {name} must be int8 or uint8 with {_AXES[letter]} axes, got {stored.dtype} of "
+            f"shape {stored.shape}"
+        )
+    directions, _, columns = stored.shape
+    found = []
+    for what, place in zip(("scale", "zero_point"), _QUANTIZATION[letter], strict=True):
+        value = node.input(place)
+        if value is None:
+            raise ValueError(f"LSTM node {name} must have {letter}_{what}, got none")
+        array = graph.constant(value, f"{letter}_{what} of LSTM node {name}")
+        if array.shape not in ((directions,), (directions, columns)):
+            raise ValueError(
+                f"{letter}_{what} of LSTM node {name} must have shape ({directions},) or ({directions}, {columns}), "
+                f"got {array.shape}"
+            )
+        found.append(array.reshape(directions, 1, -1).astype(np.float32))
+    scale, zero_point = found
+    return np.ascontiguousarray((scale * (stored.astype(np.float32) - zero_point)).swapaxes(1, 2))
 
 
 def _setting(proto: Any) -> Any:
