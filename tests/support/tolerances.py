@@ -89,9 +89,9 @@ MEDIUM_LAYER = 1e-3
 
 # A layer of float32 with dequantized weights, beside a framework that multiplies these weights in int8. The weights are
 # the same on both sides; the framework rounds x and h, with one scale from the smallest to the largest number of an
-# array, in 8 bits or in 7 (torch.ao, where products of 8 bits could saturate). For normal x, up to 4 standard deviations
-# either way, a step of 8 / 127 is a standard error of 8 / 127 / sqrt(12) = 1.8e-2. Gates and states lessen it, h carries
-# it on, as above. Twice INT8_LAYER, where x has a scale for each row.
+# array, in 8 bits or in 7 (torch.ao, where products of 8 bits could saturate). For normal x, up to 4 standard
+# deviations either way, a step of 8 / 127 is a standard error of 8 / 127 / sqrt(12) = 1.8e-2. Gates and states lessen
+# it, h carries it on, as above. Twice INT8_LAYER, where x has a scale for each row.
 QUANTIZED_LAYER = 2 * INT8_LAYER
 
 # Against another framework, which rounds too: the largest difference as a share of the array's largest value, forward

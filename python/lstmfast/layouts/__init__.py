@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lstmfast.layouts.converters import LayoutArrays, convert, from_arrays, reorder, to_arrays
 from lstmfast.layouts.finder import FoundLSTM
+from lstmfast.layouts.quantized import from_quantized
 from lstmfast.layouts.readers import Contents, load, read
 from lstmfast.layouts.table import LAYOUTS, Layout, LayoutArray, gate_order, layout
 from lstmfast.layouts.weights import CellWeights, LSTMWeights
@@ -25,6 +26,7 @@ __all__ = [
     "LayoutArray",
     "convert",
     "from_arrays",
+    "from_quantized",
     "gate_order",
     "layout",
     "load",

@@ -158,9 +158,12 @@ def read_torch(path: Path) -> File:
         if tensor.dtype == torch.bfloat16:
             tensor = tensor.float()
             notes.append(_WIDENED.format(name))
+        if tensor.is_quantized:
+            tensor = tensor.dequantize()
+            notes.append(f"{name} is quantized in the file and was dequantized to float32.")
         try:
             arrays[name] = tensor.detach().resolve_conj().numpy()
-        except (TypeError, RuntimeError):  # sparse, quantized, or of a type NumPy lacks
+        except (TypeError, RuntimeError):  # sparse, or of a type NumPy lacks
             notes.append(f"{name} is a {tensor.dtype} tensor of a kind that NumPy does not support, and was left out.")
     if not arrays and not notes:
         raise ValueError(f"{path} contains no named tensors; it contains a {type(contents).__name__}")
@@ -169,7 +172,12 @@ def read_torch(path: Path) -> File:
 
 def _torch_refusal(path: Path, said: str) -> str:
     """Summarize PyTorch's long error in one sentence."""
-    if name := pickles.refused_name(said):
+    if (name := pickles.refused_name(said)) == "torch.ScriptObject":
+        return (
+            f"{path} holds weights that torch packed ({name}), as those of quantized modules: load it into the model, "
+            "and pass the model's quantized LSTM to lstmfast.layouts.from_quantized"
+        )
+    if name:
         return f"{path} holds code ({name}), which is not executed: save model.state_dict() instead of the model"
     if "TorchScript" in said:
         return f"{path} is a TorchScript archive, whose code is not executed: save the loaded module's state_dict()"

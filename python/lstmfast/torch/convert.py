@@ -20,6 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from lstmfast.layouts.quantized import is_quantized_lstm
 from lstmfast.torch import serving, weights
 from lstmfast.torch.modules import LSTM, LSTMCell
 from lstmfast.torch.serving import MARK, originals
@@ -159,6 +160,11 @@ def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool
 
     Raises TypeError for other modules.
     """
+    if is_quantized_lstm(module):
+        return (
+            f"torch's own forward: this is torch.ao's quantized {type(module).__name__}, which convert leaves as it is "
+            "because its weights are packed integers; lstmfast.layouts.from_quantized reads them as float32"
+        )
     if not isinstance(module, tuple(_SERVE)):
         raise TypeError(f"module must be an LSTM or LSTMCell, got {type(module).__name__}")
     ours = serving.is_ours(module)
