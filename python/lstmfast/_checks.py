@@ -98,8 +98,14 @@ def kept_weights(value: Any, dtype: np.dtype[Any]) -> str:
 def int8_weights(parameters: Mapping[str, Array]) -> None:
     """Raise unless all kernels can be rounded to int8: finite, and not too large for float32 sums of products."""
     for name, values in parameters.items():
-        if name.endswith("kernel") and not (np.abs(values) <= LARGEST_INT8_WEIGHT).all():
-            raise ValueError(f"{name} must be finite, and at most {LARGEST_INT8_WEIGHT:.1e}, to be kept as int8")
+        if name.endswith("kernel"):
+            int8_kernel(name, values)
+
+
+def int8_kernel(name: str, values: Array) -> None:
+    """Raise unless this kernel can be rounded to int8."""
+    if not (np.abs(values) <= LARGEST_INT8_WEIGHT).all():
+        raise ValueError(f"{name} must be finite, and at most {LARGEST_INT8_WEIGHT:.1e}, to be kept as int8")
 
 
 def generator(name: str, value: Any) -> np.random.Generator:

@@ -149,6 +149,13 @@ def explain(
         )
     if hooks:
         sentences.append(f"The cell has {' and '.join(hooks)}, computed in the same step.")
+    sentences += product_sentences(plan, precision, weights, training=training)
+    return " ".join(sentences)
+
+
+def product_sentences(plan: dict[str, Any], precision: str, weights: str, *, training: bool) -> list[str]:
+    """Name the products of a call with this plan of `_core.plan_of`; none for those of float32 as they are."""
+    sentences = []
     rounded, _, backward = plan["path"].partition(" and ")
     reason = f'matmul_precision "{precision}"' if weights == "float32" else f'weights "{weights}"'
     if rounded == "bf16x":
@@ -166,7 +173,7 @@ def explain(
             sentences.append(f"The backward pass's products {unit}.")
     elif weights != "float32" or precision != "highest":
         sentences.append(f"{reason} is multiplied in float32: {_WHY_FLOAT32[plan['refusal']]}.")
-    return " ".join(sentences)
+    return sentences
 
 
 def _count(count: int, noun: str) -> str:

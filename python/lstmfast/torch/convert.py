@@ -21,7 +21,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lstmfast.layouts.quantized import is_quantized_lstm
-from lstmfast.torch import serving, weights
+from lstmfast.torch import serving
+from lstmfast.torch import weights as kept
 from lstmfast.torch.modules import LSTM, LSTMCell
 from lstmfast.torch.serving import MARK, originals
 
@@ -62,22 +63,35 @@ def _asks_for_mark(function: Any) -> bool:
 # --- convert and revert -----------------------------------------------------------------------------------------------
 
 
-def convert(model: nn.Module, *, strict: bool = False) -> int:
-    """Have lstmfast serve every torch.nn.LSTM and LSTMCell of a model; return how many there were.
+def convert(model: nn.Module, *, strict: bool = False, weights: str = "float32") -> int:
+    """Have lstmfast serve every torch.nn.LSTM and LSTMCell of a model; return how many it changed.
 
     Modules stay what they are and where they are, class included. Subclasses are converted where their `forward` is
     torch's or calls it; others are left alone, as is a module whose own `forward` was replaced by one that does not.
-    strict: calls that torch's own forward would have to serve become errors. Raises TypeError for what is no module.
+    strict: calls that torch's own forward would have to serve become errors.
+    weights: the format in which calls without gradients keep float32 weights, "float32" or "int8", also of modules that
+    lstmfast serves already; of several calls the last decides. Parameters stay as they are, every call sees their
+    current values, and those with a weight that is not finite run in float32.
+    Raises TypeError for what is no module, ValueError for other words; for int8 also, before anything is changed, if a
+    float32 weight is not finite or above 2.8e14.
     """
     teach_torch()
+    if weights not in kept.FORMATS:
+        raise ValueError(f"weights must be one of {', '.join(kept.FORMATS)}, got {weights!r}")
+    found = [
+        (name, module) for name, module in _named_parts(model)
+        if MARK in module.__dict__ or serving.is_ours(module) or _why_not(module) is None
+    ]
+    for name, module in found if weights == "int8" else ():
+        kept.check_int8(module, f"{name}." if name else "")
     count = 0
-    for module in _parts(model):
-        if MARK in module.__dict__ or serving.is_ours(module) or _why_not(module) is not None:
-            continue
-        module.__dict__[MARK] = True
-        if strict:
-            module.strict = True
-        count += 1
+    for _, module in found:
+        is_new = MARK not in module.__dict__ and not serving.is_ours(module)
+        if is_new:
+            module.__dict__[MARK] = True
+            if strict:
+                module.strict = True
+        count += kept.set_format(module, weights) or is_new
     return count
 
 
@@ -88,7 +102,8 @@ def revert(model: nn.Module) -> int:
     """
     count = 0
     for module in _parts(model):
-        weights.forget_frozen(module)
+        kept.forget_frozen(module)
+        kept.set_format(module, "float32")
         marked, other = module.__dict__.pop(MARK, False), _OURS.get(type(module))
         if not marked and other is None:
             continue
@@ -109,7 +124,7 @@ def freeze(model: nn.Module) -> int:
     served = [module for module in _parts(model) if MARK in module.__dict__ or serving.is_ours(module)]
     for module in served:
         with _weights_of_next_call(module):
-            weights.keep_frozen(module)
+            kept.keep_frozen(module)
     return len(served)
 
 
@@ -134,7 +149,7 @@ def _weights_of_next_call(module: nn.Module) -> Iterator[None]:
 
 def unfreeze(model: nn.Module) -> int:
     """Use the weights of a model as they are at each call; return how many modules were frozen."""
-    return sum(weights.forget_frozen(module) for module in _parts(model))
+    return sum(kept.forget_frozen(module) for module in _parts(model))
 
 
 def weights_changed(module: nn.Module) -> None:
@@ -147,9 +162,13 @@ def weights_changed(module: nn.Module) -> None:
 
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
+    return (module for _, module in _named_parts(model))
+
+
+def _named_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    return (module for module in model.modules() if isinstance(module, tuple(_SERVE)))
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, tuple(_SERVE)))
 
 
 # --- what happens in a call -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.nn.utils.rnn import PackedSequence
 
-from lstmfast import _core
+from lstmfast import _core, runtime
 from lstmfast.torch import arguments, composite, kernels, on_cuda, operators, paths, weights
 from lstmfast.torch.calls import CallOptions, Result, Weights
 from lstmfast.torch.weights import Workspace
@@ -66,6 +66,7 @@ def lstm(
     h_dtype, c_dtype = arguments.result_dtypes(module, x, None if hx is None else hx[1], sizes)
     precision = arguments.precision_of(matmul_precision)
     is_cast = arguments.autocasts()
+    format = _format_of_call(module, x, layers)
     may_be_written = path.name in ("kernels", "cuda") and (extras or _may_be_written(module, x, sizes))
     with arguments.without_autocast(x):
         form, x = arguments.Form.of(module, input)
@@ -83,7 +84,7 @@ def lstm(
             form.lengths if is_packed else arguments.lengths_of(lengths, x, is_traced),
             arguments.resets_of(resets, x), False, precision,
         )
-        h, h_n, c_n, cells = _run_stack(module, path.name, x, state, layers, options, form, return_cells)
+        h, h_n, c_n, cells = _run_stack(module, path.name, x, state, layers, options, form, format, return_cells)
         if h_dtype is not h.dtype or c_dtype is not c_n.dtype:
             h, h_n, c_n = h.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype)
             cells = None if cells is None else cells.to(c_dtype)
@@ -137,11 +138,12 @@ def _run_stack(
     layers: list[Weights],
     options: CallOptions,
     form: arguments.Form,
+    format: str,
     wants_cells: bool,
 ) -> Result:
     """The stack over x [T, B, I]: h [T, B, D*P], h_n, c_n [L*D, B, .], the top layer's cells if wanted."""
     directions = 2 if module.bidirectional else 1
-    kept, layers = _kept(module, path, x, hx, layers)
+    kept, layers = _kept(module, path, x, hx, layers, format)
     h_n, c_n = [], []
     top_cells: list[Tensor] = []
     for layer in range(module.num_layers):
@@ -198,10 +200,11 @@ def cell(module: nn.Module, input: Tensor, hx: tuple[Tensor, Tensor] | None = No
     h_dtype, c_dtype = arguments.result_dtypes(module, x, None if hx is None else hx[1], None)
     options = CallOptions(matmul_precision=arguments.precision_of(None))
     copies = arguments.autocasts() and paths.may_have_gradients(_tensors(x, hx, [own]))
+    format = _format_of_call(module, x, [own])
     with arguments.without_autocast(x):
         x, state, layers = arguments.computed(x, hx, [own], None, copies=copies)
         h0, c0 = state if state is not None else (None, None)
-        kept, layers = _kept(module, path.name, x, state, layers)
+        kept, layers = _kept(module, path.name, x, state, layers, format)
         _, h, c, _ = _run_layer(path.name, x, h0, c0, layers[0], options, None if kept is None else kept[0], False)
         h, c = h.to(h_dtype), c.to(c_dtype)
         return (h, c) if is_batched else (h.squeeze(0), c.squeeze(0))
@@ -274,7 +277,7 @@ def _fast_layer(
     if arrays is not None and arrays.kernel[0].dtype != kernels.NUMPY[x.dtype]:
         arrays = None
     if arrays is not None and not records and weights.frozen(module) is None:
-        sequence = workspace.sequence(arrays)
+        sequence = workspace.sequence(arrays, format=weights.format_of(module))
         return kernels.forward(x, h0, c0, arrays, options, sequence, keep_layer_axis=keep_layer_axis)[:3]
     own = weights.flat(module) if arrays is None else workspace.view.tensors()
     if len(own) != len(names):
@@ -295,7 +298,7 @@ def _fast_layer(
         return kernels.LayerFunction.apply(_to_be_saved(x, given), h0, c0, *given, options, keep_layer_axis, arrays)
     frozen = weights.frozen(module)
     arrays = workspace.view.of(given if frozen is None else frozen[0])
-    sequence = workspace.sequence(arrays, frozen=frozen is not None)
+    sequence = workspace.sequence(arrays, frozen=frozen is not None, format=weights.format_of(module))
     return kernels.forward(x, h0, c0, arrays, options, sequence, keep_layer_axis=keep_layer_axis)[:3]
 
 
@@ -316,7 +319,7 @@ _LAYER = tuple(f"{name}_l0" for name in _CELL)
 
 
 def _kept(
-    module: nn.Module, path: str, x: Tensor, hx: tuple[Tensor, Tensor] | None, layers: list[Weights]
+    module: nn.Module, path: str, x: Tensor, hx: tuple[Tensor, Tensor] | None, layers: list[Weights], format: str
 ) -> tuple[list[Workspace] | None, list[Weights]]:
     """Workspaces for calls without gradients by the kernels, else None; and the weights to compute with."""
     if path != "kernels":
@@ -329,8 +332,17 @@ def _kept(
         layers = frozen
     found = weights.workspaces(module, len(layers), bidirectional=bool(getattr(module, "bidirectional", False)))
     for workspace in found:
-        workspace.has_frozen_weights = layers is frozen
+        workspace.has_frozen_weights, workspace.format = layers is frozen, format
     return found, layers
+
+
+def _format_of_call(module: nn.Module, x: Tensor, layers: list[Weights]) -> str:
+    """The format of weights in a call without gradients: that of the module where all is float32, without autocast."""
+    format = weights.format_of(module)
+    if format == "float32" or arguments.autocasts():
+        return "float32"
+    tensors = (x, *(w for layer in layers for w in layer if w is not None))
+    return format if all(t.dtype is torch.float32 for t in tensors) else "float32"
 
 
 def _run_layer(
@@ -368,7 +380,7 @@ def _run_layer(
         h, h_n, c_n = kernels.LayerFunction.apply(_to_be_saved(x, own), h0, c0, *own, options, False)
         return Result(h, h_n, c_n, None)
     arrays = kept.view.of(own)
-    sequence = kept.sequence(arrays, frozen=kept.has_frozen_weights)
+    sequence = kept.sequence(arrays, frozen=kept.has_frozen_weights, format=kept.format)
     return kernels.forward(x, h0, c0, arrays, options, sequence, keep_cells=wants_cells)
 
 
@@ -414,4 +426,35 @@ def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool
     h_dtype, _ = arguments.result_dtypes(module, x, None if hx is None else hx[1], sizes)
     lower = " in float32, rounded at the end" if path.name != "cuda" and h_dtype in arguments.ROUNDED else ""
     frozen = ", with frozen weights" if path.name == "kernels" and weights.frozen(module) is not None else ""
-    return f"{names[path.name]}{lower}: {path.why}{frozen}"
+    said = [f"{names[path.name]}{lower}: {path.why}{frozen}"]
+    tensors = _tensors(x, hx, layers)
+    records, format = paths.may_have_gradients(tensors), _format_of_call(module, x, layers)
+    if (wanted := weights.format_of(module)) != "float32":
+        if path.name != "kernels":
+            said.append(f"weights={wanted!r} is for lstmfast's CPU kernels in eager mode; this call runs without it")
+        elif format != wanted:
+            said.append(f"weights={wanted!r} is for float32 without autocast; this call runs without it")
+        elif records:
+            said.append(f"weights={wanted!r} serves inference only; this call may need gradients and runs in float32")
+    if path.name == "kernels":
+        is_double = any(t is not None and t.dtype is torch.float64 for t in tensors)
+        said += _products(module, input, "float64" if is_double else "float32", format, records)
+    return ". ".join(said)
+
+
+def _products(module: nn.Module, input: Any, dtype: str, format: str, training: bool) -> list[str]:
+    """What multiplies in the first layer, where it is not plain float32."""
+    if isinstance(input, PackedSequence):
+        time_steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
+    elif isinstance(module, nn.LSTM):
+        time_steps, batch = input.shape[:2] if input.dim() == 3 else (len(input), 1)
+        if module.batch_first and input.dim() == 3:
+            time_steps, batch = batch, time_steps
+    else:
+        time_steps, batch = 1, len(input) if input.dim() == 2 else 1
+    precision, format = arguments.precision_of(None), "float32" if training else format
+    plan = _core.plan_of(
+        time_steps, batch, module.input_size, module.hidden_size, dtype, precision,
+        not getattr(module, "proj_size", 0), False, training, format,
+    )
+    return [sentence.rstrip(".") for sentence in runtime.product_sentences(plan, precision, format, training=training)]

@@ -13,9 +13,11 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lstmfast import _checks as check
 from lstmfast import _core
 from lstmfast.torch import kernels
 from lstmfast.torch.calls import Weights
@@ -59,6 +61,42 @@ def _of_one(part: list[Tensor], has_bias: bool) -> Weights:
     w_ih, w_hh, *rest = part
     b_ih, b_hh = rest[:2] if has_bias else (None, None)
     return Weights(w_ih, w_hh, b_ih, b_hh, rest[-1] if len(rest) % 2 else None)
+
+
+# --- their format in calls without gradients --------------------------------------------------------------------------
+
+FORMATS = ("float32", "int8")
+_FORMAT = "_lstmfast_weights"  # in the __dict__ of a module, so that copies and pickles have it
+
+
+def format_of(module: nn.Module) -> str:
+    """The format in which calls without gradients keep float32 weights, one of FORMATS."""
+    return module.__dict__.get(_FORMAT, "float32")  # type: ignore[no-any-return]
+
+
+def set_format(module: nn.Module, word: str) -> bool:
+    """Keep weights in this format; return whether it is another than before."""
+    before = module.__dict__.pop(_FORMAT, "float32")
+    if word != "float32":
+        module.__dict__[_FORMAT] = word
+    return bool(before != word)
+
+
+def check_int8(module: nn.Module, prefix: str) -> None:
+    """Raise ValueError, naming the parameter, if a float32 weight in memory cannot be rounded to int8."""
+    for k, layer in enumerate(by_layer(module)):
+        suffix = _suffix(module, k)
+        for name, weight in zip(Weights._fields[:2], layer[:2], strict=True):
+            if type(weight) in (Tensor, nn.Parameter) and weight.is_cpu and weight.dtype is torch.float32:
+                check.int8_kernel(f"{prefix}{name}{suffix}", kernels.array(weight))
+
+
+def _suffix(module: nn.Module, k: int) -> str:
+    """What torch appends to the names of the parameters of layer and direction k."""
+    if not isinstance(module, nn.LSTM):
+        return ""
+    layer, reverse = divmod(k, 2) if module.bidirectional else (k, 0)
+    return f"_l{layer}{'_reverse' if reverse else ''}"
 
 
 # --- without gradients: packed weights and frozen ones ----------------------------------------------------------------
@@ -116,16 +154,17 @@ class Workspace:
     def __init__(self, *, reverse: bool) -> None:
         self.reverse = reverse
         self._sequence = _core.Sequence(reverse, PLAIN)
-        self._loaded: tuple[Arrays | None, bool] = None, False
+        self._loaded: tuple[Arrays | None, bool, str] = None, False, ""
         self.view = View()
-        self.has_frozen_weights = False
+        self.has_frozen_weights, self.format = False, "float32"  # in the current call
 
-    def sequence(self, arrays: Arrays, *, frozen: bool = False) -> _core.Sequence:
+    def sequence(self, arrays: Arrays, *, frozen: bool = False, format: str = "float32") -> _core.Sequence:
         """The sequence with these weights loaded. frozen: the promise that nobody writes to them."""
-        loaded, as_frozen = self._loaded
-        if loaded is not arrays or as_frozen is not frozen:
-            self._sequence.load(arrays.kernel, arrays.bias, None, arrays.projection, frozen)
-            self._loaded = arrays, frozen
+        loaded, as_frozen, loaded_format = self._loaded
+        if loaded is not arrays or as_frozen is not frozen or loaded_format is not format:
+            wanted = format if arrays.kernel[0].dtype == np.float32 else "float32"
+            self._sequence.load(arrays.kernel, arrays.bias, None, arrays.projection, frozen, False, wanted)
+            self._loaded = arrays, frozen, format
         return self._sequence
 
 
