@@ -1,8 +1,8 @@
-"""CUDA: whether it is there, and if not, why. What computes is found by itself: `lstm` sees where its arrays lie.
+"""Whether CUDA is available, and if not, why. `functional.lstm` uses it for arrays on a CUDA device.
 
 Kernels of our own for the recurrence, forward and backward; memory, streams and the large products around it are the
 caller's framework's (torch or cupy). `python -m lstmfast.cuda.selftest` compares every kernel with the CPU's on the
-machine it is run on. Importing this loads no library and no framework.
+current machine. Importing this loads no library and no framework.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["CudaUnavailableError", "KernelMismatchWarning", "describe", "is_avai
 
 
 def is_available() -> bool:
-    """Tell whether this installation has CUDA kernels and this machine a device for them."""
+    """Whether this installation has CUDA kernels and this machine a device for them."""
     try:
         require()
     except CudaUnavailableError:
@@ -23,7 +23,7 @@ def is_available() -> bool:
 
 
 def describe() -> str:
-    """The devices there are, or why there is none: one line for people."""
+    """The available devices, or why there are none, in one line."""
     try:
         library = load()
     except CudaUnavailableError as error:

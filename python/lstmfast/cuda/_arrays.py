@@ -1,8 +1,8 @@
-"""Arrays that lie on a GPU, whoever made them, and the few operations that their framework does for us.
+"""Arrays on a GPU, from any framework, and the few operations their framework performs for us.
 
-Memory, large products and streams are the caller's framework's, PyTorch or CuPy, which is imported already when its
-arrays come here: nothing imports one but `default_device`. JAX's arrays are immutable and JAX names no stream, so they
-are taken through DLPack, which copies nothing and keeps the order of work, by whichever of the two is installed.
+Memory, large products and streams are the caller's framework's, PyTorch or CuPy, which is already
+imported when its arrays arrive: only `default_device` imports one. JAX's arrays are immutable and JAX exposes no
+stream, so whichever of the two is installed takes them through DLPack, without a copy and in stream order.
 Refuses to compute an LSTM (see `_sequences`).
 """
 
@@ -20,13 +20,13 @@ from lstmfast._engine.devices import host_plays_device
 from lstmfast.cuda import _library
 
 DeviceArray: TypeAlias = Any
-"""An array of a framework: no type is shared by all of them."""
+"""A framework's array; the frameworks share no type."""
 
 # --- what the framework does ------------------------------------------------------------------------------------------
 
 
 class Framework(Protocol):
-    """What is asked of the library that the caller's arrays belong to. dtypes are names; `like` says which device."""
+    """Operations required of the caller's framework. dtypes are names; `like` gives the device."""
 
     name: str
     has_bfloat16: bool
@@ -36,7 +36,7 @@ class Framework(Protocol):
     def device_number(self, array: DeviceArray) -> int: ...
     def address(self, array: DeviceArray) -> int: ...
     def from_dlpack(self, array: Any) -> DeviceArray: ...
-    def plain(self, array: DeviceArray) -> DeviceArray: ...  # without what an autograd records
+    def plain(self, array: DeviceArray) -> DeviceArray: ...  # detached from autograd
     def contiguous(self, array: DeviceArray) -> DeviceArray: ...
     def cast(self, array: DeviceArray, dtype: str) -> DeviceArray: ...
     def empty(self, shape: Sequence[int], dtype: str, like: DeviceArray) -> DeviceArray: ...
@@ -101,7 +101,7 @@ class Torch:
         return self._torch.arange(count, dtype=self._torch.int32, device=like.device)
 
     def from_host(self, values: npt.NDArray[Any], like: DeviceArray) -> DeviceArray:
-        # A copy even where the "device" is the host: what the caller does to his array later is no business of ours.
+        # A copy even if the "device" is the host: the caller may change its array later.
         return self._torch.from_numpy(np.array(values, order="C")).to(like.device)
 
     def to_host(self, array: DeviceArray) -> npt.NDArray[Any]:
@@ -132,7 +132,7 @@ class Torch:
         return table[ids.long()]
 
     def add_rows(self, rows: DeviceArray, ids: DeviceArray, count: int) -> DeviceArray:
-        # index_put_ sorts its indices on CUDA and adds in a fixed order, where index_add_ takes atomics.
+        # index_put_ sorts its indices on CUDA and adds in a fixed order, while index_add_ uses atomics.
         sums = rows.new_zeros((count, rows.shape[1]))
         return sums.index_put_((ids.long(),), rows, accumulate=True)
 

@@ -1,9 +1,8 @@
-"""`python -m lstmfast.cuda.selftest`: every kernel that this device can run, against the CPU's, at odd shapes too.
+"""`python -m lstmfast.cuda.selftest`: compares every kernel this device can run with the CPU's.
 
 Then whole calls: `lstm` with its products in the framework, layers, the character model, a captured graph. Prints one
-line for each case with the largest error as a part of what is allowed, and a verdict at the end. Exit status: 0 if all
-agree, 1 if one does not, 2 if there is nothing to test here. Needs no input and no arguments; `--device N` chooses a
-device, `--quick` small shapes. For speed see `lstmfast bench --device cuda`.
+line per case with the largest error as a fraction of its bound, and a verdict at the end. Exit status: 0 if all agree,
+1 if one does not, 2 if there is nothing to test. `--device N` selects a device, `--quick` small shapes. For speed see `lstmfast bench --device cuda`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from lstmfast.cuda._library import DTYPES, PATHS, CudaUnavailableError, Plan
 from lstmfast.layers import LSTM
 from lstmfast.models import CharLM
 
-# batch, hidden_size, time_steps: single cells and rows, sizes beside powers of two, and what people use.
+# batch, hidden_size, time_steps: single cells and rows, sizes near powers of two, and common sizes.
 SHAPES = [
     (1, 1, 3), (1, 16, 5), (3, 37, 5), (5, 64, 4), (4, 33, 7), (9, 100, 4), (2, 129, 5), (17, 7, 6), (16, 128, 9),
     (64, 256, 9), (16, 512, 9), (33, 768, 5), (128, 1024, 5), (8, 2048, 5), (1, 1024, 17),
@@ -38,7 +37,7 @@ QUICK_SHAPES = [(1, 1, 3), (3, 37, 5), (17, 64, 4)]
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the report; no agreement where it could not be run."""
+    """One line of the report; agreement is None if it could not be run."""
 
     name: str
     agreement: Agreement | None
@@ -50,7 +49,7 @@ class Case:
         return self.agreement is not None and self.agreement.is_good
 
     def line(self) -> str:
-        """The case in words and numbers."""
+        """The report line."""
         if self.agreement is None:
             return f"{self.name:45}  FAILED  {self.problem}"
         worst = max(self.agreement.errors, key=self.agreement.errors.__getitem__)
@@ -68,7 +67,7 @@ def run(on: Context, shapes: Sequence[tuple[int, int, int]]) -> list[Case]:
                 for result, error in agreement.errors.items():
                     errors[result] = max(errors.get(result, 0.0), float("inf") if np.isnan(error) else error)
             case = Case(name, Agreement(errors))
-        except Exception as error:  # whatever it is, the other cases are worth knowing
+        except Exception as error:  # run the other cases whatever happened
             case = Case(name, None, f"{type(error).__name__}: {error}")
         cases.append(case)
         print(case.line(), flush=True)
@@ -82,7 +81,7 @@ Test = Callable[[], Iterator[Agreement]]
 
 
 def _kernel_tests(on: Context, shapes: Sequence[tuple[int, int, int]]) -> Iterator[tuple[str, Test]]:
-    """Every path with every dtype at every shape it takes, both ways through time, with and without ragged rows."""
+    """Every path, dtype and supported shape, forward and reverse in time, with and without ragged rows."""
     for batch, hidden_size, time_steps in shapes:
         for dtype in DTYPES:
             for path, path_name in PATHS.items():
@@ -91,7 +90,7 @@ def _kernel_tests(on: Context, shapes: Sequence[tuple[int, int, int]]) -> Iterat
                 try:
                     plan = on.library.plan(on.device, hidden_size, batch, dtype, True, path)
                 except ValueError:
-                    continue  # no kernel of this path takes this shape here
+                    continue  # this path has no kernel for this shape
                 name = f"{path_name:8}  {dtype:8}  B {batch:4}  H {hidden_size:4}  T {time_steps:3}"
                 yield name, _kernel_test(on, plan, dtype, time_steps)
 
@@ -107,8 +106,8 @@ def _kernel_test(on: Context, plan: Plan, dtype: str, time_steps: int) -> Test:
 # --- whole calls ------------------------------------------------------------------------------------------------------
 
 _TIME_STEPS, _BATCH, _INPUTS, _UNITS = 7, 6, 20, 48
-# As in `_health`: a float32 product of up to I + H = 68 terms, and ten times that for gradients, sums over 42 rows; h
-# in bfloat16 through seven steps, and gradients made of products whose factors and results are rounded so.
+# As in `_health`: a float32 product of up to I + H = 68 terms, and ten times that for gradients, sums over 42 rows; for
+# bfloat16, h through seven steps, and gradients from products with bfloat16 factors and results.
 _ALLOWED = {"float32": (7e-6, 7e-5), "bfloat16": (2.0**-6, 2.0**-4)}
 
 
@@ -118,7 +117,7 @@ def _whole_tests(on: Context) -> Iterator[tuple[str, Test]]:
         for kind in ("dense", "ids"):
             yield f"lstm and lstm_backward, {kind}, {dtype}", _call_test(on, dtype, kind == "ids")
     yield "LSTM, two layers, both directions", lambda: iter([_layer_agreement(on)])
-    if on.device == 0:  # the model takes the first device
+    if on.device == 0:  # the model uses the first device
         yield "CharLM, loss and gradients", lambda: iter([_model_agreement()])
     if on.framework.name == "torch" and not on.library.is_emulated:
         yield "lstm in a CUDA graph, replayed", lambda: iter([_graph_agreement(on)])
@@ -203,7 +202,7 @@ def _model_agreement() -> Agreement:
 
 
 def _graph_agreement(on: Context) -> Agreement:
-    """A graph captured once and replayed with another x must give what a call gives, to the bit."""
+    """A graph captured once and replayed with another x must equal a direct call bit for bit."""
     import torch
 
     framework, rng = on.framework, np.random.default_rng(0)
@@ -214,7 +213,7 @@ def _graph_agreement(on: Context) -> Agreement:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        functional.lstm(x, kernel, bias)  # its kernels are tested now, which nothing can be during the capture
+        functional.lstm(x, kernel, bias)  # tests its kernels, which is impossible during the capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -240,7 +239,7 @@ def _error(got: npt.NDArray[Any], want: npt.NDArray[Any] | None, bound: float) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Test and report; see the module."""
+    """Test and report; see the module docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m lstmfast.cuda.selftest", description="Every kernel that this device can run, against the CPU's."
     )

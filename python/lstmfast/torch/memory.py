@@ -1,8 +1,7 @@
-"""Memory that calls use again: arrays that nobody holds any more, and two sequences a thread for calls with gradients.
+"""Memory reused between calls: arrays no longer referenced, and two sequences per thread for calls with gradients.
 
-What the C library gives for a megabyte it takes back when that is freed, and new memory costs a page fault every 4 KB:
-0.5 ms for the two weight gradients of 256 units, where the training step of one row takes as long.
-Nothing here is the only copy of anything: `release` drops all of it.
+The C library returns freed blocks of a megabyte to the system, and new memory costs a page fault every 4 KB: 0.5 ms for
+the two weight gradients of 256 units, as long as the training step of one row. `release` may drop everything here.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from lstmfast import _core, _memory
 from lstmfast._checks import Array
 from lstmfast.cells import Cell
 
-PLAIN = Cell(forget_bias=0.0)  # torch's cell; its projection is seen from the weights
+PLAIN = Cell(forget_bias=0.0)  # torch's cell; the weights show its projection
 _ALIGNMENT = 64  # bytes: a cache line, and a vector of AVX-512
 
 
 class ArrayCache:
-    """New arrays, in memory of earlier ones that nobody holds any more."""
+    """New arrays in the memory of earlier ones that are no longer referenced."""
 
-    SMALLEST, LARGEST = 128 << 10, 64 << 20  # bytes: below, the C library keeps it; above, the kernels take far longer
+    SMALLEST, LARGEST = 128 << 10, 64 << 20  # bytes: below, the C library keeps it; above, page faults hardly matter
     KEPT, KEPT_BYTES = 16, 128 << 20
     FORGOTTEN_AFTER = 256  # requests: a training step of one layer makes five
 
     def __init__(self) -> None:
         self._requests = 0
-        self._arrays: list[tuple[Array, int]] = []  # and when they were asked for, the latest first
+        self._arrays: list[tuple[Array, int]] = []  # with the request number, latest first
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """As np.empty; the first element is on a cache line of its own if the array is large."""
+        """As np.empty; large arrays start on a cache line."""
         self._requests += 1
         size = math.prod(shape) * dtype.itemsize
         if self._arrays and self._arrays[-1][1] + self.FORGOTTEN_AFTER < self._requests:
@@ -43,7 +42,7 @@ class ArrayCache:
         if not self.SMALLEST <= size <= self.LARGEST:
             return np.empty(shape, dtype)
         for k, (found, _) in enumerate(self._arrays):
-            # The list's pair, this name and the call: no view of it is left, and so no tensor in its memory.
+            # 3: the list's pair, this name and the call. So no view is left, and no tensor uses its memory.
             if found.nbytes == size and sys.getrefcount(found) == 3:
                 del self._arrays[k]
                 break
@@ -55,23 +54,23 @@ class ArrayCache:
         return found.view(dtype).reshape(shape)
 
     def kept_bytes(self) -> int:
-        """The memory of all that is kept, held by others or not."""
+        """Bytes of all cached arrays, referenced elsewhere or not."""
         return sum(array.nbytes for array, _ in self._arrays)
 
     def clear(self) -> None:
-        """Forget what is kept; what others hold stays theirs."""
+        """Drop the cache's references; arrays referenced elsewhere survive."""
         self._arrays = []
 
 
 def _aligned_bytes(size: int) -> Array:
     whole = np.empty(size + _ALIGNMENT, np.uint8)
     start = -whole.ctypes.data % _ALIGNMENT
-    # Of a memoryview: views of the result then hold the result, as `empty` needs, and not what is beneath it.
+    # From a memoryview, so that views of the result reference the result, as `empty` needs, and not `whole`.
     return np.frombuffer(whole.data, np.uint8, size, start)
 
 
 class _OfThread(threading.local):
-    """The arrays of one thread, and its sequences, one for each direction."""
+    """The arrays and sequences of one thread, one sequence per direction."""
 
     def __init__(self) -> None:
         self.arrays = ArrayCache()
@@ -85,6 +84,6 @@ of_thread = _OfThread()
 
 @_memory.register_pool
 def release() -> None:
-    """Give back the arrays of all threads that nobody holds."""
+    """Free the unreferenced arrays of all threads."""
     for cache in list(_caches):
         cache.clear()

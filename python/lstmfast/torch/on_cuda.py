@@ -1,8 +1,8 @@
 """One direction of one LSTM layer on CUDA tensors, through `lstmfast.cuda`: forward, backward, an autograd function.
 
-What `kernels` is for CPU tensors, with two differences: no object is kept between forward and backward, only tensors
-that autograd holds, and nothing waits for the device or looks at a value on it, but for the first use of a kernel. So
-calls may be captured in a CUDA graph. Refuses to choose which calls come here (see `modules`).
+Does for CUDA what `kernels` does for CPU tensors, with two differences: between forward and backward only tensors held
+by autograd are kept, and except at the first use of a kernel nothing waits for the device or reads a value on it. So
+calls may be captured in a CUDA graph. Refuses to choose which calls come here (see `paths`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COMPUTED = (torch.float32, torch.bfloat16)
 
 
 def lies_on_device(tensor: Tensor) -> bool:
-    """Whether a tensor lies on a CUDA device."""
+    """Whether a tensor is on a CUDA device."""
     return bool(tensor.is_cuda)
 
 
@@ -30,12 +30,12 @@ def _is_available() -> bool:
     return cuda.is_available()
 
 
-# The same as torch.compile may call it.
+# In the form that torch.compile may call.
 _is_there: Callable[[], bool] = torch.compiler.assume_constant_result(_is_available)
 
 
 def refusal(tensors: Sequence[Tensor], hidden_size: int, proj_size: int, dtype: torch.dtype) -> str | None:
-    """Why a layer of these tensors, computed in `dtype`, must go another way; None where it need not."""
+    """Why these kernels cannot serve a layer of these tensors, computed in `dtype`; None if they can."""
     places = sorted({str(tensor.device) for tensor in tensors})
     if len(places) > 1:
         return f"its tensors lie on {', '.join(places)}"
@@ -51,7 +51,7 @@ def refusal(tensors: Sequence[Tensor], hidden_size: int, proj_size: int, dtype: 
 
 
 def serves(x: Tensor, weights: Weights) -> bool:
-    """Whether a layer with these tensors, which all lie where x does, comes here."""
+    """Whether these kernels serve a layer with these tensors, all on x's device."""
     output_size = weights.weight_hh.shape[1]
     return (
         lies_on_device(x)
@@ -60,7 +60,7 @@ def serves(x: Tensor, weights: Weights) -> bool:
 
 
 class Result(NamedTuple):
-    """What a call gives: h [T, B, H], h_n, c_n [B, H] in x's dtype; float32 cells, gates [T, B, 4, H] or None."""
+    """A call's results: h [T, B, H], h_n, c_n [B, H] in x's dtype; float32 cells, gates [T, B, 4, H] or None."""
 
     h: Tensor
     h_n: Tensor
@@ -112,7 +112,7 @@ def backward(
 
 
 def _kernel(weights: Weights) -> Tensor:
-    """Weights as the library has them, [I + H, 4H]."""
+    """Weights in the library's layout, [I + H, 4H]."""
     return torch.cat([weights.weight_ih.t(), weights.weight_hh.t()])
 
 
@@ -123,7 +123,7 @@ def _bias(weights: Weights) -> Tensor:
 
 
 class LayerFunction(torch.autograd.Function):
-    """`forward` for autograd: (x, h0, c0, *Weights, How) -> (h, h_n, c_n)."""
+    """`forward` for autograd: (x, h0, c0, *Weights, CallOptions) -> (h, h_n, c_n)."""
 
     @staticmethod
     def forward(
@@ -148,7 +148,7 @@ class LayerFunction(torch.autograd.Function):
     def backward(ctx: Any, d_h: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None) -> Any:
         x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, h, cells, gates = ctx.saved_tensors
         weights, upstream = Weights(weight_ih, weight_hh, bias_ih, bias_hh, None), (d_h, d_h_n, d_c_n)
-        if torch.is_grad_enabled():  # create_graph: somebody will differentiate this
+        if torch.is_grad_enabled():  # create_graph: the result may be differentiated
             needed = [*ctx.needs_input_grad[:7], False]
             found: Sequence[Any] = composite.gradients(x, h0, c0, weights, ctx.options, *upstream, needed)
         else:

@@ -3,9 +3,8 @@
     lstmfast::layer            (x, h0, c0, weights, options) -> (h, h_n, c_n)
     lstmfast::layer_backward   its gradients
 
-Operators are functions of their arguments and keep nothing: the backward one runs the forward pass again, a third
-more work than in eager mode, where `kernels.LayerFunction` remembers it. Each has a fake kernel, autograd and a rule
-for vmap.
+Operators are stateless: the backward operator reruns the forward pass, a third more work than in eager mode, where
+`kernels.LayerFunction` saves it. Each has a fake kernel, autograd and a vmap rule.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _ARGUMENTS = (
     "Tensor x, Tensor h0, Tensor c0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
     "Tensor? weight_hr, Tensor? lengths, Tensor? resets, bool reverse, str matmul_precision"
 )
-_TENSORS = 8  # of them that can have gradients
+_TENSORS = 8  # leading arguments that can have gradients
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +110,7 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _second_gradients(ctx: Any, d_found: list[Tensor | None]) -> tuple[Any, ...]:
-    """Gradients of gradients: of the composite path's, which are torch operations all the way."""
+    """Second-order gradients, by differentiating the composite path's."""
     saved = ctx.saved_tensors
     given, options, upstream = saved[:_TENSORS], CallOptions(*saved[_TENSORS : _TENSORS + 2], *ctx.rest), saved[-3:]
     with torch.enable_grad():
@@ -129,7 +128,7 @@ def _second_gradients(ctx: Any, d_found: list[Tensor | None]) -> tuple[Any, ...]
 
 
 def _composite_gradients(given: Any, options: CallOptions, upstream: Any) -> list[Tensor | None]:
-    """Those of what is given and no None, by torch operations."""
+    """Gradients of the arguments that are not None, by torch operations."""
     needed = [a is not None for a in given]
     x, h0, c0, *weights = given
     d_h, d_h_n, d_c_n = upstream
@@ -141,7 +140,7 @@ def _composite_gradients(given: Any, options: CallOptions, upstream: Any) -> lis
 
 
 def _mapped(call: Any, info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Of inputs alone: they become rows of one larger batch. Of weights: one call for each."""
+    """Mapped inputs become rows of one larger batch; mapped weights take one call each."""
     if any(d is not None for d in in_dims[3:_TENSORS]):
         calls = [call(*_select(arguments, in_dims, k)) for k in range(info.batch_size)]
         h, h_n, c_n = (torch.stack(parts) for parts in zip(*calls, strict=True))
@@ -149,7 +148,7 @@ def _mapped(call: Any, info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any
     size = info.batch_size
 
     def rows(k: int, axis: int) -> Tensor | None:
-        """Argument k with the mapped axis folded into its axis of rows, which is `axis`."""
+        """Argument k with the mapped axis folded into its batch axis, `axis`."""
         tensor, dim = arguments[k], in_dims[k]
         if tensor is None:
             return None
@@ -165,7 +164,7 @@ def _mapped(call: Any, info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any
 
 
 def _mapped_backward(call: Any, info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, Any]:
-    """One call for each: weights have a gradient of their own for every sample."""
+    """One call per sample, since each has its own weight gradients."""
     if info.batch_size == 0:
         given = [(a, d) for a, d in zip(arguments[:_TENSORS], in_dims, strict=False) if a is not None]
         none = [a.unsqueeze(0)[:0] if d is None else a.movedim(d, 0) for a, d in given]
@@ -188,7 +187,7 @@ def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tupl
 
 
 class TransformedLayer(torch.autograd.Function):
-    """The operator for torch.func's transforms, which want autograd functions of this form."""
+    """The operator as an autograd function of the form that torch.func requires."""
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,11 +1,11 @@
 """Which implementation serves a call, and why.
 
-    kernels     CPU tensors of float32 and float64, and lower precisions by way of float32
-    cuda        CUDA tensors of float32 and bfloat16, where lstmfast has kernels for them; LSTM alone
+    kernels     CPU tensors of float32 and float64, and lower precisions through float32
+    cuda        CUDA tensors of float32 and bfloat16, if lstmfast has kernels for them; LSTM only
     operators   either of them under torch.compile, torch.export of lstmfast's own modules, or torch.func
-    composite   torch operations, where forward-mode derivatives or gradients of cell states are wanted
+    composite   torch operations, for forward-mode derivatives or gradients of cell states
     torch       torch's own forward: everything else
-Looks at tensors and at what is going on around the call; refuses to look at what arguments mean (see `arguments`).
+Looks at tensors and at the modes and transforms around the call; refuses to interpret arguments (see `arguments`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lstmfast.torch import arguments, on_cuda
 
 _forward_ad = torch.autograd.forward_ad
 _functorch = torch._C._functorch
-is_wrapped = _functorch.is_functorch_wrapped_tensor  # by a transform of torch.func, which threads do not share
+is_wrapped = _functorch.is_functorch_wrapped_tensor  # by a torch.func transform, which is per thread
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # new in torch 2.7
 
 
@@ -87,7 +87,7 @@ def may_have_gradients(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether something around the call changes what operations mean or wants to see them."""
+    """Whether a mode or transform around the call changes or observes torch's operations."""
     return (
         torch.compiler.is_compiling()
         or _functorch.peek_interpreter_stack() is not None
@@ -100,7 +100,7 @@ def is_transformed() -> bool:
 
 
 def is_under_func() -> bool:
-    """Whether torch.func transforms the call, and nobody compiles it."""
+    """Whether torch.func transforms the call outside torch.compile."""
     return not torch.compiler.is_compiling() and _functorch.peek_interpreter_stack() is not None
 
 

@@ -30,12 +30,12 @@ DrawSamples = Callable[[Any, np.random.Generator], list[str]]
 AllReduce = Callable[[Tensor], None]
 
 
-# --- what happens on the way ------------------------------------------------------------------------------------------
+# --- events -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One line of metrics. loss: mean nats per character since the line before; chars_per_second: of training alone."""
+    """One line of metrics. loss: mean nats per character since the previous line; chars_per_second: training only."""
 
     step: int
     loss: float
@@ -71,15 +71,15 @@ class Callback:
         """Samples of the model were drawn."""
 
     def on_checkpoint(self, trainer: Trainer) -> None:
-        """Now is the time to keep `trainer.snapshot()`: due, done, or stopped."""
+        """Save `trainer.snapshot()` now: a checkpoint is due, or the loop is done or stopped."""
 
     def on_end(self, trainer: Trainer) -> None:
-        """The loop is left, done or stopped."""
+        """The loop has ended, done or stopped."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that the next step depends on: arrays by name, and values that JSON can hold."""
+    """Everything the next step depends on: arrays by name, and JSON values."""
 
     tensors: dict[str, Tensor]
     progress: dict[str, Any]
@@ -89,21 +89,21 @@ class Snapshot:
 
 
 class Predictor(Protocol):
-    """What `evaluate` asks of a model. States (h, c) have the batch on their second axis."""
+    """The model interface that `evaluate` needs. States (h, c) have the batch on their second axis."""
 
     def loss(self, inputs: Ids, targets: Ids, state: State | None = None) -> tuple[float, State]:
         """Mean loss of targets [T, B] after inputs [T, B], and the final state."""
 
 
 class Model(Predictor, Protocol):
-    """What a `Trainer` asks of a model; `CharLM` is one."""
+    """The model interface that a `Trainer` needs; `CharLM` has it."""
 
     parameters: dict[str, Tensor]
     parameter_buffer: Tensor
     gradient_buffer: Tensor
 
     def zero_state(self, batch_size: int) -> State:
-        """The state that a text begins with."""
+        """The state at the beginning of a text."""
 
     def loss_and_gradients(
         self, inputs: Ids, targets: Ids, state: State | None = None, *, rng: np.random.Generator | None = None
@@ -115,8 +115,8 @@ class Trainer:
     """Truncated backpropagation through time with carried state, over contiguous streams of text.
 
     settings: how many steps and what is due when. clip_norm: see `losses.clip_scale`. valid_ids: text to validate on.
-    draw_samples: (model, rng) -> texts. allreduce: given the gradient buffer before it is clipped, to change in place.
-    Dropout, resets and samples draw from generators of their own, so that samples do not change the training.
+    draw_samples: (model, rng) -> texts. allreduce: changes the gradient buffer in place before clipping.
+    Dropout, resets and samples have separate generators, so that sampling does not change the training.
     """
 
     def __init__(
@@ -151,22 +151,22 @@ class Trainer:
         self._rngs = {"dropout": dropout_rng, "reset": reset_rng, "sample": sample_rng}
         self._state = model.zero_state(settings.batch_size)
         self._loss_sum, self._loss_count = 0.0, 0  # since the last summary
-        self._seconds, self._characters = 0.0, 0  # likewise; no part of the snapshot, a resumed run has its own speed
+        self._seconds, self._characters = 0.0, 0  # likewise, but not in the snapshot: a resumed run has its own speed
         self._stopping = False
         self._kept_step = -1
         optimizer.init(model.parameter_buffer)
 
     @property
     def done(self) -> bool:
-        """Whether all steps are made."""
+        """Whether all steps are complete."""
         return self.step >= self.settings.steps
 
     def stop(self) -> None:
-        """Leave the loop after the step that is being made, or before the first. Safe in a signal handler."""
+        """Leave the loop after the current step, or before the first. Safe in a signal handler."""
         self._stopping = True
 
     def run(self) -> bool:
-        """Train until all steps are made or `stop` is called; True if all are made. A stopped loop can be run again."""
+        """Train until all steps are complete or `stop` is called; True if all are complete. A stopped loop can be run again."""
         while not (self.done or self._stopping):
             self._make_step()
         self._stopping = False
@@ -222,14 +222,14 @@ class Trainer:
             callback.on_summary(self, summary)
 
     def _keep(self) -> None:
-        """Have a checkpoint made, unless there is one of this step."""
+        """Request a checkpoint unless this step already has one."""
         if self._kept_step != self.step:
             for callback in self.callbacks:
                 callback.on_checkpoint(self)
             self._kept_step = self.step
 
     def snapshot(self) -> Snapshot:
-        """Copies of all that the next step depends on."""
+        """Copies of everything the next step depends on."""
         h, c = self._state
         tensors = {name: values.copy() for name, values in self.model.parameters.items()}
         tensors |= {checkpoint.OPTIMIZER + name: slot.copy() for name, slot in self.optimizer.slots.items()}
@@ -245,7 +245,7 @@ class Trainer:
         return Snapshot(tensors, progress)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot. Raises ValueError naming the tensor that this model or optimizer cannot take."""
+        """Go back to a snapshot. Raises ValueError naming a tensor that does not fit this model or optimizer."""
         h, c = (values.copy() for values in self._state)
         slots = {checkpoint.OPTIMIZER + name: slot for name, slot in self.optimizer.slots.items()}
         mine = {**self.model.parameters, **slots, checkpoint.STATE + "h": h, checkpoint.STATE + "c": c}
@@ -265,10 +265,10 @@ def _is_due(step: int, every: int) -> bool:
 
 
 def evaluate(model: Predictor, ids: Ids) -> float:
-    """Mean loss in nats of every character of `ids` but the first, each given all those before it.
+    """Mean loss in nats of every character of `ids` except the first, each given all previous ones.
 
-    A long text is cut into up to 64 streams of at least 4,096 characters that are read side by side; only a stream's
-    first characters know less of what stands before them. Raises ValueError if there are fewer than 2 characters.
+    A long text is cut into up to 64 streams of at least 4,096 characters read in parallel, so a stream's first
+    characters have less context. Raises ValueError if there are fewer than 2 characters.
     """
     check.unmasked("ids", ids)
     if len(ids) < 2:
@@ -283,7 +283,7 @@ def evaluate(model: Predictor, ids: Ids) -> float:
         loss, state = model.loss(window[:-1], window[1:], state)
         total += loss * count * streams
     rest = np.asarray(ids[streams * length :], np.int32)[:, None]
-    if len(rest) > 1 and state is not None:  # what the streams leave over, at the end of the last one
+    if len(rest) > 1 and state is not None:  # the remainder, continuing the last stream
         h, c = (np.ascontiguousarray(values[:, -1:]) for values in state)
         total += model.loss(rest[:-1], rest[1:], (h, c))[0] * (len(rest) - 1)
     return total / (len(ids) - 1)
