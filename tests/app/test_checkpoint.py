@@ -79,7 +79,7 @@ def test_a_file_cut_short_anywhere_is_refused_by_name(path: Path) -> None:
 
 def test_a_file_with_something_behind_it_is_refused(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(ValueError, match="cut short or damaged"):
+    with pytest.raises(ValueError, match="truncated or damaged"):
         checkpoint.load(path)
 
 

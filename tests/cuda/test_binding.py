@@ -380,7 +380,7 @@ class OfAnotherFramework:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (changed(kernel=lambda k: k.numpy()), TypeError, "kernel must lie on the CUDA device like x, got ndarray"),
+        (changed(kernel=lambda k: k.numpy()), TypeError, "kernel must be on the CUDA device like x, got ndarray"),
         (changed(h0=lambda h: HostArray(h.numpy())), TypeError, "h0 must be an array of torch like x, got HostArray"),
         (changed(kernel=lambda k: k.double()), TypeError, "kernel must be float32 or bfloat16 .* got float64"),
         (changed(x=lambda x: x.bfloat16()), TypeError, "x must be float32 like kernel, got bfloat16"),
@@ -412,7 +412,7 @@ def test_derivatives_are_checked_like_arguments() -> None:
     out = lf.lstm(**good(), keep_for_backward=True)
     with pytest.raises(ValueError, match=r"d_h must have shape \(3, 2, 5\), got \(2, 5\)"):
         lf.lstm_backward(out, out.h_n)
-    with pytest.raises(TypeError, match="d_h_n must lie on the CUDA device like x, got ndarray"):
+    with pytest.raises(TypeError, match="d_h_n must be on the CUDA device like x, got ndarray"):
         lf.lstm_backward(out, None, np.zeros((2, 5), np.float32))
     with pytest.raises(ValueError, match="keep_for_backward=True"):
         lf.lstm_backward(lf.lstm(**good()))

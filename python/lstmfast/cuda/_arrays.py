@@ -224,7 +224,7 @@ class Cupy:
         return table[ids]
 
     def add_rows(self, rows: DeviceArray, ids: DeviceArray, count: int) -> DeviceArray:
-        # A product with one-hot rows: CuPy's scatter_add takes atomics, and sums would change from run to run.
+        # A product with one-hot rows: CuPy's scatter_add uses atomics, so sums would vary between runs.
         one_hot = (self._cupy.arange(count)[:, None] == ids[None, :]).astype(rows.dtype)
         return one_hot @ rows
 
@@ -260,43 +260,43 @@ def framework_module(value: Any) -> str:
 
 
 def framework_of(name: str, array: DeviceArray) -> Framework:
-    """The framework of an argument. Raises TypeError where it is none whose memory and products we can use."""
+    """The framework of an argument. Raises TypeError if it is not supported."""
     module = framework_module(array)
     if module not in _frameworks:
         if module not in _adapters:
             raise TypeError(
                 f"{name} must be an array of torch, cupy or jax, got {type(array).__module__}.{type(array).__name__}; "
-                f"others go there and back without a copy: torch.from_dlpack({name})"
+                f"convert others without a copy: torch.from_dlpack({name})"
             )
         _frameworks[module] = _adapters[module](sys.modules[module])
     return _frameworks[module]
 
 
 class JaxBridge:
-    """JAX's arrays as another framework's and back."""
+    """Converts JAX's arrays to another framework's and back."""
 
     def __init__(self, array: Any) -> None:
         self._framework, _ = default_device(int(array.__dlpack_device__()[1]))
 
     @staticmethod
     def serves(value: Any) -> bool:
-        """Tell an array of JAX."""
+        """Whether value is a JAX array."""
         return framework_module(value) in ("jax", "jaxlib")
 
     def take(self, value: Any) -> Any:
-        """An array of JAX as the framework's; anything else as it is."""
+        """A JAX array as the framework's; anything else unchanged."""
         return self._framework.from_dlpack(value) if self.serves(value) else value
 
     def give_back(self, value: DeviceArray | None) -> Any:
-        """The framework's array as one of JAX."""
+        """The framework's array as a JAX array."""
         return None if value is None else sys.modules["jax"].dlpack.from_dlpack(self._framework.contiguous(value))
 
 
 def default_device(number: int = 0) -> tuple[Framework, DeviceArray]:
-    """A framework that is installed here and can use the device, PyTorch before CuPy, and an empty array of it there.
+    """An installed framework that can use the device, PyTorch before CuPy, and an empty array of it on that device.
 
-    For those who bring no arrays of their own. Raises CudaUnavailableError with the reason where there is none,
-    ValueError for a number that no device has.
+    For callers without arrays of their own. Raises CudaUnavailableError with the reason if there is none, ValueError if
+    no device has this number.
     """
     library = _library.require()
     if not 0 <= number < library.device_count()[0]:
@@ -326,7 +326,7 @@ def _numpy_dtype(name: str) -> npt.DTypeLike:
 
 @contextlib.contextmanager
 def _registered(module: str, framework: Framework) -> Iterator[None]:
-    """Let arrays of this module be a framework's own. For tests."""
+    """Let `framework` own arrays of this module. For tests."""
     _frameworks[module] = framework
     try:
         yield

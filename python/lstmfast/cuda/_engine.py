@@ -1,8 +1,8 @@
-"""The CUDA engine: what layers and models are written over, with arrays of a framework on a GPU.
+"""The CUDA engine: implements the interface of layers and models with a framework's arrays on a GPU.
 
-Results are written into arrays that the caller has; a direction of a layer is one call of `_sequences`. The weights'
-home stays the host, where optimizers and checkpoints find them: `Mirror` sends a copy of the buffer after a write, and
-brings gradients back in one piece.
+Results are written into the caller's arrays; a direction of a layer is one call of `_sequences`. The weights stay on
+the host, for optimizers and checkpoints: `Mirror` copies the buffer to the device after a write, and gradients back in
+one piece.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class CudaEngine:
 
     @classmethod
     def of(cls, x: DeviceArray) -> CudaEngine:
-        """The engine where x lies. Raises as `_sequences.context_of`."""
+        """The engine for x's device. Raises as `_sequences.context_of`."""
         return cls(_sequences.context_of(x))
 
     @classmethod
     def default(cls) -> CudaEngine:
-        """The first device, for callers with no array there. Raises CudaUnavailableError without one."""
+        """The first device, for callers with no array on it. Raises CudaUnavailableError without one."""
         return cls.of(default_device()[1])
 
     def serves(self, x: DeviceArray) -> bool:
-        """Tell whether x is of this framework and on this device."""
+        """Whether x is of this framework and on this device."""
         on = _sequences.context_of(x)
         return on.framework is self._framework and on.device == self._on.device
 
@@ -52,7 +52,7 @@ class CudaEngine:
         return self._framework.undisturbed(self._on.like)
 
     def check_input(self, x: DeviceArray, input_size: int) -> DeviceArray:
-        """Return x if it has the axes of dense input or of ids. Raises ValueError naming it."""
+        """Return x if it has the axes of dense input or of ids. Raises ValueError otherwise."""
         shape = tuple(x.shape)
         if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] != input_size):
             raise ValueError(
@@ -73,7 +73,7 @@ class CudaEngine:
         return np.array(self._framework.to_host(values))
 
     def sequence(self, reverse: bool, cell: Cell) -> DeviceSequence:
-        """One direction of a layer of such cells."""
+        """One direction of a layer of these cells."""
         return DeviceSequence(reverse, cell)
 
     def linear(self, x: DeviceArray, kernel: DeviceArray, bias: DeviceArray, out: DeviceArray) -> None:
@@ -131,7 +131,7 @@ class DeviceSequence:
         *,
         weights: str = "float32",
     ) -> None:
-        """Take the weights of the calls that follow. There are no peepholes or projections: see `FEATURES`."""
+        """Set the weights of the following calls. There are no peepholes or projections: see `FEATURES`."""
         self._kernel, self._bias = kernel, bias
 
     def forward(
@@ -171,21 +171,21 @@ class DeviceSequence:
         d_peepholes: DeviceArray | None = None,
         d_projection: DeviceArray | None = None,
     ) -> None:
-        """Fill what is given from d_x on."""
+        """Fill the given outputs, d_x and those after it."""
         assert self._out is not None and self._out._saved is not None
         d = self._out._saved.backward(d_h, d_h_n, d_c_n)
         _fill((d_x, d.x), (d_kernel, d.kernel), (d_bias, d.bias), (d_h0, d.h0), (d_c0, d.c0))
 
 
 def _fill(*pairs: tuple[DeviceArray | None, DeviceArray | None]) -> None:
-    """Write each second array into the first, where there is one."""
+    """Copy each pair's second array into its first, unless that is None."""
     for into, values in pairs:
         if into is not None:
             into[...] = values
 
 
 class Mirror:
-    """A host's parameter buffer on a device: `storage` has arrays of the same names and shapes there."""
+    """A host parameter buffer's copy on a device: `storage` has arrays of the same names and shapes."""
 
     def __init__(self, engine: CudaEngine, host: ParameterBuffer) -> None:
         self._engine, self._host = engine, host
@@ -195,12 +195,12 @@ class Mirror:
         self._sent: tuple[int, int] | None = None
 
     def send(self, *, training: bool) -> None:
-        """Bring the copy up to date. Values that are those sent last are not sent; while training they never are."""
+        """Update the copy. Values equal to those sent last are not sent; in training they always differ."""
         fingerprint = None if training else _core.fingerprint(self._host.values)
         if fingerprint is None or self._sent != fingerprint:
             self.storage.values[...] = self._engine.to_engine(self._host.values)
         self._sent = fingerprint
 
     def fetch(self) -> None:
-        """Fill the host's gradients. Waits for the device."""
+        """Fill the host's gradient buffer. Waits for the device."""
         self._host.gradient_values[...] = self._engine.to_host(self.storage.gradient_values)

@@ -1,8 +1,8 @@
-"""Which kernels may be trusted: the first use of a kernel on a device is a test of it against the CPU's kernels.
+"""Which kernels may be trusted: the first use of a kernel on a device tests it against the CPU's kernels.
 
-A kernel that fails is not used again in this process, with a warning that says so; what it would have done the step
-kernel does, and where that one fails too, calls raise. The test is a few steps of the caller's own hidden size, with
-rows of different lengths and a reset; it is the only time that anything here waits for the device.
+A kernel that fails is reported by a warning and not used again in this process; the step kernel replaces it, and if
+that fails too, calls raise. The test is a few steps of the caller's hidden size, with rows of different lengths and a
+reset; nothing else here waits for the device.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from lstmfast.cuda._library import PATHS, Plan
 _NO_PATH, _STEP = 0, 1
 _TEST_STEPS, _TEST_INPUTS, _TEST_ROWS = 4, 3, 64
 
-# How far a kernel may be from the CPU's, as a part of the largest value there. float32: both sum H products in some
-# order, eight units of 2**-23 for each sqrt(H), and a gradient ten times that (see tests/support/tolerances.py).
-# bfloat16: h loses 2**-9 of itself when handed to the next step, four times in a row, in sums over H of either sign.
+# Largest difference from the CPU, relative to its largest value. float32: both sum H products in some order, 8 units of
+# 2**-23 per sqrt(H), and ten times that for a gradient (see tests/support/tolerances.py). bfloat16: each of four
+# steps rounds h by 2**-9 of its value, in sums over H terms of either sign.
 _FLOAT32_UNIT, _BFLOAT16 = 8 * 2.0**-23, 2.0**-6
 
 
 class KernelMismatchWarning(RuntimeWarning):
-    """A CUDA kernel gave other numbers than the CPU and is not used."""
+    """A CUDA kernel's results differ from the CPU's, so it is not used."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What a test has shown: the largest error of each result, as a part of what is allowed. Below 1 is good."""
+    """A test's outcome: the largest error of each result as a fraction of its bound. At most 1 is good."""
 
     errors: dict[str, float]
 
     @property
     def worst(self) -> float:
-        """The largest of them; NaN counts as infinite."""
+        """The largest error; NaN counts as infinite."""
         return max(float("inf") if np.isnan(error) else error for error in self.errors.values())
 
     @property
     def is_good(self) -> bool:
-        """Whether all results are as close as they must be."""
+        """Whether all errors are within their bounds."""
         return self.worst <= 1.0
 
 
@@ -58,14 +58,14 @@ _verdicts: dict[tuple[Any, ...], bool] = {}
 
 
 def trusted_plan(on: Context, hidden_size: int, batch: int, dtype: str, *, training: bool) -> Plan:
-    """The plan for a shape, of kernels that have passed their test here.
+    """The plan for a shape, of kernels that have passed their test on this device.
 
-    Raises ValueError where no kernel takes the shape, RuntimeError where none that does can be trusted.
+    Raises ValueError if no kernel takes the shape, RuntimeError if all that do failed their test.
     """
     plan = on.library.plan(on.device, hidden_size, batch, dtype, training)
     if _is_trusted(on, plan, dtype):
         return plan
-    if not {plan.forward.path, plan.backward.path} <= {_NO_PATH, _STEP}:  # the two directions may go different ways
+    if not {plan.forward.path, plan.backward.path} <= {_NO_PATH, _STEP}:  # forward and backward may differ
         plan = on.library.plan(on.device, hidden_size, batch, dtype, training, _STEP)
         if _is_trusted(on, plan, dtype):
             return plan
@@ -79,7 +79,7 @@ def _is_trusted(on: Context, plan: Plan, dtype: str) -> bool:
     key = (on.library.path, on.device, plan.hidden_size, dtype, *_kernel_key(plan))
     with _lock:
         if key not in _verdicts:
-            if on.framework.is_capturing():  # nothing may wait while a graph is captured; the next call will test
+            if on.framework.is_capturing():  # waiting is forbidden during graph capture; the next call tests
                 return True
             _verdicts[key] = _passes(on, plan, dtype)
         return _verdicts[key]
@@ -87,7 +87,7 @@ def _is_trusted(on: Context, plan: Plan, dtype: str) -> bool:
 
 @contextlib.contextmanager
 def _forgetting() -> Iterator[None]:
-    """Know of no verdict, and afterwards of those from before. For tests."""
+    """Forget all verdicts within the context. For tests."""
     before = dict(_verdicts)
     _verdicts.clear()
     try:
@@ -121,7 +121,7 @@ def _passes(on: Context, plan: Plan, dtype: str) -> bool:
 
 
 def _of_few_rows(on: Context, plan: Plan, dtype: str) -> Plan:
-    """The plan for as many rows as a test has, each direction by its own path if that takes so few."""
+    """The plan for a test's number of rows, each direction by its own path if that takes so few."""
     rows = min(int(plan.batch), _TEST_ROWS)
     if rows == plan.batch:
         return plan
@@ -155,9 +155,9 @@ def compare(
     reverse: bool = False,
     ragged: bool = True,
 ) -> Agreement:
-    """Run a plan and the CPU's kernels on the same random sequence and say how far they are apart.
+    """Run a plan and the CPU's kernels on the same random sequence and compare the results.
 
-    Rows have lengths and some resets if `ragged`. Waits for the device. Raises RuntimeError if a launch is refused or
+    With `ragged`, rows have lengths and some resets. Waits for the device. Raises RuntimeError if a launch fails or
     gives up.
     """
     framework = on.framework
@@ -169,7 +169,7 @@ def compare(
         return values
 
     def rounded(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """What the device has of these values."""
+        """The values as rounded on the device."""
         return framework.to_host(framework.cast(framework.from_host(values, on.like), dtype))
 
     def sent(values: npt.NDArray[Any], to: str) -> Any:
@@ -184,7 +184,7 @@ def compare(
         rounded(draw(batch, hidden_size)),
         draw(*c0.shape),
     )
-    lengths = time_steps - np.arange(batch) % (time_steps + 1) if ragged else None  # the first row is whole
+    lengths = time_steps - np.arange(batch) % (time_steps + 1) if ragged else None  # the first row has all steps
     resets = rng.random((time_steps, batch)) < 0.2 if ragged else None
     if resets is not None:
         resets[time_steps // 2, :1] = True

@@ -1,8 +1,8 @@
 """The recurrent part of a sequence on a GPU: from z = x·kernel + bias to h, and from d_h to d_z, by a given plan.
 
 Allocates through the caller's framework, fills in the C structs, launches on the framework's stream and returns without
-waiting. Refuses to choose a plan (see `_health`), to check arguments and to make the products around it
-(see `_sequences`).
+waiting. Refuses to choose a plan (see `_health`), to check arguments and to compute the products around
+it (see `_sequences`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from lstmfast.cuda._arrays import DeviceArray, Framework
 from lstmfast.cuda._library import DTYPES, WORKSPACE_ALIGNMENT, Library, Plan
 
 GATES = 4
-_STATUS_BYTES = 4  # at the workspace's head; not 0: LstmfastCudaStatus
+_STATUS_BYTES = 4  # at the workspace's start; nonzero: a LstmfastCudaStatus
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """Where things happen: the library, the framework, and an array of the device that all others are to lie on."""
+    """Where a call runs: the library, the framework, and an array on the device that all others must share."""
 
     library: Library
     framework: Framework
@@ -29,7 +29,7 @@ class Context:
 
 @dataclass(frozen=True, eq=False)
 class Recurrence:
-    """What forward and backward share. recurrent_kernel [H, 4H] and h0 [B, H] in the plan's dtype; c0 float32 [B, H];
+    """Shared arguments of both passes. recurrent_kernel [H, 4H] and h0 [B, H] in the plan's dtype; c0 float32 [B, H];
     lengths int32 [B], resets uint8 [T, B]; None as in `lstm`. All arrays, here and below, are contiguous."""
 
     recurrent_kernel: DeviceArray
@@ -43,7 +43,7 @@ class Recurrence:
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """What the forward pass leaves: h [T, B, H], h_n [B, H] in the plan's dtype; float32 c_n, cells, gates or None."""
+    """Results of the forward pass: h [T, B, H], h_n [B, H] in the plan's dtype; float32 c_n, cells, gates or None."""
 
     h: DeviceArray
     h_n: DeviceArray
@@ -95,7 +95,7 @@ def forward(
         on.library.forward(on.device, plan, arguments, framework.stream(on.like))
     if check_status:
         _check_status(on, workspace, workspace_address)
-    del workspace  # the framework gives it away in the order of its stream
+    del workspace  # the framework reuses it in stream order
     return states
 
 
@@ -110,7 +110,7 @@ def backward(
     *,
     check_status: bool = False,
 ) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
-    """Carry d_h [T, B, H], d_h_n in the plan's dtype and float32 d_c_n back: returns d_z [T, B, 4H], d_h0 and d_c0.
+    """Backpropagate d_h [T, B, H], d_h_n in the plan's dtype and float32 d_c_n: returns d_z [T, B, 4H], d_h0 and d_c0.
 
     `check_status` as in `forward`.
     """
@@ -142,7 +142,7 @@ def backward(
 
 
 def _workspace(on: Context, plan: Plan, time_steps: int, *, backward: bool) -> tuple[DeviceArray, int, int]:
-    """Memory for a launch, the aligned address in it, and the bytes from there on that the launch may use."""
+    """Memory for a launch, the aligned address in it, and the number of usable bytes from there."""
     size_bytes = on.library.workspace_bytes(plan, time_steps, backward=backward)
     memory = on.framework.empty((size_bytes + WORKSPACE_ALIGNMENT,), "uint8", on.like)
     address = on.framework.address(memory)

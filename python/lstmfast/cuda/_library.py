@@ -1,7 +1,7 @@
-"""liblstmfast_cuda as Python sees it: csrc/cuda/lstmfast_cuda.h in ctypes, loaded when first asked for.
+"""ctypes binding of liblstmfast_cuda (csrc/cuda/lstmfast_cuda.h), loaded on first use.
 
-The library is optional and needs no driver to load. It stands beside this file where the package was built with
-LSTMFAST_CUDA=1. Refuses to allocate, to choose streams and to know of frameworks (see `_arrays`).
+The library is optional and needs no driver to load. It is beside this file if the package was built with
+LSTMFAST_CUDA=1. Refuses to allocate, to choose streams and to deal with frameworks (see `_arrays`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAMES = ("liblstmfast_cuda.so", "liblstmfast_cuda.dylib")
 
 
 class CudaUnavailableError(RuntimeError):
-    """There is no CUDA for lstmfast here; the words say why and what would help."""
+    """CUDA is unavailable to lstmfast; the message says why and what would help."""
 
 
 class Device(ctypes.Structure):
@@ -102,7 +102,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 
 class Library:
-    """The functions of one shared library, each error a Python exception."""
+    """The functions of one shared library, with errors as Python exceptions."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -122,10 +122,10 @@ class Library:
         self._devices = functools.lru_cache(maxsize=64)(self._ask_device)
 
     def device_count(self) -> tuple[int, str]:
-        """How many devices there are and, where there are none, why."""
+        """The number of devices and, if 0, the reason."""
         count = c_int(0)
         status = self._functions["device_count"](ctypes.byref(count))
-        if status == _INSUFFICIENT_DRIVER:  # what the runtime says where there is no driver at all, too
+        if status == _INSUFFICIENT_DRIVER:  # also what the runtime returns without any driver
             major, minor = divmod(int(self._functions["runtime_version"]()) // 10, 100)
             return 0, f"there is no NVIDIA driver, or one too old for CUDA {major}.{minor}"
         return count.value, self.words_of(status) if status else ""
@@ -135,7 +135,7 @@ class Library:
         return self._devices(number)
 
     def plan(self, device: int, hidden_size: int, batch: int, dtype: str, training: bool, path: int = 0) -> Plan:
-        """How a sequence of this shape runs; `path` forces one of PATHS. Raises ValueError where there is no way."""
+        """How a sequence of this shape runs; `path` forces one of PATHS. Raises ValueError if no kernel takes it."""
         return self._plans(device, hidden_size, batch, dtype, training, path)
 
     def workspace_bytes(self, plan: Plan, time_steps: int, *, backward: bool) -> int:
@@ -153,7 +153,7 @@ class Library:
         self._call("backward", ctypes.byref(plan), ctypes.byref(arguments), stream)
 
     def words_of(self, status: int) -> str:
-        """What an error code means."""
+        """The message of an error code."""
         return str(self._functions["error_string"](status).decode(errors="replace"))
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -183,11 +183,11 @@ class Library:
 
 _lock = threading.Lock()
 _loaded: Library | None = None
-_path: Path | None = None  # in place of the library beside this file; see `_use`
+_path: Path | None = None  # replaces the library beside this file; see `_use`
 
 
 def load() -> Library:
-    """The library. Raises CudaUnavailableError with the reason if there is none; devices are another question."""
+    """The library. Raises CudaUnavailableError with the reason if there is none. Does not check for devices."""
     global _loaded
     with _lock:
         if _loaded is None:
@@ -211,7 +211,7 @@ def require() -> Library:
 
 
 def _use(path: Path | None) -> None:
-    """Take the library at this path from now on, None: the installed one. For tests: their kernels run on the CPU."""
+    """Use the library at this path from now on, None: the installed one. For tests, whose kernels run on the CPU."""
     global _loaded, _path
     with _lock:
         _loaded, _path = None, path

@@ -1,8 +1,8 @@
 """`lstm` and `lstm_backward` for arrays on a GPU: checks, the large products in the caller's framework, the kernels.
 
-Called by `functional` when x lies on a device; results are arrays of the same framework and device, and nothing waits
-for it, but for the first use of a kernel (see `_health`). dtypes float32 and bfloat16; c, cells and gates are float32
-in either. What an LSTM computes is said in `reference`.
+Called by `functional` when x is on a device; results are arrays of the same framework and device, and only the first
+use of a kernel waits for the device (see `_health`). dtypes float32 and bfloat16; c, cells and gates are always
+float32. `reference` defines an LSTM.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def lstm(
     keep_for_backward: bool,
     matmul_precision: str,
 ) -> Output:
-    """As `functional.lstm`, which says what the arguments are.
+    """As `functional.lstm`, which documents the arguments.
 
-    lengths and resets may lie on the host, where they are checked, or on the device, where nobody looks at their
-    values; nor at token ids. matmul_precision "medium" runs the recurrence of float32 arrays in bfloat16, with float32
+    lengths and resets may be on the host, where they are checked, or on the device, where their values are not; nor are
+    those of token ids. matmul_precision "medium" runs the recurrence of float32 arrays in bfloat16, with float32
     sums; "high" is "highest"; the products around it are as exact as the framework is set to make them.
     """
     if JaxBridge.serves(x):
@@ -104,7 +104,7 @@ def saved_from(
 ) -> Output:
     """An output that `lstm_backward` takes, from the arrays of an earlier call with return_cells and return_gates.
 
-    For those who can keep arrays but no objects between the two: custom operators of a framework.
+    For callers that can keep only arrays between the two: custom operators of a framework.
     """
     on = context_of(x)
     plan: _library.Plan | None = None
@@ -126,7 +126,7 @@ def saved_from(
 
 @dataclass(frozen=True, eq=False)
 class _Given:
-    """The arguments of a call, checked; the recurrence in the dtype that it is computed in, the others in theirs."""
+    """The checked arguments of a call; the recurrence in its compute dtype, the others in their own."""
 
     on: Context
     x: DeviceArray
@@ -144,7 +144,7 @@ class _Given:
         return int(self.kernel.shape[0]) - self.hidden_size
 
     def useful(self) -> DeviceArray | None:
-        """Mask [T, B, 1]: the step is one of the row's own. None where all are."""
+        """Mask [T, B, 1]: the step is within the row's length. None if all are."""
         lengths = self.recurrence.lengths
         return None if lengths is None else (self.steps() < lengths[None, :])[:, :, None]
 
@@ -153,17 +153,17 @@ class _Given:
         return self.on.framework.numbers_to(self.x.shape[0], self.on.like)[:, None]
 
     def ids(self) -> DeviceArray:
-        """Token ids [T*B]; past a row's end, where they may be anything, 0."""
+        """Token ids [T*B]; 0 past a row's end, where any value is allowed."""
         ids, useful = self.x.reshape(-1), self.useful()
         return ids if useful is None else self.on.framework.choose(useful.reshape(-1), ids)
 
 
 @dataclass(frozen=True, eq=False)
 class _Saved:
-    """What a call leaves for its backward, which it brings itself."""
+    """What a call saves for backward, and the backward pass."""
 
     given: _Given
-    plan: _library.Plan | None  # None where there was nothing to run
+    plan: _library.Plan | None  # None if there was nothing to run
     states: States
 
     def backward(self, d_h: Any, d_h_n: Any, d_c_n: Any) -> Gradients:
@@ -196,7 +196,7 @@ class _Saved:
         if given.token_input:
             d_input_kernel = framework.add_rows(_as(framework, d_rows, given.dtype), given.ids(), given.input_size)
         else:
-            x = given.x if useful is None else framework.choose(useful, given.x)  # not even 0 * nan
+            x = given.x if useful is None else framework.choose(useful, given.x)  # avoids 0 * nan
             d_input_kernel = framework.product(x.reshape(count, given.input_size).T, d_rows, given.dtype)
             d_x = framework.product(d_rows, given.kernel[: given.input_size].T, given.dtype).reshape(given.x.shape)
         h_prev = self._h_prev(useful).reshape(count, given.hidden_size)
@@ -210,7 +210,7 @@ class _Saved:
         )
 
     def _h_prev(self, useful: DeviceArray | None) -> DeviceArray:
-        """h [T, B, H] before each step: the state that it really started from, zero past a row's end."""
+        """h [T, B, H] before each step, after resets; zero past a row's end."""
         given, h = self.given, self.states.h
         framework, recurrence = given.on.framework, given.recurrence
         if not h.shape[0]:
@@ -220,7 +220,7 @@ class _Saved:
             h_prev = framework.join([h0[None], h[:-1]])
         elif recurrence.lengths is None:
             h_prev = framework.join([h[1:], h0[None]])
-        else:  # a row begins at its own last step
+        else:  # a row starts at its own last step
             begins = (given.steps() == recurrence.lengths[None, :] - 1)[:, :, None]
             h_next = framework.join([h[1:], h[:1]])
             h_prev = framework.choose(~begins, h_next) + framework.choose(begins, h0[None] + h * 0)
@@ -233,7 +233,7 @@ class _Saved:
 
 @dataclass(frozen=True, eq=False)
 class _SavedAcross:
-    """What a call with arrays of JAX leaves for its backward."""
+    """What a call with JAX arrays saves for backward."""
 
     bridge: JaxBridge
     out: Output
@@ -246,7 +246,7 @@ class _SavedAcross:
 
 
 def context_of(x: DeviceArray) -> Context:
-    """Where x lies. Raises TypeError for a framework that cannot be used, CudaUnavailableError without kernels."""
+    """The context of x's device. Raises TypeError for an unknown framework, CudaUnavailableError without kernels."""
     framework = framework_of("x", x)
     x = framework.plain(x)
     library = _library.require()
@@ -335,7 +335,7 @@ def _checked(
 
 
 def _float(name: str, value: Any, on: Context, shape: tuple[check.Size, ...], dtype: str | None = None) -> DeviceArray:
-    """A float array of x's framework on x's device, of this shape and, if it is given, this dtype."""
+    """A float array of x's framework on x's device, of this shape and, if given, this dtype."""
     _same_place(name, value, on)
     given = on.framework.dtype_of(value)
     if given not in _DTYPES:
@@ -350,9 +350,9 @@ def _same_place(name: str, value: Any, on: Context) -> None:
     if not on.framework.owns(value):
         if is_on_device(value):
             raise TypeError(f"{name} must be an array of {on.framework.name} like x, got {type(value).__name__}")
-        raise TypeError(f"{name} must lie on the CUDA device like x, got {type(value).__name__} on the host")
+        raise TypeError(f"{name} must be on the CUDA device like x, got {type(value).__name__} on the host")
     if (number := on.framework.device_number(value)) != on.device:
-        raise ValueError(f"{name} must lie on device {on.device} like x, got device {number}")
+        raise ValueError(f"{name} must be on device {on.device} like x, got device {number}")
 
 
 def _has_shape(name: str, value: Any, shape: tuple[check.Size, ...]) -> None:

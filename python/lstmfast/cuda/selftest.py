@@ -2,7 +2,8 @@
 
 Then whole calls: `lstm` with its products in the framework, layers, the character model, a captured graph. Prints one
 line per case with the largest error as a fraction of its bound, and a verdict at the end. Exit status: 0 if all agree,
-1 if one does not, 2 if there is nothing to test. `--device N` selects a device, `--quick` small shapes. For speed see `lstmfast bench --device cuda`.
+1 if one does not, 2 if there is nothing to test. `--device N` selects a device, `--quick` small shapes. For speed see
+`lstmfast bench --device cuda`.
 """
 
 from __future__ import annotations

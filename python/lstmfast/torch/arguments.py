@@ -1,8 +1,8 @@
-"""The arguments of a call: what is wrong with them, which dtypes come of them, and the order the kernels want.
+"""The arguments of a call: checks, result dtypes, and conversion to the kernels' order of axes.
 
-torch's modules take packed sequences, one row without its axis, and batch before time; the kernels take [time, batch,
-size] and lengths. `Form` leads from the one to the other and back. Wrong arguments that torch itself would refuse in a
-sentence are left to it; those of which torch dies, or which it does not notice, are refused here.
+torch's modules take packed sequences, unbatched input, and batch before time; the kernels take [time, batch, size] and
+lengths. `Form` converts both ways. Wrong arguments for which torch has a clear error are left to it; those that crash
+torch or pass unnoticed are refused here.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def autocasts() -> bool:
 
 
 def is_one_operation(module: nn.Module, x: Tensor, sizes: Tensor | None) -> bool:
-    """Whether torch has one operation on the CPU for such sequences. sizes: the batch sizes of a packed one.
+    """Whether torch runs such sequences as one operation on the CPU. sizes: the batch sizes of a packed one.
 
-    It has for dense ones, and packed ones whose rows are equally long, of a dtype that oneDNN has, without projection.
-    The others are many operations, whose backward reads no output and whose states have dtypes of their own.
+    It does for dense ones, and packed ones of equally long rows, of a dtype that oneDNN has, without projection. Others
+    are many operations, whose backward reads no output and whose states have their own dtypes.
     """
     if isinstance(module, nn.LSTMCell) or module.proj_size or x.numel() == 0 or not torch._C._get_mkldnn_enabled():
         return False
@@ -45,7 +45,7 @@ def is_one_operation(module: nn.Module, x: Tensor, sizes: Tensor | None) -> bool
 def result_dtypes(
     module: nn.Module, x: Tensor, c0: Tensor | None, sizes: Tensor | None
 ) -> tuple[torch.dtype, torch.dtype]:
-    """The dtypes of h and c that torch returns: the input's, or what autocast makes of it.
+    """The dtypes of h and c that torch returns: the input's, or autocast's.
 
     Under autocast torch's one operation for a sequence returns autocast's dtype. Where it runs many operations, gates
     have autocast's dtype and states are promoted with it.
@@ -70,7 +70,7 @@ def _has_onednn(dtype: torch.dtype) -> bool:
 
 
 def without_autocast(x: Tensor) -> Any:
-    """A context in which operations compute in the dtypes that they are given."""
+    """A context in which operations compute in the dtypes of their arguments."""
     return torch.autocast(x.device.type, enabled=False) if autocasts() else contextlib.nullcontext()
 
 
@@ -79,7 +79,7 @@ def computed(
 ) -> tuple[Tensor, State | None, list[Weights]]:
     """Cast every tensor to `dtype`; with None to what the CPU kernels compute in: float32 for lower or mixed ones.
 
-    copies: of tensors that have the dtype already too, as autocast makes them; writes before backward are then allowed.
+    copies: copy tensors that already have the dtype too, as autocast does; writes before backward are then allowed.
     """
     tensors = [x, *(hx or ()), *(w for layer in weights for w in layer if w is not None)]
     dtypes = {t.dtype for t in tensors}
@@ -97,7 +97,7 @@ def computed(
     )
 
 
-# --- what is wrong ----------------------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------------------------
 
 
 def check_pair(hx: Any, word: str) -> None:
@@ -116,9 +116,9 @@ def _kinds(value: Any) -> str:
 
 
 def pair_of(x: Tensor, dims: int, hx: Any) -> Any:
-    """hx, or the first two of what torch takes for one row alone: any sequence of states, or a tensor of them.
+    """hx; for unbatched input its first two items, as torch then takes any sequence of states or a tensor of them.
 
-    dims: the axes of an input of many rows.
+    dims: the number of axes of batched input.
     """
     if hx is None or x.dim() >= dims or not (isinstance(hx, (tuple, list, Tensor)) and len(hx) >= 2):
         return hx
@@ -126,7 +126,7 @@ def pair_of(x: Tensor, dims: int, hx: Any) -> Any:
 
 
 def check_cell(module: nn.Module, x: Any, hx: Any) -> None:
-    """Refuse what torch's own cell would die of, or notice only deep inside."""
+    """Refuse arguments that crash torch's own cell or fail only deep inside it."""
     check_pair(hx, "LSTMCell")
     if x.dim() not in (1, 2):
         raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {x.dim()}D instead")
@@ -135,12 +135,12 @@ def check_cell(module: nn.Module, x: Any, hx: Any) -> None:
             raise ValueError(f"LSTMCell: Expected {name} to be 1D or 2D, got {part.dim()}D instead")
         wanted = (*x.shape[:-1], module.hidden_size)
         if part.dim() != x.dim() or part.shape[:-1] != x.shape[:-1]:
-            raise RuntimeError(f"LSTMCell: {name} must have shape {wanted} beside an input of shape "
+            raise RuntimeError(f"LSTMCell: {name} must have shape {wanted} for an input of shape "
                                f"{tuple(x.shape)}, got {tuple(part.shape)}")
 
 
 def check_packed(module: nn.Module, x: Tensor, hx: State | None, batch: int) -> None:
-    """Refuse sizes of a packed sequence that torch does not look at."""
+    """Refuse sizes of a packed sequence that torch does not check."""
     if x.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
     if x.shape[-1] != module.input_size:
@@ -154,14 +154,14 @@ def check_packed(module: nn.Module, x: Tensor, hx: State | None, batch: int) -> 
 
 
 def is_cell_call(module: nn.Module, x: Tensor, hx: State | None, weights: Weights) -> bool:
-    """Whether torch would take these, whose ranks are checked; what it would not take it refuses itself."""
+    """Whether torch accepts these arguments, whose ranks are checked; if not, its own error is left to it."""
     if x.shape[-1] != module.input_size or not _have_dtype([x, *(hx or ())], [weights]):
         return False
     return hx is None or all(part.shape[-1] == module.hidden_size for part in hx)
 
 
 def is_call(module: nn.Module, x: Tensor, hx: State | None, weights: list[Weights], is_packed: bool) -> bool:
-    """Whether torch would take these; what it would not take it refuses itself, in its own words."""
+    """Whether torch accepts these arguments; if not, its own error is left to it."""
     if x.dim() not in (2, 3):
         return False
     if x.shape[-1] != module.input_size or not _have_dtype([x, *(hx or ())], weights):
@@ -185,7 +185,7 @@ def _state_sizes(module: nn.Module) -> tuple[int, int]:
 
 
 def _have_shapes(module: nn.Module, weights: list[Weights]) -> bool:
-    """Whether weights, which may have been set by anybody, are those of this module."""
+    """Whether the weights, which the user may have replaced, have this module's shapes."""
     rows, output_size = 4 * module.hidden_size, _state_sizes(module)[0]
     directions = 2 if module.bidirectional else 1
     for k, layer in enumerate(weights):
@@ -198,7 +198,7 @@ def _have_shapes(module: nn.Module, weights: list[Weights]) -> bool:
 
 
 def _have_dtype(values: list[Tensor], weights: list[Weights]) -> bool:
-    """Whether torch multiplies these: all of one dtype, or under autocast all float64 or none."""
+    """Whether torch can multiply these: one dtype, or under autocast any without float64."""
     dtypes = {t.dtype for t in (*values, *(w for layer in weights for w in layer)) if t is not None}
     return len(dtypes) == 1 or (autocasts() and dtypes <= {torch.float32, *ROUNDED})
 
@@ -235,7 +235,7 @@ def resets_of(resets: Any, x: Tensor) -> Tensor | None:
 
 
 def precision_of(word: str | None) -> str:
-    """The precision asked for, or torch's setting; "" while somebody traces: operators then ask when they run."""
+    """The precision asked for, or torch's setting; "" in tracing: operators then ask at run time."""
     if word is not None:
         return check.matmul_precision(word)
     return "" if torch.compiler.is_compiling() else torch.get_float32_matmul_precision()
@@ -274,7 +274,7 @@ class Form(NamedTuple):
         return (hx[0], hx[1]) if self.is_batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
 
     def state_out(self, hx: State) -> State:
-        """States as the caller gave them."""
+        """States in the caller's form."""
         if self.unsorted_indices is not None:
             return hx[0].index_select(1, self.unsorted_indices), hx[1].index_select(1, self.unsorted_indices)
         return hx if self.is_batched else (hx[0].squeeze(1), hx[1].squeeze(1))
@@ -289,7 +289,7 @@ class Form(NamedTuple):
         return h if self.is_batched else h.squeeze(0 if self.batch_first else 1)
 
     def dropout(self, h: Tensor, probability: float) -> Tensor:
-        """What goes up to the next layer; of a packed sequence the masks that torch draws for its useful steps."""
+        """Dropout before the next layer; packed sequences get torch's masks, drawn for valid steps only."""
         if not self.is_packed:
             return nn.functional.dropout(h, probability, True)
         packed = pack_padded_sequence(h, self.lengths, enforce_sorted=True)

@@ -1,7 +1,7 @@
 """One direction of one LSTM layer in plain torch operations: slow, and differentiable as often as torch is.
 
-Double backward, forward-mode derivatives and gradients through the cell states go this way, and it runs on every device
-and dtype that torch has. What it computes stands in `lstmfast.reference`.
+Serves double backward, forward-mode derivatives and gradients through the cell states, on every device and dtype that
+torch has. `lstmfast.reference` defines the computation.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def gradients(
     *,
     create_graph: bool = True,
 ) -> list[Tensor | None]:
-    """Gradients of (x, h0, c0, *weights) where needed; with create_graph themselves differentiable."""
+    """Gradients of (x, h0, c0, *weights) where needed; differentiable with create_graph."""
     with torch.enable_grad():
-        # Views: hooks of the arguments run once, in the backward pass that asks, and one tensor given twice is two.
+        # Views: the arguments' hooks run only in the outer backward pass, and a tensor given twice counts as two.
         arguments: list[Any] = [None if a is None else a.view_as(a) for a in (x, h0, c0, *weights)]
         x, h0, c0, *own = arguments
         h, h_n, c_n, _ = forward(x, h0, c0, Weights(*own), options)

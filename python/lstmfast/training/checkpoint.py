@@ -1,8 +1,8 @@
-"""Checkpoints: one safetensors file each, with JSON in its metadata, that is either whole or not there.
+"""Checkpoints: one safetensors file each, with JSON in its metadata, written completely or not at all.
 
-Writing goes to a temporary file beside the old checkpoint, which stays until the new one is on the disk. Reading trusts
-nothing: the header is checked against the size of the file before anything is allocated. Names say whose a tensor is:
-the optimizer's and the carried state's have a prefix, all others are the model's variables. No pickle.
+Writing goes to a temporary file beside the old checkpoint, which stays until the new one is on the disk. Reading checks
+the header against the size of the file before allocating anything. Tensors of the optimizer and the carried state have
+a name prefix; all others are the model's variables. No pickle.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import numpy.typing as npt
 FORMAT = "lstmfast"
 FORMAT_VERSION = 1
 
-OPTIMIZER, STATE = "optimizer.", "state."  # prefixes of the tensors that are no variables of the model
+OPTIMIZER, STATE = "optimizer.", "state."  # name prefixes of tensors that are not the model's variables
 
 Tensor = npt.NDArray[Any]
 
-_HEADER_LIMIT_BYTES = 100_000_000  # the safetensors library's own
-_LENGTH_BYTES = 8  # a little-endian integer, the header's length, opens the file
+_HEADER_LIMIT_BYTES = 100_000_000  # that of the safetensors library
+_LENGTH_BYTES = 8  # the file starts with the header's length, little-endian
 _ITEM_BYTES = {"F32": 4, "F64": 8}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header says of one tensor."""
+    """One tensor's description in the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint holds, read without its numbers: tensors by name, and the metadata, decoded from JSON."""
+    """A checkpoint without its tensors' values: descriptions by name, and the metadata decoded from JSON."""
 
     path: Path
     tensors: Mapping[str, TensorInfo]
@@ -62,9 +62,9 @@ class Checkpoint:
 
 
 def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write a checkpoint that replaces `path` at once, when it is whole and on the disk.
+    """Write a checkpoint that replaces `path` atomically once it is on the disk.
 
-    metadata: anything JSON can hold. Raises OSError naming the file, a checkpoint that was there before still in place.
+    metadata: anything JSON can hold. Raises OSError naming the file; an earlier checkpoint is then kept.
     """
     from safetensors.numpy import save as to_bytes
 
@@ -78,7 +78,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: 
 
 
 def replace_file(path: str | os.PathLike[str], contents: bytes) -> None:
-    """Give `path` new contents at once: after a crash it has the old ones or the new ones, never a part."""
+    """Replace the contents of `path` atomically: after a crash it has all the old ones or all the new ones."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -94,7 +94,7 @@ def replace_file(path: str | os.PathLike[str], contents: bytes) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Bring the new name itself to the disk."""
+    """Flush the new directory entry to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -103,7 +103,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint whose header has been checked. Raises ValueError or OSError in one sentence naming the file."""
+    """Check the header and read a checkpoint. Raises ValueError or OSError in one sentence naming the file."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -115,7 +115,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read and check what a checkpoint says of itself, allocating no more than the header takes.
+    """Read and check a checkpoint's header, allocating only the header's size.
 
     Raises ValueError naming the file if it is truncated, not a checkpoint or of another version, or if its numbers
     contradict each other or the size of the file; FileNotFoundError if there is none.
@@ -134,7 +134,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def _read_json(path: Path) -> tuple[Any, int]:
-    """The header as JSON, and how many bytes follow it."""
+    """The parsed header, and the number of bytes after it."""
     with path.open("rb") as file:
         file_bytes = os.fstat(file.fileno()).st_size
         if file_bytes < _LENGTH_BYTES:
@@ -169,12 +169,12 @@ def _check_header(described: Any, data_bytes: int) -> tuple[dict[str, str], dict
         first, last = _offsets(name, entry)
         if first != end or last - first != tensors[name].count * _ITEM_BYTES[tensors[name].dtype]:
             raise ValueError(
-                f"tensor {name} of shape {list(tensors[name].shape)} cannot lie at bytes {first} to {last}, "
-                f"with the one before it ending at {end}"
+                f"tensor {name} of shape {list(tensors[name].shape)} cannot occupy bytes {first} to {last}: "
+                f"the previous tensor ends at {end}"
             )
         end = last
     if end != data_bytes:
-        raise ValueError(f"its tensors take {end} bytes, but {data_bytes} follow its header: cut short or damaged")
+        raise ValueError(f"its tensors take {end} bytes, but {data_bytes} follow its header: truncated or damaged")
     return words, tensors
 
 
@@ -206,7 +206,7 @@ def _decode_metadata(words: Mapping[str, str]) -> dict[str, Any]:
 
 
 def is_parameter(name: str) -> bool:
-    """Whether a tensor of a snapshot is a variable of the model, and not the trainer's own."""
+    """Whether a tensor of a snapshot is a variable of the model, not of the trainer."""
     return not name.startswith((OPTIMIZER, STATE))
 
 

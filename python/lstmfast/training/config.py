@@ -1,8 +1,8 @@
-"""The settings of a run: frozen dataclasses whose fields explain themselves, two presets, their way to JSON and back.
+"""The settings of a run: frozen dataclasses with documented fields, two presets, and conversion to and from JSON.
 
 The command line's flags, defaults and help are generated from these fields, so that a setting is described once. Every
-object is checked when it is made and never changed. No arrays, no files, no terminal, and nothing of a single machine:
-threads and folders are no settings of a run, because its numbers do not depend on them.
+object is checked when created and never changed. Refuses arrays, files and the terminal, and settings of one machine,
+such as threads and folders, on which a run's numbers do not depend.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the text is read as, and which part of it validates."""
+    """How the text is read, and which part is for validation."""
 
     vocabulary: Literal["characters", "udacity", "bytes"] = "characters"
     """Symbols to learn: the characters found in the text, the fixed 27 (space and a to z), or all 256 bytes."""
@@ -49,7 +49,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of the model and its first weights."""
+    """The shape of the model and its initial weights."""
 
     hidden_size: int = 256
     """Units of each layer."""
@@ -87,7 +87,7 @@ class ModelConfig:
 
     @property
     def cell(self) -> Cell:
-        """What the cells compute."""
+        """The kind of cell."""
         return Cell(
             self.forget_bias, self.projection_size or None, self.peepholes, self.cell_clip or None, self.coupled_gates
         )
@@ -132,7 +132,7 @@ class OptimizerConfig:
         _require(self, "weight_decay", self.weight_decay >= 0, "0 or more")
 
     def make_optimizer(self) -> Optimizer:
-        """The update rule, still without its slots; its settings are those of the fields that it has too."""
+        """The update rule, without slots yet; it takes the settings of the same names."""
         kind = OPTIMIZERS[self.optimizer]
         settings = {entry.name for entry in dataclasses.fields(kind) if entry.init} & vars(self).keys()
         return kind(**{name: getattr(self, name) for name in settings})
@@ -149,7 +149,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long, in what portions, and what is reported on the way. "Every" counts steps from the first, number 0."""
+    """Length, batch shape, and intervals of reports. "Every" counts steps from the first, number 0."""
 
     steps: int = 1600
     """Updates in all."""
@@ -224,7 +224,7 @@ class Config:
 
 
 def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two configs differ: name -> (old value, new value), the groups left out of the name."""
+    """Settings in which two configs differ: name without group -> (old value, new value)."""
     before, after = _flat(old), _flat(new)
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
@@ -243,7 +243,7 @@ def _require(config: object, name: str, holds: bool, wanted: str) -> None:
 
 
 def _check_types(config: Any) -> None:
-    """Values that come from JSON or from a caller's mistake: each must be of its field's type, floats finite."""
+    """Raise ValueError unless each value has its field's type and floats are finite."""
     for name, wanted in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(wanted) is Literal:
@@ -260,7 +260,7 @@ def _check_types(config: Any) -> None:
         _require(config, name, holds, words)
 
 
-# Settings that runs of earlier versions do not have: their defaults are what was done then.
+# Settings missing from runs of earlier versions, which behaved as the defaults do.
 _LATER = {"projection_size", "peepholes", "cell_clip", "coupled_gates"}
 
 
@@ -304,7 +304,7 @@ def preset(name: str) -> Config:
 
 
 def stored_config(metadata: Mapping[str, Any], path: Path) -> Config:
-    """The settings that a checkpoint was written with. metadata: the checkpoint's, at `path`, which errors name."""
+    """The settings of the checkpoint at `path`, from its metadata. Raises ValueError naming the file."""
     try:
         return Config.from_json(json.dumps(metadata["config"]))
     except (KeyError, ValueError) as error:

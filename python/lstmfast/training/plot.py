@@ -1,4 +1,4 @@
-"""Pictures of a run, where matplotlib is installed. Files only, no windows; without matplotlib nothing happens."""
+"""Plots of a run, as files only. Does nothing without matplotlib."""
 
 from __future__ import annotations
 

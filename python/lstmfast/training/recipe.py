@@ -1,4 +1,4 @@
-"""From settings to objects: the model and the trainer that a `Config` describes.
+"""Builds the model and the trainer that a `Config` describes.
 
 Refuses to read files and to run anything: `trainer` is the loop, `run_folder` the files.
 """
@@ -28,7 +28,7 @@ def make_model(
     *,
     loss: BatchLoss | None = None,
 ) -> CharLM:
-    """A model of the configured shape with its first weights. device and loss: see `CharLM`."""
+    """A model of the configured shape with initial weights. device and loss: see `CharLM`."""
     shape = config.model
     return CharLM(
         vocab_size, shape.hidden_size, num_layers=shape.num_layers, embedding_size=shape.embedding_size or None,
@@ -39,7 +39,7 @@ def make_model(
 
 
 def _truncated_normal(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
-    """The first weights of the Udacity 6_lstm notebook."""
+    """The initial weights of the Udacity 6_lstm notebook."""
     if name.endswith("bias"):
         return initializers.zeros(shape)
     return initializers.truncated_normal(shape, rng, mean=-0.1, std=0.1)
@@ -55,7 +55,7 @@ def make_trainer(
 ) -> Trainer:
     """A trainer at step 0, all its randomness from the configured seed. device and loss: see `CharLM`.
 
-    Perplexity and bits per character of a summary mean something for cross entropy alone.
+    A summary's perplexity and bits per character are meaningful only for cross entropy.
     """
     data, training = config.data, config.training
     seeds = np.random.SeedSequence(training.seed).spawn(4)

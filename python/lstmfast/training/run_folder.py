@@ -1,7 +1,7 @@
 """The run folder: a run on the disk that can be killed at any moment and resumed bit for bit.
 
-`RunFolder` is the trainer's callback that writes it; `load_model` takes the model out of one. What a checkpoint file is
-made of is `checkpoint`'s affair, what the numbers mean the trainer's.
+`RunFolder` is the trainer's callback that writes it; `load_model` takes the model out of one. `checkpoint`
+defines the file format, `trainer` the meaning of its values.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from lstmfast.training.trainer import Callback, Snapshot, Summary, Trainer
 class RunFolder(Callback):
     """A run on the disk: settings, metrics, samples and one checkpoint, and at the end a picture of the loss.
 
-    A checkpoint knows how long the other files were when it was made. What a killed run wrote after that is cut off
-    when the run is resumed, because the resumed run writes it again.
+    A checkpoint records the lengths of the other files. Resuming truncates them to these lengths, because the resumed
+    run writes the rest again.
     """
 
     CONFIG = "config.json"
@@ -42,7 +42,7 @@ class RunFolder(Callback):
         self._corpus: Corpus | None = None
 
     def claim(self, *, overwrite: bool = False) -> None:
-        """Make the folder for a new run and see that it can be written. A folder with anything in it needs `overwrite`.
+        """Make the folder for a new run and check that it is writable. A folder that is not empty needs `overwrite`.
 
         Raises FileExistsError or OSError naming the folder. Nothing in it is changed yet.
         """
@@ -58,7 +58,7 @@ class RunFolder(Callback):
         self.check_writable()
 
     def check_writable(self) -> None:
-        """See that a run can go on here, before anything is changed. Raises OSError naming the folder or the file."""
+        """Check that a run can go on here, before changing anything. Raises OSError naming the folder or the file."""
         try:
             probe = self.path / f"{self.CHECKPOINT}.tmp"
             probe.touch()
@@ -73,16 +73,16 @@ class RunFolder(Callback):
                 raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
     def begin(self, config: Config, corpus: Corpus, trainer: Trainer) -> None:
-        """Start a new run here; files of an earlier one go, its checkpoint first."""
+        """Start a new run here; files of an earlier one are deleted, its checkpoint first."""
         for name in (self.CHECKPOINT, self.CONFIG, self.METRICS, self.SAMPLES, self.PICTURE):
             (self.path / name).unlink(missing_ok=True)
         self._attach(config, corpus, trainer)
 
     def resume(self, config: Config, corpus: Corpus, trainer: Trainer) -> None:
-        """Take the trainer to where the run's checkpoint is, or leave it at step 0 if the run was killed before one.
+        """Restore the trainer from the run's checkpoint, or leave it at step 0 if there is none.
 
-        Raises ValueError if the text, its vocabulary or the model's shape is not the run's, naming what differs;
-        OSError if the folder cannot be written. Nothing is lost then.
+        Raises ValueError naming what differs if the text, its vocabulary or the model's shape is not the run's; OSError
+        if the folder cannot be written. Nothing is lost then.
         """
         self.check_writable()
         path = self.path / self.CHECKPOINT
@@ -121,7 +121,7 @@ class RunFolder(Callback):
             )
 
     def read_config(self) -> Config:
-        """The settings of the run that lies here. Raises OSError or ValueError naming the file."""
+        """The settings of this folder's run. Raises OSError or ValueError naming the file."""
         path = self.path / self.CONFIG
         try:
             return Config.from_json(path.read_text(encoding="utf-8"))
@@ -133,7 +133,7 @@ class RunFolder(Callback):
             raise ValueError(f"{path} holds no settings that can be used: {error}") from error
 
     def learnt_text(self) -> str | None:
-        """The fingerprint of the text that the run has learnt, None before its first checkpoint."""
+        """The fingerprint of the run's training text, None before its first checkpoint."""
         path = self.path / self.CHECKPOINT
         if not path.exists():
             return None
@@ -145,7 +145,7 @@ class RunFolder(Callback):
         self._append(self.METRICS, json.dumps(summary.to_json()) + "\n")
 
     def on_samples(self, trainer: Trainer, step: int, texts: list[str]) -> None:
-        """Append samples, each set under the number of its step."""
+        """Append a set of samples under its step number."""
         self._append(self.SAMPLES, f"=== step {step} ===\n" + "".join(f"{text}\n" for text in texts) + "\n")
 
     def on_checkpoint(self, trainer: Trainer) -> None:
@@ -163,7 +163,7 @@ class RunFolder(Callback):
         checkpoint.save(self.path / self.CHECKPOINT, snapshot.tensors, metadata)
 
     def on_end(self, trainer: Trainer) -> None:
-        """Draw the loss, where there is something to draw and something to draw with."""
+        """Plot the loss if there are metrics and matplotlib is installed."""
         if (self.path / self.METRICS).exists():
             plot.plot_loss(self.path / self.METRICS, self.path / self.PICTURE)
 
@@ -181,7 +181,7 @@ def _reason(error: Exception) -> str:
 
 
 def _size_on_disk(path: Path) -> int:
-    """Size of a file once it is on the disk, so that no checkpoint counts lines that a power cut takes away."""
+    """Size of a file once flushed to the disk, so that a power cut loses no lines that a checkpoint counts."""
     if not path.exists():
         return 0
     with path.open("rb") as file:
@@ -207,7 +207,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[CharLM, Vocabulary, Config
 
 
 def checkpoint_of(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint file that a run folder holds, or the path itself if it is a file."""
+    """The checkpoint file of a run folder, or the path itself if it is a file."""
     path = Path(path)
     if not path.is_dir():
         return path
@@ -217,7 +217,7 @@ def checkpoint_of(path: str | os.PathLike[str]) -> Path:
 
 
 def stored_vocabulary(saved: Checkpoint | Header) -> Vocabulary:
-    """The vocabulary that a checkpoint's model was trained with."""
+    """The vocabulary of a checkpoint's model."""
     try:
         return Vocabulary.from_json(saved.metadata["vocabulary"])
     except (KeyError, ValueError) as error:

@@ -1,8 +1,7 @@
-"""Text out of a model: many streams at once, primed or not, whole or in pieces for live output.
+"""Text generation: many streams at once, primed or not, whole or in pieces for live output.
 
-The loop over characters is the stream's own, in C++; here are the text around it and the draws it uses, which are taken
-from the caller's generator in pieces, so that the text does not depend on the size of the pieces. Knows no files and
-no terminal.
+The loop over characters is in C++ (`CharLM.stream`); this module converts the text and draws random numbers from the
+caller's generator in such an order that the text does not depend on the piece length. Refuses files and the terminal.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Sampler:
         streams: int = 1,
         piece_length: int = _PIECE_LENGTH,
     ) -> Iterator[list[str]]:
-        """What `generate` returns, as it comes: of each stream the next characters, at most `piece_length` of them."""
+        """Yield the text of `generate` in pieces: for each stream the next characters, at most `piece_length`."""
         length, streams = check.whole_number("length", length, 0), check.whole_number("streams", streams)
         piece_length = check.whole_number("piece_length", piece_length)
         primer = self._vocabulary.encode(prime or self._beginning(), where="prime").astype(np.int32)
@@ -91,12 +90,12 @@ class Sampler:
             yield [decode(column, final) for decode, column in zip(decoders, ids.T, strict=True)]
 
     def _beginning(self) -> str:
-        """What a stream without a prime has read."""
+        """The prime of a stream given none."""
         symbols = self._vocabulary.symbols
         return "\n" if symbols is None else next((start for start in "\n " if start in symbols), symbols[0])
 
     def _decoder(self) -> Callable[[npt.NDArray[Any], bool], str]:
-        """Ids to text, piece by piece. A character may be several bytes, and those may lie in two pieces."""
+        """Ids to text, piece by piece. A character's bytes may be split between two pieces."""
         if self._vocabulary.kind != "bytes":
             return lambda ids, final: self._vocabulary.decode(ids)
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")

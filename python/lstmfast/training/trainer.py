@@ -166,7 +166,7 @@ class Trainer:
         self._stopping = True
 
     def run(self) -> bool:
-        """Train until all steps are complete or `stop` is called; True if all are complete. A stopped loop can be run again."""
+        """Train until all steps are complete or `stop` is called; whether they are. A stopped loop can be run again."""
         while not (self.done or self._stopping):
             self._make_step()
         self._stopping = False
