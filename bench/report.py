@@ -325,16 +325,18 @@ def write_between_markers(text: str, reports: Sequence[Report], sections: Iterab
     """A Markdown text with these reports' tables in its blocks `<!-- bench:NAME -->` to `<!-- bench:end -->`.
 
     NAME is machine, summary or a section; the block of a section that was not measured is left unchanged. With several
-    reports, each one's tables are headed by its CPU.
+    reports, each one's tables are headed by its CPU; the summary, which names its own, is of the one with most results.
     """
     makers: dict[str, Callable[[Report], str]] = {name: partial(_section_tables, section=name) for name in sections}
     makers |= {"machine": _machine_list, "summary": _summary}
 
     def fill(block: re.Match[str]) -> str:
-        parts = []
-        for report in reports:
+        shown, parts = reports, []
+        if block[2] == "summary":
+            shown = [max(reports, key=lambda report: len(report.comparisons))]
+        for report in shown:
             if made := makers[block[2]](report):
-                parts.append(f"**{report.machine['cpu']}**\n\n{made}" if len(reports) > 1 else made)
+                parts.append(f"**{report.machine['cpu']}**\n\n{made}" if len(shown) > 1 else made)
         return block[1] + "\n\n".join(parts) + f"\n{block[3]}" if parts else block[0]
 
     return _BLOCK.sub(fill, text)

@@ -17,7 +17,6 @@ bool hoisting_pays(const KernelTable<T>& k, const CallShape& call) {
   return call.steps > 1 && (kernel_bytes >= (Index{512} << 10) || call.batch < k.tile_rows);
 }
 
-template <typename T>
 bool reads_weights_unpacked(const CallShape& call) {
   return call.is_plain && call.updates > 0 && call.updates <= call.rows_unpacked;
 }
@@ -38,7 +37,7 @@ template <typename T>
 Refusal int16_refusal(const CallShape& call) {
   if (!std::is_same_v<T, float>) return Refusal::kDtype;
   if (!current_kernels().dots->int16.faster_than_float32) return Refusal::kIsa;
-  if (reads_weights_unpacked<T>(call) || (call.serves_one_call && call.updates < kRowsThatPayRounding))
+  if (reads_weights_unpacked(call) || (call.serves_one_call && call.updates < kRowsThatPayRounding))
     return Refusal::kSize;
   return Refusal::kNone;
 }
@@ -60,7 +59,8 @@ Choice choose_path(const KernelTable<T>& k, const CallShape& call) {
   const bool hoists = call.input_size > 0 && hoisting_pays(k, call);
   if (call.weights == WeightFormat::kInt8) return {Path::kInt8, Refusal::kNone, hoists};
   Choice choice{Path::kBf16x, bf16x_refusal<T>(call), call.input_size > 0};  // they keep pre-activations anyway
-  if (call.weights != WeightFormat::kBFloat16 && call.precision == MatmulPrecision::kMedium) choice = choose_medium<T>(call, hoists);
+  if (call.weights != WeightFormat::kBFloat16 && call.precision == MatmulPrecision::kMedium)
+    choice = choose_medium<T>(call, hoists);
   if (choice.refusal == Refusal::kNone) return choice;
   const Refusal refusal = choice.refusal;
   choice = choose_multiply_adds(k, call);
@@ -70,7 +70,7 @@ Choice choose_path(const KernelTable<T>& k, const CallShape& call) {
 
 template <typename T>
 Choice choose_multiply_adds(const KernelTable<T>& k, CallShape call) {
-  return {reads_weights_unpacked<T>(call) ? Path::kUnpacked : Path::kPacked, Refusal::kNone,
+  return {reads_weights_unpacked(call) ? Path::kUnpacked : Path::kPacked, Refusal::kNone,
           call.input_size > 0 && hoisting_pays(k, call)};
 }
 

@@ -61,8 +61,8 @@ class ProductsByPath {
  private:
   template <typename Body>
   void for_each(const Body& body) const {
-    for (Products<T>* products : {fma_.get(), unpacked_.get(), bf16x_.get(), int16_.get(), int16_bf16x_.get(),
-                                  int8_.get()})
+    for (Products<T>* products :
+         {fma_.get(), unpacked_.get(), bf16x_.get(), int16_.get(), int16_bf16x_.get(), int8_.get()})
       if (products) body(*products);
   }
 

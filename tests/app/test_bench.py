@@ -261,6 +261,13 @@ def test_results_of_several_machines_stand_below_each_other_with_their_cpus() ->
     ]
 
 
+def test_the_summary_is_of_the_machine_with_most_results() -> None:
+    one, other = reported(compared(1.0, 2.0)), reported(compared(1.0, 4.0), compared(1.0, 4.0))
+    one.machine["cpu"], other.machine["cpu"] = "one CPU", "another CPU"
+    written = report.write_between_markers("<!-- bench:summary -->\n<!-- bench:end -->", [one, other], SECTIONS)
+    assert "Measured on another CPU" in written and "one CPU" not in written
+
+
 def test_writing_the_same_result_twice_changes_nothing() -> None:
     text = "<!-- bench:machine -->\n<!-- bench:end -->\n<!-- bench:summary -->\n<!-- bench:end -->\n"
     once = report.write_between_markers(text, [reported(compared(1.0, 2.0))], SECTIONS)

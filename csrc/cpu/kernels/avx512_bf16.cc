@@ -1,9 +1,8 @@
 // AVX-512 with BF16: dot products of pairs of bfloat16 into float32. Intel Cooper Lake (2020), AMD Zen 4 (2022) and later.
 // Only what AVX-512 has not: bf16x products of one part, at twice the rate of float32 on AMD. Two parts are three products,
 // which would be slower than float32.
-#include "cpu/kernels/avx512-inl.h"
-
 #include "cpu/bf16x_kernels.h"
+#include "cpu/kernels/avx512-inl.h"
 #include "cpu/kernels/vec-inl.h"
 
 namespace lstmfast {
@@ -55,7 +54,7 @@ class TileRegisters {
   // Accumulators += R row tiles times C column tiles, each `to_next` elements from the one before it.
   template <int R, int C, bool kLeftByPairs>
   LSTMFAST_NOINLINE void multiply_block(const Bfloat16* left, const Bfloat16* right, Index to_next, Index depth_tiles) {
-    constexpr int kRows = C == 4 ? 6 : 8;  // with C vectors each, a weight for each column and a broadcast: 29 registers
+    constexpr int kRows = C == 4 ? 6 : 8;  // times C accumulators, C weights and a broadcast: at most 29 registers
     for (int r = 0; r < R; ++r) {
       int row = 0;
       for (; row + kRows <= 16; row += kRows)

@@ -26,7 +26,9 @@ LSTMFAST_INLINE DotWords multiply_pairs(DotWords a, DotWords b) {
 }
 #endif
 
-LSTMFAST_INLINE DotWords add_products_of_pairs(DotWords a, DotWords b, DotWords sum) { return sum + multiply_pairs(a, b); }
+LSTMFAST_INLINE DotWords add_products_of_pairs(DotWords a, DotWords b, DotWords sum) {
+  return sum + multiply_pairs(a, b);
+}
 
 // Even and odd bytes as pairs of int16.
 LSTMFAST_INLINE DotWords add_products_of_fours(DotWords a, DotWords b, DotWords sum) {
@@ -43,18 +45,24 @@ struct Int16Pairs {
   static constexpr int kElements = 2, kBits = 16;
   static constexpr int kLargestLeft = 2047, kLargestRight = 4095;
   static constexpr int kZero = 0;  // of a left factor
-  LSTMFAST_INLINE static DotWords multiply_add(DotWords a, DotWords b, DotWords sum) { return add_products_of_pairs(a, b, sum); }
+  LSTMFAST_INLINE static DotWords multiply_add(DotWords a, DotWords b, DotWords sum) {
+    return add_products_of_pairs(a, b, sum);
+  }
 };
 // Left factors are stored plus 128; sums start at minus 128 times the sum of the weights.
 struct Int8Fours {
   static constexpr int kElements = 4, kBits = 8;
   static constexpr int kLargestLeft = 127, kLargestRight = 127;
   static constexpr int kZero = 128;
-  LSTMFAST_INLINE static DotWords multiply_add(DotWords a, DotWords b, DotWords sum) { return add_products_of_fours(a, b, sum); }
+  LSTMFAST_INLINE static DotWords multiply_add(DotWords a, DotWords b, DotWords sum) {
+    return add_products_of_fours(a, b, sum);
+  }
 };
 
 LSTMFAST_INLINE DotWords load_words(const int* p) { return (DotWords)load(reinterpret_cast<const float*>(p)); }
-LSTMFAST_INLINE void store_words(int* p, DotWords words) { store<float>(reinterpret_cast<float*>(p), (Vec<float>)words); }
+LSTMFAST_INLINE void store_words(int* p, DotWords words) {
+  store<float>(reinterpret_cast<float*>(p), (Vec<float>)words);
+}
 LSTMFAST_INLINE DotWords broadcast_word(int word) { return word - DotWords{}; }
 LSTMFAST_INLINE DotWords magnitude(Vec<float> x) { return (DotWords)x & 0x7fffffff; }
 
@@ -166,9 +174,9 @@ bool pack_dot_gates(const float* panels, Index depth, Index blocks, const DotPan
   bool all = true;
   for (Index block = 0; block < blocks; ++block)
     for (Index column = 0; column < W; column += V)
-      all &= pack_dot_columns<Format>(panels + block * depth * W + column, depth, out.words + block * words * W + column,
-                                      Format::kZero ? out.starts + block * pieces * W + column : nullptr,
-                                      out.scales + block * W + column);
+      all &= pack_dot_columns<Format>(
+          panels + block * depth * W + column, depth, out.words + block * words * W + column,
+          Format::kZero ? out.starts + block * pieces * W + column : nullptr, out.scales + block * W + column);
   return all;
 }
 
@@ -217,7 +225,7 @@ struct DotTiles {
       // Not fused, because not every ISA could: all give the same bits.
       for (int n = 0; n < kGateCount; ++n)
         store(out + n * V, load(start + n * V) + __builtin_convertvector(sums[0][r][n], Vec<float>) * scale *
-                                                   load(column_scales + n * V));
+                                                     load(column_scales + n * V));
     }
   }
 
@@ -297,7 +305,8 @@ void dot_gate_product(const DotGateProductArgs& args) {
       const Index end = first + kRowsAtOnce < product.row_end ? first + kRowsAtOnce : product.row_end;
       float* z = product.z + block * product.z_block_stride + (first - product.z_first_row) * W;
       for (Index r = 0; r < end - first; ++r) __builtin_memcpy(z + r * W, product.init + block * W, sizeof(float) * W);
-      add_dot_products<Format>(args.x, product.input_size, args.input, block, first - product.row_begin, end - first, z);
+      add_dot_products<Format>(args.x, product.input_size, args.input, block, first - product.row_begin, end - first,
+                               z);
     }
 }
 
