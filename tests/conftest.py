@@ -13,16 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+# These have the float kernels of the ISA that their name begins with (tests/kernels/test_dot_products.py), and products
+# of their own: modules that concern products less exact than float32 set EVERY_PRODUCT.
+ADD_PRODUCTS = ("avx2_vnni", "avx512_vnni", "avx512_bf16")
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for `isa` on every ISA of this build; those this CPU lacks are skipped by name."""
     if "isa" in metafunc.fixturenames:
         core = _core()
-        available = core.available_isas()
+        left_out = () if getattr(metafunc.module, "EVERY_PRODUCT", False) else ADD_PRODUCTS
+        available = [name for name in core.available_isas() if name not in left_out]
         lacking = [
             pytest.param(name, marks=pytest.mark.skip(reason=f"this CPU lacks {name}"))
             for name in core.built_isas()
-            if name not in available
+            if name not in available and name not in left_out
         ]
         metafunc.parametrize("isa", [*available, *lacking], indirect=True)
 

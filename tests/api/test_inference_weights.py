@@ -17,6 +17,8 @@ from support.tolerances import BFLOAT16_LAYER, INT8_LAYER, MEDIUM_LAYER
 
 Array = npt.NDArray[Any]
 
+EVERY_PRODUCT = True
+
 T, B, INPUT, H = 12, 7, 37, 70
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -10,10 +10,14 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lstmfast import _core
+from support.oracles import problem as problem_of_sequence
 from support.rounded_factors import FORMATS, meant, product
+from support.sequences import run_core, upstream_for
 from support.tolerances import sums
 
 Array = npt.NDArray[Any]
+
+EVERY_PRODUCT = True
 
 # Around the words, groups of words, pieces, tiles of rows and blocks of units that any ISA has.
 DEPTHS = (0, 1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 255, 256, 257, 511, 512, 513, 700, 1030)
@@ -87,3 +91,15 @@ def test_a_kernel_that_cannot_be_rounded_is_refused(isa, rng, value, name):
     kernel[39, 19] = value
     with pytest.raises(ValueError, match="kernel cannot be rounded"):
         multiplied(x, kernel, bias, name)
+
+
+def test_isas_that_add_products_share_the_float_kernels(isa, rng):
+    base = isa.partition("_")[0]
+    if base == isa:
+        pytest.skip(f"{isa} adds no products")
+    p = problem_of_sequence(rng, 5, 9, 33, 70, dtype=np.float32)
+    upstream = upstream_for(rng, p)
+    own = run_core(p, upstream)
+    _core.testing.set_isa(base)
+    for name, value in run_core(p, upstream).items():
+        assert_array_equal(own[name], value, err_msg=name)

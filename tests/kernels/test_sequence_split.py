@@ -28,6 +28,8 @@ from support.sequences import (
 )
 
 POLICIES = ["highest", "high", "medium"]
+
+EVERY_PRODUCT = True
 # What a policy may lose of the largest value of a result, through a few steps that amplify it.
 LOSS = {"high": 5e-5, "medium": 5e-2}
 # (T, B, I, H): batches around a tile of 16 rows, units around a tile of 16 columns and a gate block, inputs of 0 to 70.

@@ -17,6 +17,8 @@ T, INPUT, H, V, FORGET_BIAS = 6, 5, 17, 27, 1.0
 
 Array = npt.NDArray[Any]
 
+EVERY_PRODUCT = True
+
 
 def stack(rng: np.random.Generator, layers: int, dtype: npt.DTypeLike, input_size: int) -> tuple[list[Array], ...]:
     """Random kernels and biases of a stack of layers."""
