@@ -67,7 +67,7 @@ def _net(problem: Problem) -> Any:
         text.write_text(f"{_MAGIC}\n2 2\nInput x 0 1 x\n{layer}\n")
         binary.write_bytes(b"".join(bytes(4) + array.tobytes() for array in arrays))
         if net.load_param(str(text)) or net.load_model(str(binary)):
-            raise NotImplementedError("it did not read its model")
+            raise RuntimeError("ncnn did not read the model that was written for it")
     return net
 
 

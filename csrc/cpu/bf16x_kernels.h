@@ -1,4 +1,5 @@
-// bf16x products: float32 matrices multiplied on a unit that multiplies bfloat16 and adds in float32 (AMX tiles).
+// bf16x products: float32 matrices multiplied on a unit that multiplies bfloat16 and adds in float32: tiles of
+// AMX, or dot products of AVX512_BF16.
 // A float is the sum of up to three bfloat16 of 8 bits each. `parts` is the number kept, and decides how many products
 // of parts are added:
 //
