@@ -5,6 +5,7 @@ Only a test that asks for `isa` imports the extension, and then only when it is 
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterator
 from types import ModuleType
@@ -40,6 +41,14 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     core.testing.set_isa(request.param)
     yield request.param
     core.testing.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def _precision_is_put_back() -> Iterator[None]:
+    """A command sets the precision of its run for the whole process, which here goes on."""
+    yield
+    if runtime := sys.modules.get("lstmfast.runtime"):
+        runtime.set_matmul_precision("highest")
 
 
 @pytest.fixture(params=["float32", "float64"])

@@ -1,15 +1,14 @@
-"""The settings of a run, under their public name; they are written in `training.config`."""
+"""The settings of a run, under their public name; they are written in `training.config` and `training.presets`."""
 
 from lstmfast.training.config import (
-    PRESETS,
     Config,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
     TrainingConfig,
     changed_settings,
-    preset,
 )
+from lstmfast.training.presets import PRESETS, preset
 
 __all__ = [
     "PRESETS",

@@ -6,6 +6,7 @@ A schedule is a pure function of the step, so that resuming a run needs only the
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,10 +48,10 @@ class ExponentialDecay:
 
 
 @dataclass(frozen=True)
-class CosineWithWarmup:
-    """Linear warmup over warmup_steps, then half a cosine down to final_fraction of the peak, reached at total_steps.
+class _WithWarmup(ABC):
+    """Linear warmup over warmup_steps, then down to final_fraction of the peak, reached at total_steps.
 
-    Step warmup_steps is the first with the full learning_rate. Source: Loshchilov & Hutter 2017, one period.
+    Step warmup_steps is the first with the full learning_rate.
     """
 
     learning_rate: float
@@ -70,8 +71,27 @@ class CosineWithWarmup:
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / (self.warmup_steps + 1)
         done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
-        height = (1 + math.cos(math.pi * done)) / 2
-        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * height)
+        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * self._height(done))
+
+    @abstractmethod
+    def _height(self, done: float) -> float:
+        """The height between 1 and 0 at the fraction `done` of the way down."""
+
+
+@dataclass(frozen=True)
+class CosineWithWarmup(_WithWarmup):
+    """Warmup, then half a cosine down. Source: Loshchilov & Hutter 2017, one period."""
+
+    def _height(self, done: float) -> float:
+        return (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class LinearWithWarmup(_WithWarmup):
+    """Warmup, then a straight line down."""
+
+    def _height(self, done: float) -> float:
+        return 1 - done
 
 
 def _check(name: str, value: float, holds: bool, wanted: str) -> None:

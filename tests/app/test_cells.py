@@ -132,7 +132,7 @@ def test_a_run_of_another_cell_is_trained_resumed_sampled_and_read(
     assert main(["train", "--resume", run]) == 0
     assert main(["sample", run, "--length", "20"]) == 0
     model, _, _ = load_model(run)
-    assert model.cell == lf.Cell(1.0, 5, True, 2.0, True)
+    assert model.cell == lf.Cell(0.0, 5, True, 2.0, True)
     capsys.readouterr()
     assert main(["inspect", run]) == 0
     shown = capsys.readouterr().out

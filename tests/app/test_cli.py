@@ -20,7 +20,7 @@ import pytest
 from lstmfast import runtime
 from lstmfast.command.display import printable
 from lstmfast.command.main import COMMANDS, main
-from lstmfast.config import PRESETS, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from lstmfast.config import DataConfig, ModelConfig, OptimizerConfig, TrainingConfig, preset
 from lstmfast.data import Vocabulary
 from lstmfast.run_folder import RunFolder, load_model
 from lstmfast.sampler import Sampler
@@ -90,8 +90,23 @@ def test_perplexity_and_bits_are_those_of_the_loss(trained: Path) -> None:
 
 def test_flags_override_the_preset_and_are_written_down(trained: Path) -> None:
     config = RunFolder(trained).read_config()
-    wanted = ModelConfig(hidden_size=8, num_layers=2, embedding_size=3)
-    assert (config.preset, config.model, config.optimizer) == ("stdlib", wanted, PRESETS["stdlib"].optimizer)
+    wanted = ModelConfig(hidden_size=8, num_layers=2, embedding_size=3), preset("stdlib", hidden_size=8).optimizer
+    assert (config.preset, config.model, config.optimizer) == ("stdlib", *wanted)
+
+
+def test_minutes_are_turned_into_steps_which_are_written_down(lstmfast: Run) -> None:
+    status, _, _ = lstmfast("train", "text.txt", "--minutes", "0.01", "--hidden-size", "8", "--out", "run")
+    training = RunFolder("run").read_config().training
+    last = json.loads(Path("run", "metrics.jsonl").read_text().splitlines()[-1])
+    assert (status, training.minutes, last["step"]) == (0, 0.01, training.steps - 1)
+
+
+def test_a_run_of_minutes_is_that_of_its_steps(lstmfast: Run) -> None:
+    lstmfast("train", "text.txt", "--minutes", "0.005", "--hidden-size", "8", "--out", "a")
+    steps = RunFolder("a").read_config().training.steps
+    lstmfast("train", "text.txt", "--steps", steps, "--hidden-size", "8", "--out", "b")
+    a, b = (load_model(name)[0].parameter_buffer.tobytes() for name in "ab")
+    assert a == b
 
 
 def test_train_ends_with_the_line_to_type_next(lstmfast: Run) -> None:
@@ -527,7 +542,8 @@ def test_version_is_that_of_the_package(lstmfast: Run) -> None:
         ("train text.txt --preset text8", "preset must be one of stdlib, udacity, got 'text8'"),
         ("train missing.txt", "missing.txt does not exist"),
         ("train empty.txt", "the text is empty"),
-        ("train text.txt", "batch_size 64 and unroll 64 need at least 4097; give a longer text, or lower"),
+        ("train text.txt --batch-size 64", "batch_size 64 and unroll 64 need at least 4097; give a longer text, or"),
+        ("train text.txt --minutes 1 --steps 9", "--minutes and --steps both say how long to train; give one of them"),
         ("train . ", "is a folder; name the text files in it"),
         ("train capital.txt --preset udacity", "--fold reduces a text to them"),
         ("train latin.txt", "byte 0xe9 at offset 2 is not valid utf-8; name the encoding with --encoding"),

@@ -28,6 +28,36 @@ def test_default_settings_are_the_stdlib_preset() -> None:
     assert preset("stdlib") == Config()
 
 
+@pytest.mark.parametrize(
+    ("minutes", "units"), [(0.5, 256), (2.0, 384), (10.0, 512), (60.0, 768), (600.0, 1024)]
+)
+def test_longer_runs_get_larger_models(minutes: float, units: int) -> None:
+    assert preset("stdlib", minutes=minutes).model.hidden_size == units
+
+
+def test_a_short_text_gets_fewer_streams() -> None:
+    assert [preset("stdlib", characters=count).training.batch_size for count in (10, 1000, 10_000)] == [1, 3, 32]
+
+
+def test_learning_rate_falls_with_the_units_given() -> None:
+    rates = [preset("stdlib", hidden_size=units).optimizer.learning_rate for units in (8, 400, 800)]
+    assert rates == [0.02, 0.01, 0.005]
+
+
+def test_a_huge_text_is_not_validated_on_more_than_half_a_million_characters() -> None:
+    assert preset("stdlib", characters=1_000_000_000).data.valid_fraction * 1e9 == pytest.approx(500_000)
+
+
+@pytest.mark.parametrize(
+    ("steps", "intervals"), [(8200, (200, 2000, 2000, 1000)), (1000, (20, 200, 200, 100)), (1, (10, 100, 100, 100))]
+)
+def test_reports_are_spread_over_the_steps(steps: int, intervals: tuple[int, ...]) -> None:
+    training = preset("stdlib", steps=steps).training
+    assert (
+        training.summary_every, training.validate_every, training.sample_every, training.checkpoint_every
+    ) == intervals
+
+
 def test_udacity_preset_is_the_classic_notebook() -> None:
     config = preset("udacity")
     asked = {
@@ -60,7 +90,7 @@ def test_unknown_preset_error_lists_the_known_names() -> None:
         (OptimizerConfig, "learning_rate", 0.0),
         (OptimizerConfig, "learning_rate", "fast"),
         (OptimizerConfig, "optimizer", "newton"),
-        (OptimizerConfig, "schedule", "linear"),
+        (OptimizerConfig, "schedule", "step"),
         (OptimizerConfig, "warmup_steps", -1),
         (OptimizerConfig, "final_fraction", 1.5),
         (OptimizerConfig, "decay_rate", 0.0),
@@ -82,7 +112,8 @@ def test_unknown_preset_error_lists_the_known_names() -> None:
         (DataConfig, "expected_bytes", -1),
         (DataConfig, "valid_first", -1),
         (DataConfig, "valid_fraction", 1.0),
-        (TrainingConfig, "steps", 0),
+        (TrainingConfig, "steps", -1),
+        (TrainingConfig, "minutes", 0.0),
         (TrainingConfig, "steps", True),
         (TrainingConfig, "batch_size", 0),
         (TrainingConfig, "unroll", 0),
@@ -180,4 +211,4 @@ def test_settings_can_be_copied_and_pickled(config: Any, again: Any) -> None:
 
 def test_changed_settings_are_named_without_their_group() -> None:
     config = dataclasses.replace(Config(), model=ModelConfig(hidden_size=7))
-    assert changed_settings(Config(), config) == {"hidden_size": (256, 7)}
+    assert changed_settings(Config(), config) == {"hidden_size": (384, 7)}

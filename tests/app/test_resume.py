@@ -286,7 +286,7 @@ def test_settings_of_another_shape_are_refused_with_both_shapes(stopped: Path, r
     ("flags", "words"),
     [
         (["--hidden-size", "9"], "--hidden-size of the run RUN is 8 and cannot become 9; start a new run"),
-        (["--learning-rate", "0.1"], "--learning-rate of the run RUN is 0.003 and cannot become 0.1; start a new run"),
+        (["--learning-rate", "0.1"], "--learning-rate of the run RUN is 0.02 and cannot become 0.1; start a new run"),
         (
             ["--vocabulary", "bytes"],
             "--vocabulary of the run RUN is characters and cannot become bytes; start a new run",

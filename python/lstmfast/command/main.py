@@ -26,7 +26,7 @@ from lstmfast.command.options import ABOUT, EvalOptions, InfoOptions, InspectOpt
 from lstmfast.command.train import CACHE, train
 from lstmfast.text.corpus import Corpus, load_corpus
 from lstmfast.text.files import CacheFolderError
-from lstmfast.training.config import PRESETS
+from lstmfast.training.presets import PRESETS
 from lstmfast.training.run_folder import checkpoint_of, load_model
 from lstmfast.training.sampler import Sampler
 from lstmfast.training.trainer import evaluate

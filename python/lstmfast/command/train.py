@@ -17,8 +17,9 @@ from lstmfast import _core, cuda, runtime
 from lstmfast.command.display import Display, make_display
 from lstmfast.command.options import TrainOptions, parse, set_up
 from lstmfast.text.corpus import Corpus, load_corpus
-from lstmfast.training.config import Config, changed_settings, preset
-from lstmfast.training.recipe import make_trainer
+from lstmfast.training.config import Config, changed_settings
+from lstmfast.training.presets import preset
+from lstmfast.training.recipe import make_trainer, timed
 from lstmfast.training.run_folder import RunFolder
 from lstmfast.training.trainer import Trainer
 
@@ -30,16 +31,43 @@ def train(argv: Sequence[str]) -> int:
     """Train on a text and write a run folder."""
     resumed, name = _value_of("--resume", argv), _value_of("--preset", argv)
     base = RunFolder(resumed).read_config() if resumed else preset(name or "stdlib")
-    groups: dict[str, Any] = {group: getattr(base, group) for group in ("data", "model", "optimizer", "training")}
-    options = parse(TrainOptions, "train", argv, TrainOptions(preset=base.preset, **groups))
-    groups = {group: getattr(options, group) for group in groups}
-    config = Config(preset=base.preset, text=options.text or base.text, **groups)
+    if not resumed and _value_of("--minutes", argv):
+        if _value_of("--steps", argv):
+            raise ValueError("--minutes and --steps both say how long to train; give one of them")
+        base = _with_steps(base, 0)
+    options, config = _parse(argv, base)
     if resumed:
         _check_resumable(options, base, config, name)
     set_up(options, config)
     folder = RunFolder(resumed or options.out or _free_folder(config.preset))
     with make_display() as display:
-        return _train(folder, config, options, display)
+        return _train(folder, config, options, display, argv)
+
+
+def _parse(argv: Sequence[str], base: Config) -> tuple[TrainOptions, Config]:
+    """The options, and the settings: those of `base`, except where a flag says otherwise."""
+    groups: dict[str, Any] = {group: getattr(base, group) for group in ("data", "model", "optimizer", "training")}
+    options = parse(TrainOptions, "train", argv, TrainOptions(preset=base.preset, **groups))
+    groups = {group: getattr(options, group) for group in groups}
+    return options, Config(preset=base.preset, text=options.text or base.text, **groups)
+
+
+def _settled(argv: Sequence[str], config: Config, corpus: Corpus, device: str) -> Config:
+    """The settings of a new run, now that its text is known: those without a flag follow from its size and the time."""
+    def with_steps(steps: int) -> Config:
+        hidden_size = config.model.hidden_size if _value_of("--hidden-size", argv) else 0
+        base = preset(
+            config.preset, characters=len(corpus.ids), minutes=config.training.minutes, hidden_size=hidden_size,
+            steps=steps,
+        )
+        return dataclasses.replace(_parse(argv, _with_steps(base, steps))[1], text=config.text)
+
+    settled = with_steps(config.training.steps)
+    return settled if settled.training.steps else with_steps(timed(settled, corpus, device=device).training.steps)
+
+
+def _with_steps(config: Config, steps: int) -> Config:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
 
 
 def _check_resumable(options: TrainOptions, base: Config, config: Config, preset_name: str | None) -> None:
@@ -56,7 +84,7 @@ def _check_resumable(options: TrainOptions, base: Config, config: Config, preset
             raise ValueError(f"--steps of the run {options.resume} is {old} and can only be raised, got {new}")
 
 
-def _train(folder: RunFolder, config: Config, options: TrainOptions, display: Display) -> int:
+def _train(folder: RunFolder, config: Config, options: TrainOptions, display: Display, argv: Sequence[str]) -> int:
     resuming = bool(options.resume)
     fresh = not folder.path.exists()
     if resuming:
@@ -66,6 +94,8 @@ def _train(folder: RunFolder, config: Config, options: TrainOptions, display: Di
     try:
         corpus = _load_text(config, folder, display, resuming=resuming)
         config = dataclasses.replace(config, text=corpus.sources)
+        if not resuming:
+            config = _settled(argv, config, corpus, options.device)
         trainer = make_trainer(config, corpus, [display], device=options.device)
     except BaseException:
         if fresh:

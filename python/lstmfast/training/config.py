@@ -1,8 +1,8 @@
-"""The settings of a run: frozen dataclasses with documented fields, two presets, and conversion to and from JSON.
+"""The settings of a run: frozen dataclasses with documented fields, and conversion to and from JSON.
 
 The command line's flags, defaults and help are generated from these fields, so that a setting is described once. Every
-object is checked when created and never changed. Refuses arrays, files and the terminal, and settings of one machine,
-such as threads and folders, on which a run's numbers do not depend.
+object is checked when created and never changed. Refuses to choose values for a text (see `presets`), arrays, files and
+the terminal, and settings of one machine, such as threads and folders, on which a run's numbers do not depend.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from lstmfast.cells import Cell
 from lstmfast.optimizers import OPTIMIZERS, Optimizer, OptimizerName
-from lstmfast.schedules import Constant, CosineWithWarmup, ExponentialDecay, Schedule
+from lstmfast.schedules import Constant, CosineWithWarmup, ExponentialDecay, LinearWithWarmup, Schedule
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class DataConfig:
 class ModelConfig:
     """The shape of the model and its initial weights."""
 
-    hidden_size: int = 256
+    hidden_size: int = 384
     """Units of each layer."""
     num_layers: int = 1
     """Layers, one above the other."""
@@ -59,8 +59,8 @@ class ModelConfig:
     """Length of a learned vector per symbol; 0: one-hot, that is, each symbol has its own row of the first kernel."""
     dropout: float = 0.0
     """Fraction of the values dropped in training, everywhere but on the way from step to step."""
-    forget_bias: float = 1.0
-    """Added to every forget gate, so that cells remember at first."""
+    forget_bias: float = 0.0
+    """Added to every forget gate; 1 lets cells remember at first, for texts whose symbols depend on distant ones."""
     projection_size: int = 0
     """Length of the outputs where a learned projection shortens them; 0: no projection."""
     peepholes: bool = False
@@ -69,11 +69,12 @@ class ModelConfig:
     """Bound of the cell state; 0: none."""
     coupled_gates: bool = False
     """Forget what is let in: forget gate = 1 - input gate."""
-    initializer: Literal["default", "truncated-normal"] = "default"
-    """First weights: uniform within 1/sqrt(rows), or normal with mean -0.1 and deviation 0.1 cut at two deviations."""
+    initializer: Literal["default", "one-hot", "truncated-normal"] = "one-hot"
+    """First weights: uniform within 1/sqrt(rows); the same, but the rows of one-hot symbols within 1/3, because only
+    one of them is used at a time; or normal with mean -0.1 and deviation 0.1 cut at two deviations."""
     dtype: Literal["float32", "float64"] = "float32"
     """Type of weights and states."""
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    matmul_precision: Literal["highest", "high", "medium"] = "medium"
     """How exact matrix products are, where a machine gains from less: 1e-7, 4e-6 or 4e-3 of the result."""
 
     def __post_init__(self) -> None:
@@ -99,21 +100,22 @@ class OptimizerConfig:
 
     optimizer: OptimizerName = "adam"
     """The update rule."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 0.0104
     """Learning rate at its highest."""
-    schedule: Literal["constant", "exponential", "cosine"] = "cosine"
-    """How the learning rate changes: never, times decay-rate every decay-steps, or a cosine down to the last step."""
-    warmup_steps: int = 100
-    """cosine: steps on the way up to the learning rate."""
-    final_fraction: float = 0.02
-    """cosine: part of the learning rate that is left at the last step."""
+    schedule: Literal["constant", "exponential", "cosine", "linear"] = "linear"
+    """How the learning rate changes: never, times decay-rate every decay-steps, or on half a cosine or a line down to
+    the last step."""
+    warmup_steps: int = 200
+    """cosine, linear: steps on the way up to the learning rate."""
+    final_fraction: float = 0.0
+    """cosine, linear: part of the learning rate that is left at the last step."""
     decay_rate: float = 0.1
     """exponential: factor every decay-steps."""
     decay_steps: int = 5000
     """exponential: steps per factor."""
     staircase: bool = False
     """exponential: change only every decay-steps, all at once."""
-    clip_norm: float = 1.0
+    clip_norm: float = 0.25
     """Longer gradients are shortened to this global norm; 0: never."""
     momentum: float = 0.9
     """momentum: part of the last step that is kept."""
@@ -139,9 +141,11 @@ class OptimizerConfig:
 
     def make_schedule(self, steps: int) -> Schedule:
         """The learning rate at each of `steps` steps; a warm-up that would not fit ends halfway."""
+        warmup_steps = min(self.warmup_steps, steps // 2)
         if self.schedule == "cosine":
-            warmup_steps = min(self.warmup_steps, steps // 2)
             return CosineWithWarmup(self.learning_rate, steps, warmup_steps, self.final_fraction)
+        if self.schedule == "linear":
+            return LinearWithWarmup(self.learning_rate, steps, warmup_steps, self.final_fraction)
         if self.schedule == "exponential":
             return ExponentialDecay(self.learning_rate, self.decay_rate, self.decay_steps, self.staircase)
         return Constant(self.learning_rate)
@@ -151,9 +155,11 @@ class OptimizerConfig:
 class TrainingConfig:
     """Length, batch shape, and intervals of reports. "Every" counts steps from the first, number 0."""
 
-    steps: int = 1600
-    """Updates in all."""
-    batch_size: int = 64
+    minutes: float = 2.0
+    """Minutes of training, where steps is 0: the first seconds measure the speed, and steps follows from it."""
+    steps: int = 0
+    """Updates; 0: all that fit in minutes."""
+    batch_size: int = 32
     """Number of text streams trained in parallel."""
     unroll: int = 64
     """Characters per place and step; the state is carried from step to step, the gradient is not."""
@@ -164,9 +170,9 @@ class TrainingConfig:
     """First weights, dropout and samples follow from it."""
     summary_every: int = 100
     """Steps from one line of metrics to the next; 0: only at the end."""
-    validate_every: int = 800
+    validate_every: int = 2000
     """Steps from one validation to the next; 0: only at the end. A validation always writes a line of metrics."""
-    sample_every: int = 400
+    sample_every: int = 1000
     """Steps from one set of samples to the next; 0: none."""
     sample_count: int = 1
     """Samples in a set."""
@@ -174,14 +180,15 @@ class TrainingConfig:
     """Characters of each sample."""
     sample_temperature: float = 0.7
     """Below 1 samples keep to what is likely, at 0 they always take the likeliest character."""
-    checkpoint_every: int = 400
+    checkpoint_every: int = 1000
     """Steps from one checkpoint to the next; 0: only at the end."""
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name in ("steps", "batch_size", "unroll", "sample_count", "sample_length"):
+        for name in ("batch_size", "unroll", "sample_count", "sample_length"):
             _require(self, name, getattr(self, name) >= 1, "1 or more")
-        for name in ("seed", "summary_every", "validate_every", "sample_every", "checkpoint_every"):
+        _require(self, "minutes", self.minutes > 0, "above 0")
+        for name in ("steps", "seed", "summary_every", "validate_every", "sample_every", "checkpoint_every"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         _require(self, "reset_rate", 0 <= self.reset_rate <= 1, "between 0 and 1")
         _require(self, "sample_temperature", self.sample_temperature >= 0, "0 or more")
@@ -261,7 +268,7 @@ def _check_types(config: Any) -> None:
 
 
 # Settings missing from runs of earlier versions, which behaved as the defaults do.
-_LATER = {"projection_size", "peepholes", "cell_clip", "coupled_gates"}
+_LATER = {"minutes", "projection_size", "peepholes", "cell_clip", "coupled_gates"}
 
 
 def _check_keys(group: type, values: Any) -> None:
@@ -275,32 +282,6 @@ def _check_keys(group: type, values: Any) -> None:
 def _from_mapping(group: type[T], values: Any) -> T:
     _check_keys(group, values)
     return group(**values)
-
-
-PRESETS: Mapping[str, Config] = {
-    "stdlib": Config(),
-    "udacity": Config(
-        preset="udacity",
-        data=DataConfig(vocabulary="udacity", valid_first=1000, valid_fraction=0.0),
-        model=ModelConfig(hidden_size=64, forget_bias=0.0, initializer="truncated-normal"),
-        optimizer=OptimizerConfig(
-            optimizer="sgd", learning_rate=10.0, schedule="exponential", decay_rate=0.1, decay_steps=5000,
-            staircase=True, clip_norm=1.25,
-        ),
-        training=TrainingConfig(
-            steps=7001, batch_size=64, unroll=10, reset_rate=0.0, summary_every=100, validate_every=100,
-            sample_every=1000, sample_count=5, sample_length=80, sample_temperature=1.0, checkpoint_every=1000,
-        ),
-    ),
-}
-"""`stdlib` learns Python source in about two minutes on two cores; `udacity` is the classic 6_lstm notebook."""
-
-
-def preset(name: str) -> Config:
-    """The preset of this name. Raises ValueError listing the names if there is none."""
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    return PRESETS[name]
 
 
 def stored_config(metadata: Mapping[str, Any], path: Path) -> Config:

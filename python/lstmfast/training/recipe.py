@@ -1,10 +1,11 @@
-"""Builds the model and the trainer that a `Config` describes.
+"""Builds the model and the trainer that a `Config` describes, and turns minutes into steps.
 
-Refuses to read files and to run anything: `trainer` is the loop, `run_folder` the files.
+Refuses to read files and to run anything to its end: `trainer` is the loop, `run_folder` the files.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmfast import initializers
+from lstmfast.initializers import Initializer
 from lstmfast.models import BatchLoss, CharLM
 from lstmfast.text.batches import Batches, train_valid_split
 from lstmfast.text.corpus import Corpus
-from lstmfast.training.config import Config
+from lstmfast.training.config import Config, ModelConfig
 from lstmfast.training.sampler import Sampler
 from lstmfast.training.trainer import Callback, Trainer
+
+_MEASURED_SECONDS = 2.0
+_TIME_IN_STEPS = 0.97  # samples and checkpoints take the rest
 
 
 def make_model(
@@ -33,9 +38,22 @@ def make_model(
     return CharLM(
         vocab_size, shape.hidden_size, num_layers=shape.num_layers, embedding_size=shape.embedding_size or None,
         dropout=shape.dropout, cell=shape.cell, dtype=shape.dtype, rng=rng,
-        initializer=_truncated_normal if shape.initializer == "truncated-normal" else None,
+        initializer=_initializer(shape, vocab_size),
         device=device, loss=loss,
     )
+
+
+def _initializer(shape: ModelConfig, vocab_size: int) -> Initializer | None:
+    if shape.initializer == "truncated-normal":
+        return _truncated_normal
+
+    def one_hot(name: str, size: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
+        values = initializers.default(name, size, rng)
+        if name == "lstm.layer0.kernel":
+            values[:vocab_size] = initializers.uniform((vocab_size, size[1]), rng, low=-1 / 3, high=1 / 3)
+        return values
+
+    return None if shape.initializer == "default" or shape.embedding_size else one_hot
 
 
 def _truncated_normal(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
@@ -55,9 +73,12 @@ def make_trainer(
 ) -> Trainer:
     """A trainer at step 0, all its randomness from the configured seed. device and loss: see `CharLM`.
 
-    A summary's perplexity and bits per character are meaningful only for cross entropy.
+    A summary's perplexity and bits per character are meaningful only for cross entropy. Raises ValueError if the
+    number of steps is not known yet: see `timed`.
     """
     data, training = config.data, config.training
+    if not training.steps:
+        raise ValueError("training.steps must be 1 or more, got 0: set it, or let recipe.timed take it from minutes")
     seeds = np.random.SeedSequence(training.seed).spawn(4)
     weights_rng, dropout_rng, reset_rng, sample_rng = (np.random.default_rng(seed) for seed in seeds)
     train_ids, valid_ids = train_valid_split(
@@ -82,3 +103,20 @@ def make_trainer(
         draw_samples=draw_samples,
         callbacks=callbacks,
     )
+
+
+def timed(config: Config, corpus: Corpus, *, device: str = "cpu", loss: BatchLoss | None = None) -> Config:
+    """The settings with as many steps as fit in their minutes at the speed that this machine has now.
+
+    It trains for two seconds, or a twentieth of the time if that is less, and forgets what was learnt: the run does
+    not depend on how its number of steps was found.
+    """
+    training = config.training
+    seconds = 60 * training.minutes
+    trial = dataclasses.replace(config, training=dataclasses.replace(training, steps=1_000_000))
+    trainer = make_trainer(trial, corpus, device=device, loss=loss)
+    step_seconds = trainer.seconds_per_step(min(_MEASURED_SECONDS, seconds / 20))
+    validation_seconds = trainer.seconds_per_validation()
+    per_step = step_seconds + (validation_seconds / training.validate_every if training.validate_every else 0.0)
+    steps = int((_TIME_IN_STEPS * seconds - 2 * validation_seconds) / per_step)  # 2: of the first and last step
+    return dataclasses.replace(config, training=dataclasses.replace(training, steps=max(steps, 1)))

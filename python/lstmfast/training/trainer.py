@@ -6,6 +6,7 @@ parts (see `recipe`).
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from lstmfast.training.config import TrainingConfig
 Ids = npt.NDArray[Any]
 DrawSamples = Callable[[Any, np.random.Generator], list[str]]
 AllReduce = Callable[[Tensor], None]
+
+_MEASURED_STEPS = 4  # at least, however slow they are
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -174,6 +177,26 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_end(self)
         return self.done
+
+    def seconds_per_step(self, seconds: float) -> float:
+        """Seconds that a step takes, measured by training for about `seconds` and going back to where it was."""
+        before = self.snapshot()
+        durations: list[float] = []
+        started = time.perf_counter()
+        while len(durations) < _MEASURED_STEPS or time.perf_counter() - started < seconds:
+            begun = time.perf_counter()
+            self._update(self.step)
+            durations.append(time.perf_counter() - begun)
+        self.restore(before)
+        self._seconds, self._characters = 0.0, 0
+        return statistics.median(durations[1:])  # the first step allocates
+
+    def seconds_per_validation(self) -> float:
+        """Seconds that a validation takes, measured by one; 0 without text to validate on."""
+        started = time.perf_counter()
+        if self._valid_ids is not None:
+            evaluate(self.model, self._valid_ids)
+        return time.perf_counter() - started
 
     def _make_step(self) -> None:
         step, every = self.step, self.settings
