@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lstmfast import initializers
 from lstmfast.config import Config
 from lstmfast.data import Batches, Vocabulary, fold_to_udacity
+from lstmfast.training.recipe import make_model
 
 from .shapes import Shape
 
@@ -84,21 +84,6 @@ def text(config: Config) -> str:
 
 
 def _weights(config: Config, seed: int) -> Problem:
-    """As the trainer draws them: truncated normal, or the library's default."""
-    rng = np.random.default_rng(seed)
-    size, hidden_size = vocabulary(config).size, config.model.hidden_size
-    shapes = {
-        "lstm.layer0.kernel": (size + hidden_size, 4 * hidden_size),
-        "lstm.layer0.bias": (4 * hidden_size,),
-        "projection.kernel": (hidden_size, size),
-        "projection.bias": (size,),
-    }
-    problem: Problem = {}
-    for name, shape in shapes.items():
-        if name.endswith("bias"):
-            problem[name] = np.zeros(shape, np.float32)
-        elif config.model.initializer == "truncated-normal":
-            problem[name] = initializers.truncated_normal(shape, rng, mean=-0.1, std=0.1, dtype=np.float32)
-        else:
-            problem[name] = initializers.default(name, shape, rng).astype(np.float32)
-    return problem
+    """As the trainer draws them."""
+    model = make_model(config, vocabulary(config).size, np.random.default_rng(seed))
+    return {name: values.copy() for name, values in model.parameters.items()}
