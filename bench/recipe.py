@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -91,9 +92,8 @@ class TorchRun:
     def train(self) -> tuple[int, float, float]:
         """Steps, seconds and validation loss."""
         before = [parameter.detach().clone() for parameter in self.parameters]
-        started, count = time.perf_counter(), 0
-        for count in self._steps(1_000_000, _MEASURED_SECONDS):
-            pass
+        started = time.perf_counter()
+        count = sum(1 for _ in self._steps(1_000_000, _MEASURED_SECONDS))
         per_step = (time.perf_counter() - started) / count
         with torch.no_grad():
             for parameter, values in zip(self.parameters, before, strict=True):
@@ -105,8 +105,8 @@ class TorchRun:
             pass
         return steps, time.perf_counter() - started, evaluate(self, _texts(self.config, self.corpus)[1])
 
-    def _steps(self, steps: int, seconds: float) -> Any:
-        """Make the steps, at most for `seconds`, yielding how many were made."""
+    def _steps(self, steps: int, seconds: float) -> Iterator[float]:
+        """Make the steps, at most for `seconds`, yielding the loss of each."""
         training = self.config.training
         schedule = self.config.optimizer.make_schedule(steps)
         batches = Batches(_texts(self.config, self.corpus)[0], training.batch_size, training.unroll)
@@ -123,7 +123,7 @@ class TorchRun:
                 torch.nn.utils.clip_grad_norm_(self.parameters, clip)
             self.optimizer.param_groups[0]["lr"] = schedule(step)
             self.optimizer.step()
-            yield step + 1
+            yield loss.item()
             if time.perf_counter() - started > seconds:
                 return
 
