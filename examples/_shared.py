@@ -15,14 +15,15 @@ Results = Mapping[str, float]
 
 
 class Options(argparse.ArgumentParser):
-    """Options that every example has; errors are one sentence."""
+    """Options that every example has, --steps only if it trains; errors are one sentence."""
 
-    def __init__(self, doc: str, *, steps: int, text: bool = True) -> None:
+    def __init__(self, doc: str, *, steps: int | None, text: bool = True) -> None:
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         if text:
             texts = "text files, zip archives or addresses to train on; none: the source of Python's standard library"
             self.add_argument("text", nargs="*", metavar="TEXT", help=texts)
-        self.add_number("--steps", steps, "batches to train on")
+        if steps is not None:
+            self.add_number("--steps", steps, "batches to train on")
         self.add_number("--seed", 0, "random seed", at_least=0)
         self.add_number("--threads", 0, "threads to use; 0: as many as there are cores", at_least=0)
 
