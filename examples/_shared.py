@@ -63,7 +63,8 @@ class Options(argparse.ArgumentParser):
         try:
             return example(options)
         except (ImportError, OSError, ValueError) as error:
-            self.error(str(error))
+            named = isinstance(error, OSError) and error.filename and error.strerror
+            self.error(f"{error.filename}: {error.strerror}" if named else str(error))
 
 
 def read_text(sources: Sequence[str], *, fold: bool = False) -> Corpus:

@@ -224,8 +224,8 @@ def package_file(name: str) -> Path:
 
 def example(options: Any) -> Results:
     rng = np.random.default_rng(options.seed)
-    model = VoiceActivity(options.weights or package_file(WEIGHTS))
     recordings = [read_wav(path) for path in options.wav]
+    model = VoiceActivity(options.weights or package_file(WEIGHTS))
     names = options.wav or ["a synthetic voice"]
     audio = in_chunks(recordings or [synthetic_voice(options.seconds, rng)])
     probabilities, _ = model(audio)

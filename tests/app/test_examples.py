@@ -12,6 +12,9 @@ import inspect
 import subprocess
 import sys
 import tarfile as large_text
+import threading
+import wave
+from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
 
@@ -127,6 +130,110 @@ def test_word_reader_has_the_kernels_of_256_units_a_direction(example):
     assert [cell.kernel.shape for cell in reader.lstm.cells] == [(272, 1024)] * 2
 
 
+def test_adding_problem_is_solved(example):
+    results = run(example, "adding_problem", "--time-steps", 200, "--steps", 1000)
+    assert results["error"] < 0.01
+
+
+def test_adding_problem_is_not_solved_with_plain_biases(example):
+    results = run(example, "adding_problem", "--time-steps", 200, "--steps", 1000, "--plain")
+    assert results["error"] > 0.1
+
+
+@pytest.fixture
+def chorales(tmp_path, rng):
+    """A file like JSB_Chorales.mat: scales of different length, each note with the fifth above it."""
+    scipy_io = pytest.importorskip("scipy.io", reason="SciPy is not installed: pip install '.[examples]'")
+    parts = {}
+    for name, count in {"traindata": 24, "validdata": 8, "testdata": 8}.items():
+        parts[name] = np.empty((1, count), object)
+        for k in range(count):
+            notes = 30 + (rng.integers(12) + 2 * np.arange(rng.integers(5, 30))) % 24
+            parts[name][0, k] = np.zeros((len(notes), 88), "uint8")
+            parts[name][0, k][np.arange(len(notes))[:, None], notes[:, None] + [0, 7]] = 1
+    scipy_io.savemat(tmp_path / "pieces.mat", parts)
+    return tmp_path / "pieces.mat"
+
+
+def test_chorales_of_different_length_are_learnt(example, chorales):
+    results = run(example, "bach_chorales", chorales, "--steps", 300, "--hidden-size", 64)
+    assert results["test"] < 2  # about 8 where keys are as frequent as they are, but nothing else is known
+
+
+def test_sigmoid_cross_entropy_of_the_chorales_has_its_derivative(example, rng):
+    loss = example("bach_chorales").sigmoid_cross_entropy
+    logits, targets = rng.standard_normal((5, 3, 4)), rng.integers(0, 2, (5, 3, 4))
+    lengths, direction = np.array([5, 0, 3]), rng.standard_normal((5, 3, 4))
+    above, below = (loss(logits + step * direction, targets, lengths)[0] for step in (1e-6, -1e-6))
+    assert (above - below) / 2e-6 == pytest.approx(np.vdot(loss(logits, targets, lengths)[1], direction), rel=1e-6)
+
+
+@pytest.fixture
+def voice(example, tmp_path, rng):
+    """The voice-activity example and its model with random weights, under the names of the package's file."""
+    from safetensors.numpy import save_file
+
+    shapes = {
+        "stft_conv.weight": (258, 1, 256), "final_conv.weight": (1, 128, 1), "final_conv.bias": (1,),
+        "lstm_cell.weight_ih": (512, 128), "lstm_cell.weight_hh": (512, 128), "lstm_cell.bias_ih": (512,),
+        "lstm_cell.bias_hh": (512,),
+    }
+    for k, (outputs, inputs) in enumerate([(128, 129), (64, 128), (64, 64), (128, 64)], 1):
+        shapes |= {f"conv{k}.weight": (outputs, inputs, 3), f"conv{k}.bias": (outputs,)}
+    weights = {name: 0.1 * rng.standard_normal(shape, "float32") for name, shape in shapes.items()}
+    save_file(weights, tmp_path / "voice.safetensors")
+    module = example("silero_vad")
+    return module, module.VoiceActivity(tmp_path / "voice.safetensors")
+
+
+def test_a_stream_cut_between_chunks_equals_the_whole(voice, rng):
+    module, model = voice
+    audio = rng.standard_normal((3, 40 * module.CHUNK), "float32")
+    first, state = model(audio[:, : 7 * module.CHUNK])
+    parts = np.hstack([first, model(audio[:, 7 * module.CHUNK :], state)[0]])
+    np.testing.assert_allclose(parts, model(audio)[0], atol=1e-5)
+
+
+def test_convolution_over_places_is_that_of_its_definition(voice, rng):
+    x, kernel = rng.standard_normal((2, 4, 5)), rng.standard_normal((3, 5, 6))
+    padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
+    every = np.stack([np.einsum("rti,tio->ro", padded[:, k : k + 3], kernel) for k in range(4)], axis=1)
+    for stride in (1, 2):
+        np.testing.assert_allclose(voice[0].convolve(x, kernel, stride), every[:, ::stride])
+
+
+def test_whole_recordings_let_other_threads_run(voice, rng, monkeypatch):
+    module, model = voice
+    audio, begun, done = rng.standard_normal((1, 500 * module.CHUNK), "float32"), threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        model(audio)
+        done.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # seconds: only a call that releases the lock lets this thread continue
+    try:
+        worker = threading.Thread(target=work)
+        worker.start()
+        begun.wait()
+        ran_meanwhile = not done.is_set()
+        worker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert ran_meanwhile
+
+
+def test_voice_activity_equals_onnx_runtime_on_the_published_model(example):
+    reason = "is not installed: pip install onnx onnxruntime; pip install --no-deps 'silero-vad>=6.2.3'"
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} {reason}")
+    if not list(distributions(name="silero-vad")):
+        pytest.skip(f"silero-vad {reason}")
+    results = run(example, "silero_vad", "--seconds", 4, "--streams", 2, "--runs", 1)
+    assert results["difference"] < 1e-5 and 0.3 < results["speech"] < 0.6
+
+
 # --- how they answer --------------------------------------------------------------------------------------------------
 
 
@@ -147,14 +254,48 @@ def test_help_says_what_an_example_shows(example, name, capsys):
     ],
 )
 def test_a_wrong_option_is_answered_in_one_sentence(tmp_path, arguments, sentence):
+    assert sentence in one_sentence("six_lstm", tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere.wav"], "nowhere.wav: No such file or directory"),
+        (["text.wav"], "text.wav is not a WAV file of whole numbers: file does not start with RIFF id"),
+        (["slow.wav"], "slow.wav must have 16 bits and a multiple of 16,000 samples a second, got 16 and 8,000"),
+        (["--weights", "text.safetensors"], "text.safetensors is not a safetensors file"),
+    ],
+)
+def test_a_wrong_recording_is_answered_in_one_sentence(tmp_path, arguments, sentence):
+    for name in ("text.wav", "text.safetensors"):
+        (tmp_path / name).write_text("Not sound at all.")
+    with wave.open(str(tmp_path / "slow.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(2000))
+    assert sentence in one_sentence("silero_vad", tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [("nowhere.mat", "nowhere.mat: No such file or directory"), ("text.mat", "text.mat is not JSB_Chorales.mat")],
+)
+def test_a_wrong_file_of_chorales_is_answered_in_one_sentence(tmp_path, path, sentence):
+    pytest.importorskip("scipy.io", reason="SciPy is not installed: pip install '.[examples]'")
+    (tmp_path / "text.mat").write_text("No music at all. " * 20)
+    assert sentence in one_sentence("bach_chorales", tmp_path, path)
+
+
+def one_sentence(name, tmp_path, *arguments):
+    """What an example says on standard error before it exits with status 2."""
     said = subprocess.run(
-        [sys.executable, EXAMPLES / "six_lstm.py", *arguments],
+        [sys.executable, EXAMPLES / f"{name}.py", *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (said.returncode, said.stderr.count("\n")) == (2, 1) and sentence in said.stderr
+    assert (said.returncode, said.stderr.count("\n")) == (2, 1)
+    return said.stderr
 
 
 def test_digits_without_scikit_learn_say_how_to_install_it(example, monkeypatch, capsys):
