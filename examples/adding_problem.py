@@ -1,11 +1,10 @@
 """The adding problem over 600 steps: remember two marked numbers among 600 and give their sum, with 32 units.
 
-Each step brings a random number between 0 and 1 and a mark; two steps are marked, anywhere, and the target is the sum of
-their numbers (Hochreiter & Schmidhuber 1997; two free places as in Bai, Kolter & Koltun 2018). Always answering 1
-costs a mean squared error of 1/6 = 0.167. The LSTM in table 1 of Bai et al. stayed at 0.164 with T = 600, and is often
-quoted for it.
+Each step brings a random number between 0 and 1 and a mark; two steps, anywhere, are marked, and the target is the
+sum of their numbers (Hochreiter & Schmidhuber 1997; any two steps as in Bai, Kolter & Koltun 2018). Always answering 1 has a
+mean squared error of 1/6 = 0.167. The LSTM in table 1 of Bai et al. stayed at 0.164 with T = 600.
 
-That was its beginning, not its kind. With usual biases a unit forgets in a few steps, and no gradient reaches the
+The cause was initialization. With usual biases a unit forgets in a few steps, and no gradient reaches the
 marks. Chrono initialization (Tallec & Ollivier 2018) draws the length of each unit's memory from 1 to T - 1 steps:
 forget biases log(uniform(1, T - 1)), input biases the opposite. --plain takes forget biases of 1 instead, and fails.
 """

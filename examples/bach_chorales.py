@@ -9,7 +9,7 @@ sum over the 88 keys of their binary cross entropies, in nats. The result is the
 pieces but their first, which nothing predicts, divided by the number of these steps. Their LSTM reached 8.45, and 8.33
 has been reported for a tuned one.
 
-A batch holds pieces of 24 to 159 predictions: `lengths=` stops each one at its end, and the loss counts no step after it.
+A batch holds pieces of 24 to 159 predictions: `lengths=` stops each at its end, and the loss counts no step after it.
 With so few pieces the rest is against learning them by heart: each batch drops half of the recurrent weights
 (DropConnect: Wan et al. 2013; in LSTMs Merity et al. 2018) and half of the outputs, and the model that is tested is
 a running average of the weights. No piece is transposed: all are in one key already, and it made the result worse.
