@@ -28,8 +28,8 @@ from _shared import Options, Results, is_due, print_table
 import lstmfast as lf
 
 KEYS, BATCH = 88, 16
-DROP_INPUTS, DROP_WEIGHTS, DROP_OUTPUTS = 0.1, 0.5, 0.5
-LEARNING_RATE, AVERAGE = 3e-3, 0.99  # the average moves by 1 % at each step
+DROP_INPUTS, DROP_WEIGHTS, DROP_OUTPUTS = 0.1, 0.6, 0.5
+LEARNING_RATE, AVERAGE = 0.015, 0.99  # the average moves by 1 % at each step
 
 Array = npt.NDArray[Any]
 
