@@ -10,9 +10,13 @@ pieces but their first, which nothing predicts, divided by the number of these s
 has been reported for a tuned one.
 
 A batch holds pieces of 24 to 159 predictions: `lengths=` stops each at its end, and the loss counts no step after it.
-With so few pieces the rest is against learning them by heart: each batch drops half of the recurrent weights
-(DropConnect: Wan et al. 2013; in LSTMs Merity et al. 2018) and half of the outputs, and the model that is tested is
-a running average of the weights. No piece is transposed: all are in one key already, and it made the result worse.
+With so few pieces the rest is against learning them by heart: each batch drops recurrent weights (DropConnect: Wan et
+al. 2013; in LSTMs Merity et al. 2018), inputs and outputs, the learning rate is high and constant, and the model that
+is tested is a running average of the weights, where it was best on the pieces to choose by.
+
+The test pieces take 7.93, 7.88 and 7.91 nats per step with seeds 0, 1 and 2, and 40 s of one core each. On the way
+there, with a learning rate of 0.006 and half of the recurrent weights dropped, the result was 8.09; with none dropped
+8.29; with pieces transposed at random by up to two semitones 8.30, for all are in one key already. So none is here.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class VoiceActivity:
             x[begin : begin + per_block] = self._encode(piece, context)
             context = piece[:, -CONTEXT:]
         out = lf.lstm(x, self.kernel, self.bias, h, c)
-        logits = np.maximum(out.h, 0) @ self.out + self.out_bias
+        logits = np.maximum(out.h, 0, out=out.h) @ self.out + self.out_bias
         return (1 / (1 + np.exp(-logits))).T, State(context.copy(), out.h_n, out.c_n)
 
     def _encode(self, audio: Array, context: Array) -> Array:
