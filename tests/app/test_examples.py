@@ -136,7 +136,7 @@ def test_adding_problem_is_solved(example):
 
 
 def test_adding_problem_is_not_solved_with_plain_biases(example):
-    results = run(example, "adding_problem", "--time-steps", 200, "--steps", 1000, "--plain")
+    results = run(example, "adding_problem", "--time-steps", 200, "--steps", 500, "--plain")
     assert results["error"] > 0.1
 
 
