@@ -160,6 +160,8 @@ def read_wav(path: str) -> Array:
     if width != 2 or rate % RATE:
         wanted = "16 bits and a multiple of 16,000 samples a second"
         raise ValueError(f"{path} must have {wanted}, got {8 * width} and {rate:,}")
+    if not raw:
+        raise ValueError(f"{path} has no samples")
     samples = np.frombuffer(raw, "<i2").reshape(-1, channels).mean(axis=1, dtype="float32") / 32768
     return samples[:: rate // RATE]
 
