@@ -35,6 +35,14 @@ def test_longer_runs_get_larger_models(minutes: float, units: int) -> None:
     assert preset("stdlib", minutes=minutes).model.hidden_size == units
 
 
+@pytest.mark.parametrize(
+    ("characters", "minutes", "dropout"),
+    [(8_800_000, 2.0, 0.0), (8_800_000, 5.0, 0.3), (1_100_000, 2.0, 0.5), (1_100_000, 0.3, 0.0), (10**9, 60.0, 0.0)],
+)
+def test_a_text_that_is_read_many_times_gets_dropout(characters: int, minutes: float, dropout: float) -> None:
+    assert preset("stdlib", characters=characters, minutes=minutes).model.dropout == dropout
+
+
 def test_a_short_text_gets_fewer_streams() -> None:
     assert [preset("stdlib", characters=count).training.batch_size for count in (10, 1000, 10_000)] == [1, 3, 32]
 

@@ -18,6 +18,10 @@ _VALIDATED_CHARACTERS = 500_000  # more would take a noticeable part of a short 
 _UNITS_BY_MINUTES = ((1.0, 256), (5.0, 384), (20.0, 512), (60.0, 768))
 _UNITS_OF_LONG_RUNS = 1024
 
+_CHARACTERS_A_MINUTE = 8_000_000  # that two cores of a current CPU train on, with 384 units
+# Passes over the text from which this much dropout is best.
+_DROPOUT_BY_PASSES = ((10.0, 0.5), (3.0, 0.3))
+
 
 PRESETS: Mapping[str, Config] = {
     "stdlib": Config(),
@@ -76,7 +80,8 @@ def _units(minutes: float) -> int:
 
 
 def _dropout(characters: int, minutes: float) -> float:
-    return 0.0
+    passes = minutes * _CHARACTERS_A_MINUTE / max(characters, 1)
+    return next((rate for least, rate in _DROPOUT_BY_PASSES if passes >= least), 0.0)
 
 
 def _streams(characters: int) -> int:
