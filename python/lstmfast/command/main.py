@@ -13,7 +13,7 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -31,6 +31,8 @@ from lstmfast.training.run_folder import checkpoint_of, load_model
 from lstmfast.training.sampler import Sampler
 from lstmfast.training.trainer import evaluate
 
+_PIECE_LENGTH = 16  # draws from one flush of the output to the next: below what an eye sees, above the cost of a flush
+
 
 def sample(argv: Sequence[str]) -> int:
     """Generate text with a trained model."""
@@ -46,17 +48,48 @@ def sample(argv: Sequence[str]) -> int:
     )
     _replace_unencodable("replace")  # a terminal may lack characters of the model
     if "\r" not in (vocabulary.symbols or "\r"):
-        options = dataclasses.replace(options, prime=re.sub("\r\n?", "\n", options.prime))  # as the text was read
-    if options.streams > 1:
-        texts = sampler.generate(options.length, rng=rng, prime=options.prime, streams=options.streams)
-        print("\n\n".join(options.prime + text for text in texts))
+        prime, *stop = (re.sub("\r\n?", "\n", text) for text in (options.prime, *options.stop))  # as the text was read
+        options = dataclasses.replace(options, prime=prime, stop=tuple(stop))
+    if options.best_of != 1:
+        if options.streams != 1:
+            raise ValueError(f"best_of writes one text, but streams is {options.streams}; give one of the two")
+        text = sampler.best_of(options.best_of, options.length, rng=rng, prime=options.prime, stop=options.stop)
+        print(options.prime + text)
         return 0
-    pieces = sampler.pieces(options.length, rng=rng, prime=options.prime, streams=options.streams)
-    print(options.prime, end="")
-    for [piece] in pieces:
-        print(piece, end="", flush=True)
-    print()
+    pieces = sampler.pieces(
+        options.length, rng=rng, prime=options.prime, streams=options.streams, stop=options.stop,
+        piece_length=_PIECE_LENGTH,
+    )
+    (_write_one if options.streams == 1 else _write_several)(options.prime, pieces, options.streams)
     return 0
+
+
+def _write_one(prime: str, pieces: Iterator[list[str]], _: int) -> None:
+    """Write a text while it is drawn."""
+    print(prime, end="", flush=True)
+    try:
+        for [piece] in pieces:
+            if piece:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(flush=True)
+        raise
+    print()
+
+
+def _write_several(prime: str, pieces: Iterator[list[str]], streams: int) -> None:
+    """Write texts one after the other, once all are drawn."""
+    texts: list[list[str]] = [[prime] for _ in range(streams)]
+    interrupted = None
+    try:
+        for drawn in pieces:
+            for text, piece in zip(texts, drawn, strict=True):
+                text.append(piece)
+    except KeyboardInterrupt as error:
+        interrupted = error
+    print("\n\n".join("".join(text) for text in texts))
+    if interrupted:
+        raise interrupted
 
 
 def evaluate_text(argv: Sequence[str]) -> int:

@@ -88,8 +88,13 @@ class SampleOptions(MachineOptions):
     """Choose among this many of the likeliest characters; 0: all."""
     top_p: float = 1.0
     """Choose among the fewest characters that together reach this probability; 1: all."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End before this text; may be given several times. In bash, $'\\n' is a line break."""
+    best_of: int = 1
+    """Draw this many texts and write the one whose characters have the highest mean log-probability under the model (at
+    temperature 1, with all characters to choose from). Not written while it is drawn."""
     streams: int = 1
-    """Number of texts, separated by an empty line."""
+    """Number of texts, separated by an empty line; a single one is written while it is drawn."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
     """Type in which weights are kept; the narrow ones take 1/2 or 1/4 of the bytes, faster for large models."""
     seed: int = 0
