@@ -8,8 +8,10 @@ import math
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,15 @@ def test_on_a_terminal_a_bar_shows_step_loss_bits_speed_and_time_left(lstmfast: 
     assert re.search(rf"Training ━+ {numbers}  [\d,]+ chars/s  0:00 left", shown), shown
 
 
+def test_on_a_terminal_the_loss_is_drawn_at_the_end(lstmfast: Run) -> None:
+    shown = on_terminal("train", "text.txt", *TINY, "--out", "run")
+    assert re.search(r"loss in nats: ⠒⠒ training  ● validation\r\n( .*\r\n){13} +0 +step 11\r\n.*Done\.", shown, re.S)
+
+
+def test_in_a_log_no_loss_is_drawn(lstmfast: Run) -> None:
+    assert "loss in nats" not in lstmfast("train", "text.txt", *TINY)[2]
+
+
 def test_on_a_terminal_a_mistake_is_one_line_as_well(lstmfast: Run) -> None:
     Path("full").mkdir()
     Path("full/notes.txt").touch()
@@ -264,6 +275,53 @@ def test_sample_with_fewer_bits_is_that_samplers_text(trained: Path, lstmfast: R
     text = Sampler(model, vocabulary, temperature=0.7, weights="int8").generate(50, rng=np.random.default_rng(9))[0]
     _, out, _ = lstmfast("sample", trained, "--length", "50", "--seed", "9", "--weights", "int8")
     assert out == f"{text}\n"
+
+
+def test_sample_without_options_is_500_characters_at_the_default_temperature(trained: Path, lstmfast: Run) -> None:
+    model, vocabulary, _ = load_model(trained)
+    text = Sampler(model, vocabulary, temperature=0.7).generate(500, rng=np.random.default_rng(0))[0]
+    assert lstmfast("sample", trained)[1] == f"{text}\n"
+
+
+@pytest.mark.parametrize("streams", ["1", "3"])
+def test_sample_ends_before_the_first_of_its_stops(trained: Path, lstmfast: Run, streams: str) -> None:
+    _, whole, _ = lstmfast("sample", trained, "--streams", streams, "--temperature", "0.9")
+    flags = ["--stop", "at", "--stop", "\r\n"]
+    _, out, _ = lstmfast("sample", trained, "--streams", streams, "--temperature", "0.9", *flags)
+    assert out.rstrip("\n").split("\n\n")[0] == re.split("at|\n", whole)[0]
+
+
+def test_sample_best_of_is_the_samplers_best(trained: Path, lstmfast: Run) -> None:
+    model, vocabulary, _ = load_model(trained)
+    best = Sampler(model, vocabulary, temperature=0.7).best_of(5, 40, rng=np.random.default_rng(3), prime="the ")
+    _, out, _ = lstmfast("sample", trained, "--best-of", "5", "--length", "40", "--seed", "3", "--prime", "the ")
+    assert out == f"the {best}\n"
+
+
+def started(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lstmfast", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_sample_writes_while_it_draws_and_ctrl_c_ends_it_with_what_was_drawn(trained: Path, lstmfast: Run) -> None:
+    with started("sample", trained, "--length", "2000000000") as process:
+        assert process.stdout
+        begun = process.stdout.read(100)
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=60)
+    whole = lstmfast("sample", trained, "--length", str(len(begun + rest)))[1]
+    drawn = (begun + rest).decode()
+    assert (process.returncode, drawn[-1], whole.startswith(drawn[:-1]), said) == (
+        130, "\n", True, b"lstmfast: interrupted\n"
+    )
+
+
+def test_ctrl_c_ends_several_texts_with_what_was_drawn(trained: Path) -> None:
+    with started("sample", trained, "--length", "2000000000", "--streams", "2") as process:
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=60)
+    assert (process.returncode, out.count(b"the ") > 10, said) == (130, True, b"lstmfast: interrupted\n")
 
 
 def test_sample_takes_a_checkpoint_file_as_well(trained: Path, lstmfast: Run) -> None:
@@ -566,6 +624,9 @@ def test_version_is_that_of_the_package(lstmfast: Run) -> None:
         ("sample RUN --top-k -1", "top_k must be at least 0, got -1"),
         ("sample RUN --length -1", "length must be at least 0, got -1"),
         ("sample RUN --streams 0", "streams must be at least 1, got 0"),
+        ("sample RUN --best-of 0", "candidates must be at least 1, got 0"),
+        ("sample RUN --best-of 2 --streams 2", "best_of writes one text, but streams is 2; give one of the two"),
+        ("sample RUN --stop XYZ", "stop: character 'X' (U+0058) at position 0 is not one of the 11 characters"),
         ("sample RUN --seed -1", "seed must be 0 or more, got -1"),
         ("sample RUN --prime XYZ", "prime: character 'X' (U+0058) at position 0 is not one of the 11 characters"),
         ("eval RUN", "TEXT is missing"),

@@ -172,3 +172,121 @@ def test_a_token_of_logit_minus_infinity_never_comes(model: CharLM, rng: np.rand
     model.parameters["projection.bias"][3:] = -np.inf
     text = Sampler(model, VOCABULARY).generate(2000, rng=rng)[0]
     assert set(text) == set(VOCABULARY.decode(np.arange(3)))
+
+
+# --- while it is drawn, up to a stop, the best of several -------------------------------------------------------------
+
+
+def model_that_writes(text: str) -> CharLM:
+    """A model whose greedy text after the last character of `text`, all distinct, is `text` over and over."""
+    ids = VOCABULARY.encode(text).astype(int)
+    model = CharLM(VOCABULARY.size, VOCABULARY.size, forget_bias=0.0, rng=np.random.default_rng(0))
+    model.parameter_buffer[:] = 0
+    size = VOCABULARY.size
+    model.parameters["lstm.layer0.bias"].reshape(4, size)[:] = [[20], [-20], [0], [20]]  # the cell: the last input
+    model.parameters["lstm.layer0.kernel"][:size].reshape(size, 4, size)[:, 2] = 20 * np.eye(size)
+    model.parameters["projection.kernel"][ids, np.roll(ids, -1)] = 20
+    return model
+
+
+@pytest.mark.parametrize("piece_length", [1, 7, 100])
+def test_a_text_is_the_same_while_it_is_drawn(model: CharLM, piece_length: int) -> None:
+    sampler = Sampler(model, VOCABULARY, temperature=0.7)
+    pieces = sampler.stream(50, rng=np.random.default_rng(1), prime="a", piece_length=piece_length)
+    assert "".join(pieces) == sampler.generate(50, rng=np.random.default_rng(1), prime="a")[0]
+
+
+def test_a_stream_yields_each_character_when_it_is_drawn(model: CharLM, rng: np.random.Generator) -> None:
+    assert [len(piece) for piece in Sampler(model, VOCABULARY).stream(20, rng=rng)] == [1] * 20
+
+
+@pytest.mark.parametrize("piece_length", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ("d", "abc"), ("cd", "ab"), ("abc", ""), ("ea", "abcd"), ("deab", "abc"), (("ed", "de"), "abc"),
+        (("bcde", "c"), "ab"), (("c", "bc"), "a"), ("aa", "abcdeabcdeab"), ((), "abcdeabcdeab"),
+    ],
+)
+def test_a_text_ends_before_the_stop_that_is_complete_first(
+    rng: np.random.Generator, stop: str | tuple[str, ...], text: str, piece_length: int
+) -> None:
+    sampler = Sampler(model_that_writes("abcde"), VOCABULARY, temperature=0)
+    assert "".join(sampler.stream(12, rng=rng, prime="e", stop=stop, piece_length=piece_length)) == text
+
+
+def test_a_stop_in_the_prime_or_across_its_end_does_not_count(rng: np.random.Generator) -> None:
+    sampler = Sampler(model_that_writes("abcde"), VOCABULARY, temperature=0)
+    assert sampler.generate(4, rng=rng, prime="cde", stop=["de", "ea"]) == ["abc"]
+
+
+def test_each_stream_has_its_own_end(model: CharLM) -> None:
+    sampler = Sampler(model, VOCABULARY)
+    texts = sampler.generate(200, rng=np.random.default_rng(1), streams=6)
+    stopped = sampler.generate(200, rng=np.random.default_rng(1), streams=6, stop="ab")
+    assert stopped == [text.partition("ab")[0] for text in texts]
+
+
+def test_a_stop_of_characters_of_several_bytes_is_found_in_a_byte_vocabulary(rng: np.random.Generator) -> None:
+    model = CharLM(256, 4, rng=rng)
+    model.parameter_buffer[:] = 0
+    model.parameters["projection.bias"][:] = -50
+    model.parameters["projection.bias"][[0xC3, 0xA9, 0x61]] = 0
+    sampler = Sampler(model, Vocabulary.bytes_())
+    whole = sampler.generate(300, rng=np.random.default_rng(3))[0]
+    stopped = "".join(sampler.stream(300, rng=np.random.default_rng(3), stop="aé"))
+    assert ("aé" in whole, stopped) == (True, whole.partition("aé")[0])
+
+
+def mean_log_probability(model: CharLM, prime: str, text: str) -> float:
+    """By one forward pass over the prime and the text."""
+    ids = VOCABULARY.encode(prime + text).astype(np.int32)
+    logits, _ = model(ids[:-1, None])
+    p = reference.softmax(logits[:, 0].astype(np.float64))
+    return float(np.log(p[np.arange(len(ids) - 1), ids[1:]])[len(prime) - 1 :].mean())
+
+
+@pytest.mark.parametrize("prime", ["a", "cab "])
+def test_the_best_is_the_text_of_the_highest_mean_log_probability(model: CharLM, prime: str) -> None:
+    sampler = Sampler(model, VOCABULARY, temperature=1.3, top_k=6)
+    texts = sampler.generate(30, rng=np.random.default_rng(4), prime=prime, streams=8)
+    best = max(texts, key=lambda text: mean_log_probability(model, prime, text))
+    assert sampler.best_of(8, 30, rng=np.random.default_rng(4), prime=prime) == best
+
+
+def test_the_best_of_texts_that_stop_counts_their_stops(model: CharLM) -> None:
+    sampler = Sampler(model, VOCABULARY)
+    texts = sampler.generate(60, rng=np.random.default_rng(4), prime="a", streams=8)
+    ended = [text.partition("b") for text in texts if not text.startswith("b")]
+    best = max(ended, key=lambda parts: mean_log_probability(model, "a", parts[0] + parts[1]))[0]
+    assert sampler.best_of(8, 60, rng=np.random.default_rng(4), prime="a", stop="b") == best
+
+
+def test_the_score_does_not_depend_on_the_portions_it_is_computed_in(
+    model: CharLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = Sampler(model, VOCABULARY)
+    whole = sampler.best_of(5, 40, rng=np.random.default_rng(2), prime="cab")
+    monkeypatch.setattr("lstmfast.training.sampler._SCORED_LOGITS", 100)
+    assert sampler.best_of(5, 40, rng=np.random.default_rng(2), prime="cab") == whole
+
+
+def test_the_best_of_one_is_the_text_itself(model: CharLM) -> None:
+    sampler = Sampler(model, VOCABULARY)
+    assert [sampler.best_of(1, 30, rng=np.random.default_rng(1))] == sampler.generate(30, rng=np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_the_best_of_short_texts_is_one_of_them(model: CharLM, rng: np.random.Generator, length: int) -> None:
+    assert len(Sampler(model, VOCABULARY).best_of(3, length, rng=rng)) == length
+
+
+@pytest.mark.parametrize("stop", [[""], ["a", ""], ["x"]])
+def test_a_stop_that_cannot_come_is_refused(model: CharLM, rng: np.random.Generator, stop: list[str]) -> None:
+    with pytest.raises(ValueError, match="^stop"):
+        Sampler(model, VOCABULARY).stream(5, rng=rng, stop=stop)
+
+
+def test_no_candidates_are_refused(model: CharLM, rng: np.random.Generator) -> None:
+    with pytest.raises(ValueError, match="^candidates must be at least 1"):
+        Sampler(model, VOCABULARY).best_of(0, 5, rng=rng)

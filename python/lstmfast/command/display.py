@@ -6,14 +6,16 @@ Both are callbacks of the trainer. Refuses to write to standard output and to ke
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO, cast
 
 from lstmfast import _streams as streams
 from lstmfast import losses
+from lstmfast.command.curve import draw_loss
 from lstmfast.training.trainer import Callback, Summary, Trainer
 
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ class Display(Callback):
     def end(self, words: str) -> None:
         """Called after the last step."""
         self.say(words)
+
+    def show_loss(self, metrics: Sequence[Mapping[str, float]]) -> None:
+        """Called at the end with the lines of metrics: nothing here, since a log has the numbers."""
 
     def on_summary(self, trainer: Trainer, summary: Summary) -> None:
         """One line."""
@@ -114,6 +119,14 @@ class LiveDisplay(Display):
         """Leave the bar where it is and print below it."""
         self._progress.stop()
         super().say(words)
+
+    def show_loss(self, metrics: Sequence[Mapping[str, float]]) -> None:
+        """Draw the loss over the steps below the bar."""
+        console = self._progress.console
+        console_has_dots = os.environ.get("TERM") != "linux"  # the font of Linux's own console
+        if curve := draw_loss(metrics, console.width, console.encoding if console_has_dots else "ascii"):
+            self._progress.stop()
+            super().say(f"\n{curve}\n")
 
     def on_step(self, trainer: Trainer, step: int, loss: float) -> None:
         """Redraw if a tenth of a second has passed."""

@@ -21,6 +21,7 @@ from lstmfast.training.config import Config, changed_settings
 from lstmfast.training.presets import preset
 from lstmfast.training.recipe import make_trainer, timed
 from lstmfast.training.run_folder import RunFolder
+from lstmfast.training.tensorboard import TensorBoard, load_writer
 from lstmfast.training.trainer import Trainer
 
 CACHE = "lstmfast-cache"  # beside the run folders, so that runs share encoded texts and downloads
@@ -39,6 +40,8 @@ def train(argv: Sequence[str]) -> int:
     if resumed:
         _check_resumable(options, base, config, name)
     set_up(options, config)
+    if options.tensorboard:
+        load_writer()  # a missing package is said before anything is written
     folder = RunFolder(resumed or options.out or _free_folder(config.preset))
     with make_display() as display:
         return _train(folder, config, options, display, argv)
@@ -103,9 +106,12 @@ def _train(folder: RunFolder, config: Config, options: TrainOptions, display: Di
                 folder.path.rmdir()
         raise
     (folder.resume if resuming else folder.begin)(config, corpus, trainer)
+    if options.tensorboard:
+        trainer.callbacks.append(TensorBoard(folder))
     display.begin(trainer, _introduction(folder, config, corpus, trainer, options))
     with _stop_on_signal(trainer) as received:
         done = trainer.run()
+    display.show_loss(folder.read_metrics())
     run = shlex.quote(str(folder.path))
     if done:
         display.end(f"Done. Run folder: {folder.path}\nNext: lstmfast sample {run} --length 500")

@@ -22,6 +22,8 @@ from lstmfast.training.config import Config, stored_config
 from lstmfast.training.recipe import make_model
 from lstmfast.training.trainer import Callback, Snapshot, Summary, Trainer
 
+EVENTS = "tensorboard"  # the folder of the event files, see `tensorboard`
+
 
 class RunFolder(Callback):
     """A run on the disk: settings, metrics, samples and one checkpoint, and at the end a picture of the loss.
@@ -76,6 +78,7 @@ class RunFolder(Callback):
         """Start a new run here; files of an earlier one are deleted, its checkpoint first."""
         for name in (self.CHECKPOINT, self.CONFIG, self.METRICS, self.SAMPLES, self.PICTURE):
             (self.path / name).unlink(missing_ok=True)
+        self.remove_events()
         self._attach(config, corpus, trainer)
 
     def resume(self, config: Config, corpus: Corpus, trainer: Trainer) -> None:
@@ -139,6 +142,21 @@ class RunFolder(Callback):
             return None
         fingerprint = checkpoint.read_header(path).metadata.get("text_fingerprint")
         return fingerprint if isinstance(fingerprint, str) else None
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The lines of metrics so far. Raises OSError if they cannot be read."""
+        path = self.path / self.METRICS
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def read_samples(self) -> str:
+        """The samples so far, as in their file."""
+        path = self.path / self.SAMPLES
+        return path.read_bytes().decode("utf-8", "surrogatepass") if path.exists() else ""
+
+    def remove_events(self) -> None:
+        """Remove TensorBoard's event files."""
+        for path in (self.path / EVENTS).glob("events.out.tfevents.*"):
+            path.unlink()
 
     def on_summary(self, trainer: Trainer, summary: Summary) -> None:
         """Append a line of metrics."""
