@@ -217,7 +217,7 @@ def test_a_text_ends_before_the_stop_that_is_complete_first(
 
 def test_a_stop_in_the_prime_or_across_its_end_does_not_count(rng: np.random.Generator) -> None:
     sampler = Sampler(model_that_writes("abcde"), VOCABULARY, temperature=0)
-    assert sampler.generate(4, rng=rng, prime="cde", stop=["de", "ea"]) == ["abc"]
+    assert sampler.generate(4, rng=rng, prime="cde", stop=["de", "ea"]) == ["abcd"]
 
 
 def test_each_stream_has_its_own_end(model: CharLM) -> None:

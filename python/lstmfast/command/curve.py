@@ -17,7 +17,7 @@ Spot = tuple[int, int]
 _HEIGHT = 12  # lines of the plot itself
 _WIDEST = 100  # columns in all: a wider plot says no more
 _MARK_COLUMNS = 4  # of more frequent validations the mean: their marks would hide the training loss
-_NARROWEST = 40  # below this there is no room for a plot
+_NARROWEST = 48  # below this there is no room for a plot
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bits of a Braille character, from the top
 
 
@@ -25,7 +25,7 @@ def draw_loss(metrics: Sequence[Mapping[str, float]], width: int, encoding: str 
     """Training and validation loss over steps, in lines of at most `width` characters.
 
     metrics: lines of metrics.jsonl. Values that are not finite leave gaps. Returns "" where there is nothing to see:
-    fewer than two finite losses, or fewer than 40 columns.
+    fewer than two finite losses, or fewer than 48 columns.
     """
     losses = [(line["step"], line["loss"]) for line in metrics]
     validated = [(line["step"], line["valid_loss"]) for line in metrics if "valid_loss" in line]
@@ -72,7 +72,8 @@ def draw_loss(metrics: Sequence[Mapping[str, float]], width: int, encoding: str 
             cells[spot[1]][spot[0] * gap] = mark
 
     labels = {row: f"{high - (high - low) * row / (_HEIGHT - 1):7.3f}" for row in (0, _HEIGHT // 2, _HEIGHT - 1)}
-    title = f"loss in nats: {chr(0x2812) * 2 if fine else '..'} training" + (f"  {mark} validation" if validated else "")
+    title = f"loss in nats: {chr(0x2812) * 2 if fine else '..'} training"
+    title += f"  {mark} validation" if validated else ""
     ends = f"{first:,.0f}", f"step {last:,.0f}"
     return "\n".join([
         f"{'':8}{title}",

@@ -84,8 +84,8 @@ class SampleOptions(MachineOptions):
     """Characters to generate after the prime."""
     prime: str = ""
     """Text that the model continues."""
-    # Of temperatures 0.4 to 1 with top_p 1, 0.95 and 0.9 this one writes about 90 % words of its text and does not go in
-    # circles: docs/sampling.md has the numbers.
+    # Of temperatures 0.4 to 1 with top_p 1, 0.95 and 0.9: 9 of 10 words are words of the text, and it does not go in
+    # circles. docs/sampling.md has the numbers.
     temperature: float = 0.7
     """Below 1 likely characters are preferred; 0 always takes the likeliest one."""
     top_k: int = 0

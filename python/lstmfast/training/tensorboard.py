@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import re
-from pathlib import Path
 from typing import Any
 
 from lstmfast.training.run_folder import EVENTS, RunFolder
