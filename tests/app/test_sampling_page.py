@@ -16,7 +16,7 @@ from support import documents
 
 def test_the_page_names_every_option_and_its_default() -> None:
     page = (documents.DOCS / "sampling.md").read_text(encoding="utf-8")
-    rows = {name: default for name, default in re.findall(r"^\| `--([\w-]+)` \| (.*?) \|", page, re.M)}
+    rows = dict(re.findall(r"^\| `--([\w-]+)` \| (.*?) \|", page, re.M))
     common = {entry.name for entry in dataclasses.fields(MachineOptions)} | {"run"}
     wanted = {
         entry.name.replace("_", "-"): str(entry.default or "none") if entry.default not in (0, 0.0) else "0"
