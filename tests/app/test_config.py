@@ -39,8 +39,11 @@ def test_longer_runs_get_larger_models(minutes: float, units: int) -> None:
     ("characters", "minutes", "dropout"),
     [(8_800_000, 2.0, 0.0), (8_800_000, 5.0, 0.3), (1_100_000, 2.0, 0.5), (1_100_000, 0.3, 0.0), (10**9, 60.0, 0.0)],
 )
-def test_a_text_that_is_read_many_times_gets_dropout(characters: int, minutes: float, dropout: float) -> None:
-    assert preset("stdlib", characters=characters, minutes=minutes).model.dropout == dropout
+def test_a_text_that_is_read_many_times_gets_dropout_and_decay(
+    characters: int, minutes: float, dropout: float
+) -> None:
+    config = preset("stdlib", characters=characters, minutes=minutes)
+    assert (config.model.dropout, config.optimizer.weight_decay) == (dropout, 0.1 if dropout else 0.0)
 
 
 def test_a_short_text_gets_fewer_streams() -> None:

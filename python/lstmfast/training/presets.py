@@ -21,6 +21,7 @@ _UNITS_OF_LONG_RUNS = 1024
 _CHARACTERS_A_MINUTE = 8_000_000  # that two cores of a current CPU train on, with 384 units
 # Passes over the text from which this much dropout is best.
 _DROPOUT_BY_PASSES = ((10.0, 0.5), (3.0, 0.3))
+_DECAY_BESIDE_DROPOUT = 0.1
 
 
 PRESETS: Mapping[str, Config] = {
@@ -67,10 +68,13 @@ def preset(
             sample_every=_interval(steps // 4, 100, 10_000),
             checkpoint_every=_interval(steps // 8, 100, 1000),
         )
+    dropout = _dropout(characters, minutes)
     return Config(
         data=DataConfig(valid_fraction=min(0.05, _VALIDATED_CHARACTERS / max(characters, 1))),
-        model=ModelConfig(hidden_size=hidden_size, dropout=_dropout(characters, minutes)),
-        optimizer=OptimizerConfig(learning_rate=round(4 / max(hidden_size, 200), 4)),
+        model=ModelConfig(hidden_size=hidden_size, dropout=dropout),
+        optimizer=OptimizerConfig(
+            learning_rate=round(4 / max(hidden_size, 200), 4), weight_decay=_DECAY_BESIDE_DROPOUT if dropout else 0.0
+        ),
         training=training,
     )
 
