@@ -24,6 +24,7 @@
 #include "lstm/stream.h"
 #include "models/generate.h"
 #include "nn/linear.h"
+#include "nn/projected_loss.h"
 
 namespace lstmfast::bindings {
 namespace {
@@ -593,6 +594,7 @@ void register_lstm(py::module_& module) {
   module.def("release_memory", [] {
     PySequence::release_all_memory();
     release_linear_workspaces();
+    release_projected_loss_workspaces();
 #if defined(__GLIBC__)
     malloc_trim(0);  // returns small blocks, below malloc's threshold, to the system
 #endif

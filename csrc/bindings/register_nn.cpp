@@ -8,6 +8,7 @@
 #include "nn/linear.h"
 #include "nn/loss.h"
 #include "nn/optimizers.h"
+#include "nn/projected_loss.h"
 
 namespace lstmfast::bindings {
 namespace {
@@ -96,6 +97,33 @@ void py_softmax_cross_entropy(const py::object& logits, const py::object& target
   });
 }
 
+void py_projected_cross_entropy(const py::object& x, const py::object& kernel, const py::object& bias,
+                                const py::object& targets, const py::object& losses, const py::object& d_x,
+                                const py::object& d_kernel, const py::object& d_bias, bool transposed, double scale) {
+  with_float_type(x, "x", [&](auto type) {
+    using T = decltype(type);
+    const auto x_arg = required<const T>(x, "x").must_have_ndim(2, "[rows, inputs]");
+    const auto bias_arg = required<const T>(bias, "bias").must_have_ndim(1, "[classes]");
+    const Index rows = x_arg.size(0), inputs = x_arg.size(1), classes = bias_arg.size(0);
+    const Index first = transposed ? classes : inputs, second = transposed ? inputs : classes;
+    const auto kernel_view = required<const T>(kernel, "kernel").must_have_shape({first, second}).matrix();
+    const auto targets_arg = required<const int>(targets, "targets").must_have_shape({rows});
+    check_ids(targets_arg, classes);
+    const auto x_view = x_arg.matrix();
+    const T* bias_data = bias_arg.contiguous();
+    const int* target_data = targets_arg.contiguous();
+    T* loss_data = required<T>(losses, "losses").must_have_shape({rows}).contiguous();
+    const auto d_x_view = ArrayArg<T>(d_x, "d_x").must_have_shape({rows, inputs}).matrix();
+    const auto d_kernel_view = ArrayArg<T>(d_kernel, "d_kernel").must_have_shape({first, second}).matrix();
+    T* d_bias_data = ArrayArg<T>(d_bias, "d_bias").must_have_shape({classes}).contiguous();
+    if (d_x.is_none() != d_kernel.is_none() || d_x.is_none() != d_bias.is_none())
+      throw py::value_error("d_x, d_kernel and d_bias must all be given or all be None");
+    const py::gil_scoped_release release;
+    projected_cross_entropy(x_view, kernel_view, transposed, bias_data, target_data, rows, inputs, classes,
+                            static_cast<T>(scale), loss_data, d_x_view, d_kernel_view, d_bias_data);
+  });
+}
+
 void py_embedding_gather(const py::object& table, const py::object& ids, const py::object& out) {
   with_float_type(table, "table", [&](auto type) {
     using T = decltype(type);
@@ -108,7 +136,8 @@ void py_embedding_gather(const py::object& table, const py::object& ids, const p
   });
 }
 
-void py_embedding_scatter(const py::object& d_out, const py::object& ids, const py::object& d_table) {
+void py_embedding_scatter(const py::object& d_out, const py::object& ids, const py::object& d_table,
+                          bool add) {
   with_float_type(d_out, "d_out", [&](auto type) {
     using T = decltype(type);
     const auto d_out_arg = required<const T>(d_out, "d_out").must_have_ndim(2, "[rows, columns]");
@@ -117,7 +146,7 @@ void py_embedding_scatter(const py::object& d_out, const py::object& ids, const 
     const auto ids_arg = required<const int>(ids, "ids").must_have_shape({rows});
     check_ids(ids_arg, vocabulary);
     const auto table_view = table_arg.must_have_shape({vocabulary, columns}).matrix();
-    embedding_scatter(d_out_arg.matrix(), ids_arg.contiguous(), rows, columns, vocabulary, table_view);
+    embedding_scatter(d_out_arg.matrix(), ids_arg.contiguous(), rows, columns, vocabulary, add, table_view);
   });
 }
 
@@ -170,8 +199,12 @@ void register_nn(py::module_& module) {
       .def("apply", &PyPackedLinear::apply, py::arg("x"), py::arg("out"));
   module.def("softmax_cross_entropy", py_softmax_cross_entropy, py::arg("logits"), py::arg("targets"),
              py::arg("losses"), py::arg("d_logits") = none, py::arg("scale") = 1.0);
+  module.def("projected_cross_entropy", py_projected_cross_entropy, py::arg("x"), py::arg("kernel"), py::arg("bias"),
+             py::arg("targets"), py::arg("losses"), py::arg("d_x") = none, py::arg("d_kernel") = none,
+             py::arg("d_bias") = none, py::arg("transposed") = false, py::arg("scale") = 1.0);
   module.def("embedding_gather", py_embedding_gather, py::arg("table"), py::arg("ids"), py::arg("out"));
-  module.def("embedding_scatter", py_embedding_scatter, py::arg("d_out"), py::arg("ids"), py::arg("d_table"));
+  module.def("embedding_scatter", py_embedding_scatter, py::arg("d_out"), py::arg("ids"), py::arg("d_table"),
+             py::arg("add") = false);
   module.def("global_norm", py_global_norm, py::arg("values"));
   module.def("optimizer_update", py_optimizer_update, py::arg("optimizer"), py::arg("parameters"),
              py::arg("gradients"), py::arg("slots"), py::arg("constants"), py::arg("gradient_scale"));

@@ -12,8 +12,8 @@ void embedding_gather(MatrixView<const T> table, const int* ids, Index rows, Ind
 
 template <typename T>
 void embedding_scatter(MatrixView<const T> d_out, const int* ids, Index rows, Index columns, Index vocabulary,
-                       MatrixView<T> d_table) {
-  for (Index id = 0; id < vocabulary; ++id) std::fill_n(d_table.row(id), columns, T(0));
+                       bool add, MatrixView<T> d_table) {
+  for (Index id = 0; id < vocabulary && !add; ++id) std::fill_n(d_table.row(id), columns, T(0));
   for (Index r = 0; r < rows; ++r) {
     T* sum = d_table.row(ids[r]);
     const T* row = d_out.row(r);
@@ -23,7 +23,7 @@ void embedding_scatter(MatrixView<const T> d_out, const int* ids, Index rows, In
 
 #define LSTMFAST_INSTANTIATE(T)                                                                          \
   template void embedding_gather(MatrixView<const T>, const int*, Index, Index, MatrixView<T>);          \
-  template void embedding_scatter(MatrixView<const T>, const int*, Index, Index, Index, MatrixView<T>);
+  template void embedding_scatter(MatrixView<const T>, const int*, Index, Index, Index, bool, MatrixView<T>);
 LSTMFAST_INSTANTIATE(float)
 LSTMFAST_INSTANTIATE(double)
 #undef LSTMFAST_INSTANTIATE

@@ -9,9 +9,9 @@ namespace lstmfast {
 template <typename T>
 void embedding_gather(MatrixView<const T> table, const int* ids, Index rows, Index columns, MatrixView<T> out);
 
-// d_table = 0; d_table[ids[r], :] += d_out[r, :]
+// d_table = 0, unless `add`; d_table[ids[r], :] += d_out[r, :]
 template <typename T>
 void embedding_scatter(MatrixView<const T> d_out, const int* ids, Index rows, Index columns, Index vocabulary,
-                       MatrixView<T> d_table);
+                       bool add, MatrixView<T> d_table);
 
 }  // namespace lstmfast

@@ -180,7 +180,19 @@ def softmax_cross_entropy(
     logits: _Floats, targets: _Ids, losses: _Floats, d_logits: _Floats | None = None, scale: float = 1.0
 ) -> None: ...
 def embedding_gather(table: _Floats, ids: _Ids, out: _Floats) -> None: ...
-def embedding_scatter(d_out: _Floats, ids: _Ids, d_table: _Floats) -> None: ...
+def embedding_scatter(d_out: _Floats, ids: _Ids, d_table: _Floats, add: bool = False) -> None: ...
+def projected_cross_entropy(
+    x: _Floats,
+    kernel: _Floats,
+    bias: _Floats,
+    targets: _Ids,
+    losses: _Floats,
+    d_x: _Floats | None = None,
+    d_kernel: _Floats | None = None,
+    d_bias: _Floats | None = None,
+    transposed: bool = False,
+    scale: float = 1.0,
+) -> None: ...
 def global_norm(values: _Floats) -> float: ...
 def optimizer_update(
     optimizer: str,

@@ -728,6 +728,13 @@ class Linear(OfParameters):
         gradients = self.gradients
         self._engine.linear_backward(x, self.kernel, d_out, d_x, gradients["kernel"], gradients["bias"])
 
+    def cross_entropy(self, x: Array, targets: Array, d_x: Array | None) -> float:
+        """Mean cross entropy in nats of the layer's outputs; with d_x, as `backward_into`. See `Engine`."""
+        gradients = self.gradients["kernel"], self.gradients["bias"]
+        return self._engine.projected_cross_entropy(
+            x, self.kernel, self.bias, targets, None if d_x is None else (d_x, *gradients), transposed=False
+        )
+
 
 class Embedding(OfParameters):
     """A learned vector for each token: row ids[...] of a table [vocab_size, embedding_size].
@@ -783,9 +790,9 @@ class Embedding(OfParameters):
         """As a call, for models: fill out [N, embedding_size] from ids [N], already checked."""
         self._engine.gather(self.table, ids, out)
 
-    def backward_into(self, d_out: Array, ids: Array) -> None:
-        """As `backward`, for models: ids are those of the call."""
-        self._engine.scatter(d_out, ids, self.gradients["table"])
+    def backward_into(self, d_out: Array, ids: Array, *, add: bool = False) -> None:
+        """As `backward`, for models: ids are those of the call; with `add`, add to `gradients`."""
+        self._engine.scatter(d_out, ids, self.gradients["table"], add)
 
     def backward(self, d_out: npt.NDArray[Any]) -> None:
         """Overwrite `gradients` with those of the last call, which must have had training=True.
@@ -797,6 +804,71 @@ class Embedding(OfParameters):
         shape = (*ids.shape, self.embedding_size)
         d_out = check.array("d_out", d_out, shape, "the shape of the output", dtype=self.dtype, like="this layer")
         self.backward_into(d_out.reshape(-1, self.embedding_size), ids.reshape(-1))
+
+
+class TiedProjection(OfParameters):
+    """A dense layer whose kernel is an embedding's table transposed: x @ table.T + bias. Press & Wolf 2017.
+
+    bias [vocab_size] is its only variable. The kernel's gradient is the table's: `backward_into` overwrites it, and
+    `Embedding.backward_into` must then add its own.
+    """
+
+    _view_names = (*OfParameters._view_names, "bias")
+    _scratch_names = ("_scratch",)
+
+    def __init__(self, embedding: Embedding, *, storage: ParameterBuffer | None = None) -> None:
+        self._embedding = embedding
+        self.input_size, self.output_size = embedding.embedding_size, embedding.vocab_size
+        self.dtype = embedding.dtype
+        self._bind(_storage(storage, self.shapes(self.output_size), self.dtype, None))
+        self._begin()
+
+    def _bind(self, storage: ParameterBuffer) -> None:
+        super()._bind(storage)
+        self.bias = self.parameters["bias"]
+
+    def _begin(self) -> None:
+        self._scratch = Scratch(self.dtype, self._engine)
+
+    def on_twin(self, engine: Engine, storage: ParameterBuffer, embedding: Embedding) -> TiedProjection:
+        """Return a twin on another engine, tied to the embedding's twin there."""
+        twin = self._on(engine, storage)
+        twin._embedding = embedding
+        return twin
+
+    @staticmethod
+    def shapes(output_size: int) -> dict[str, Shape]:
+        """Return the variables and their shapes."""
+        return {"bias": (output_size,)}
+
+    @property
+    def kernel(self) -> Array:
+        """Kernel [input_size, output_size]: a view of the table."""
+        kernel: Array = self._embedding.table.T
+        return kernel
+
+    def forward_into(self, out: Array, x: Array) -> None:
+        """Fill out [N, output_size] from x [N, input_size], already checked."""
+        self._engine.linear(x, self._kernel(), self.bias, out)
+
+    def backward_into(self, d_x: Array, x: Array, d_out: Array) -> None:
+        """Fill d_x and the gradients of the bias and of the table: x is that of the call."""
+        d_kernel = self._scratch("d_kernel", (self.input_size, self.output_size))
+        self._engine.linear_backward(x, self._kernel(), d_out, d_x, d_kernel, self.gradients["bias"])
+        self._embedding.gradients["table"][...] = d_kernel.T
+
+    def cross_entropy(self, x: Array, targets: Array, d_x: Array | None) -> float:
+        """Mean cross entropy in nats; with d_x, its derivatives as in `backward_into`. See `Engine`."""
+        gradients = self._embedding.gradients["table"], self.gradients["bias"]
+        return self._engine.projected_cross_entropy(
+            x, self._embedding.table, self.bias, targets, None if d_x is None else (d_x, *gradients), transposed=True
+        )
+
+    def _kernel(self) -> Array:
+        """A contiguous copy of the kernel."""
+        kernel = self._scratch("kernel", (self.input_size, self.output_size))
+        kernel[...] = self.kernel
+        return kernel
 
 
 def _stack_shapes(

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmfast import _checks as check
-from lstmfast import _core, losses, reference
+from lstmfast import _core, initializers, losses, reference
 from lstmfast._checks import Array, State
 from lstmfast._engine.buffers import OfParameters, ParameterBuffer, Scratch
 from lstmfast._engine.cpu import CPU
 from lstmfast.cells import Cell, check_features
 from lstmfast.cuda._engine import CudaEngine, Mirror
 from lstmfast.initializers import Initializer, Shape
-from lstmfast.layers import LSTM, STREAM_FEATURES, Dropout, Embedding, Linear, read_only
+from lstmfast.layers import LSTM, STREAM_FEATURES, Dropout, Embedding, Linear, TiedProjection, read_only
 
 BatchLoss: TypeAlias = Callable[[Array, Any], tuple[float, Array]]
 """A batch loss: (logits [N, classes], labels as given) -> (loss, its derivative by the logits)."""
@@ -35,7 +35,7 @@ class _Layers(NamedTuple):
     """The layers that compute: the model's own, or twins of them on a device."""
 
     lstm: LSTM
-    projection: Linear
+    projection: Linear | TiedProjection
     embedding: Embedding | None
 
 
@@ -60,6 +60,7 @@ class _Model(OfParameters):
         initializer: Initializer | None,
         loss: BatchLoss | None,
         device: str,
+        tied: bool = False,
     ) -> None:
         self.hidden_size = check.whole_number("hidden_size", hidden_size)
         self.num_layers = check.whole_number("num_layers", num_layers)
@@ -77,23 +78,28 @@ class _Model(OfParameters):
                     input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=bidirectional,
                     projection_size=cell.projection_size, peepholes=cell.peepholes,
                 ),
-                "projection": Linear.shapes(self._features, output_size),
+                "projection": (
+                    TiedProjection.shapes(output_size) if tied else Linear.shapes(self._features, output_size)
+                ),
             },
             self.dtype,
         )
-        storage.fill(initializer, rng)
+        storage.fill(initializer or (_tied_default if tied else None), rng)
         self._bind(storage)
         self.lstm = LSTM(
             input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=bidirectional,
             dropout=self.dropout, cell=cell, dtype=self.dtype, storage=storage.part("lstm."),
         )
-        self.projection = Linear(
-            self._features, output_size, dtype=self.dtype, storage=storage.part("projection.")
-        )
         self.embedding: Embedding | None = None
         if "embedding" in before:
             table = storage.one("embedding", under="table")
             self.embedding = Embedding(*before["embedding"], dtype=self.dtype, storage=table)
+        of_projection = storage.part("projection.")
+        self.projection: Linear | TiedProjection
+        if tied and self.embedding is not None:
+            self.projection = TiedProjection(self.embedding, storage=of_projection)
+        else:
+            self.projection = Linear(self._features, output_size, dtype=self.dtype, storage=of_projection)
         self._begin()
 
     @property
@@ -115,11 +121,14 @@ class _Model(OfParameters):
             check_features(self.cell.features, engine.features, engine.place)
             self._engine, self._mirror = engine, Mirror(engine, self._storage)
             there = self._mirror.storage
-            self._layers = _Layers(
-                self.lstm._on(engine, there.part("lstm.")),
-                self.projection._on(engine, there.part("projection.")),
-                self.embedding and self.embedding._on(engine, there.one("embedding", under="table")),
-            )
+            embedding = self.embedding and self.embedding._on(engine, there.one("embedding", under="table"))
+            projection: Linear | TiedProjection
+            if isinstance(self.projection, Linear):
+                projection = self.projection._on(engine, there.part("projection."))
+            else:
+                assert embedding is not None
+                projection = self.projection.on_twin(engine, there.part("projection."), embedding)
+            self._layers = _Layers(self.lstm._on(engine, there.part("lstm.")), projection, embedding)
         self._dropouts = [Dropout(self.dropout, self.dtype, self._engine) for _ in range(2)]  # of x and of features
         self._scratch = Scratch(self.dtype, self._engine)
 
@@ -148,6 +157,11 @@ class _Model(OfParameters):
         return check.array("d_logits", d_logits, logits.shape, "the shape of logits", dtype=self.dtype, like="logits")
 
 
+def _tied_default(name: str, shape: Shape, rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
+    """`initializers.default`, and a table with the bound of the projection that it is too."""
+    return initializers.default(name, shape[::-1], rng).T if name == "embedding" else initializers.default(name, shape, rng)
+
+
 class CharLM(_Model):
     """A language model over tokens: embedding (if any), LSTM stack, projection to one logit for each token.
 
@@ -159,6 +173,10 @@ class CharLM(_Model):
     (logits [T*B, V], targets [T*B]) -> (loss, derivative by the logits); None is mean softmax cross entropy in nats.
     device: "cpu", or "cuda" to compute loss and gradients there; parameters, arguments and results are NumPy arrays
     on both, numbers agree to float32 rounding, and streams run on the CPU.
+    tied: the projection's kernel is the embedding's table transposed, whose gradient is then the sum of both uses (Press
+    & Wolf 2017; Inan, Khosravi & Socher 2017). There is no variable "projection.kernel", embedding_size must equal the
+    length of the LSTM's outputs, and the default initial table is uniform within 1/sqrt(E).
+    With many tokens the loss is computed for a few rows at a time, so that memory does not grow with T*B*V.
     States (h, c) are [num_layers, B, H] each (h [num_layers, B, projection_size] with a projection); None stands for
     zeros.
     Raises CudaUnavailableError with the reason if "cuda" is not available, ValueError for a cell it does not support.
@@ -179,6 +197,7 @@ class CharLM(_Model):
         initializer: Initializer | None = None,
         loss: BatchLoss | None = None,
         device: str = "cpu",
+        tied: bool = False,
     ) -> None:
         self.vocab_size = check.whole_number("vocab_size", vocab_size)
         self.embedding_size = None if embedding_size is None else check.whole_number("embedding_size", embedding_size)
@@ -186,12 +205,24 @@ class CharLM(_Model):
             raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
         if device == "cuda" and check.float_dtype(dtype) != np.float32:
             raise TypeError(f"dtype must be float32 on a CUDA device, got {np.dtype(dtype)}")
-        width = self.embedding_size
+        width, cell = self.embedding_size, Cell.of(cell, forget_bias=forget_bias)
+        self.tied = bool(tied)
+        if self.tied:
+            outputs = cell.output_size(check.whole_number("hidden_size", hidden_size))
+            if width is None:
+                raise ValueError(
+                    f"tied shares the table of an embedding, and this model has none: give embedding_size {outputs}"
+                )
+            if width != outputs:
+                raise ValueError(
+                    f"tied needs embedding_size to be the length of the LSTM's outputs, {outputs} (hidden_size, or "
+                    f"projection_size where there is a projection), got {width}"
+                )
         super().__init__(
             {} if width is None else {"embedding": (self.vocab_size, width)},
             self.vocab_size if width is None else width, hidden_size, self.vocab_size,
-            num_layers=num_layers, bidirectional=False, dropout=dropout, cell=Cell.of(cell, forget_bias=forget_bias),
-            dtype=dtype, rng=rng, initializer=initializer, loss=loss, device=device,
+            num_layers=num_layers, bidirectional=False, dropout=dropout, cell=cell,
+            dtype=dtype, rng=rng, initializer=initializer, loss=loss, device=device, tied=self.tied,
         )
 
     def zero_state(self, batch_size: int) -> State:
@@ -214,6 +245,9 @@ class CharLM(_Model):
         """
         inputs, targets = self._pair(inputs, targets)
         _, features, state = self._run(inputs, state)
+        if self._projects_in_parts:
+            targets = self._engine.to_engine(targets.reshape(-1))
+            return self._layers.projection.cross_entropy(features, targets, None), state
         loss, _ = self._loss_and_d_logits(features, targets)
         return loss, state
 
@@ -234,8 +268,15 @@ class CharLM(_Model):
         rng = self._dropout_rng(rng)
         ids, features, state = self._run(inputs, state, keep_for_backward=True, rng=rng)
         features = self._dropouts[1].forward_into(features, rng)
-        loss, d_logits = self._loss_and_d_logits(features, targets)
-        d_h = self._project_backward(features, d_logits).reshape(*inputs.shape, self._features)
+        if self._projects_in_parts:
+            d_features = self._scratch("d_features", tuple(features.shape))
+            targets = self._engine.to_engine(targets.reshape(-1))
+            loss = self._layers.projection.cross_entropy(features, targets, d_features)
+            self._dropouts[1].backward_into(d_features)
+        else:
+            loss, d_logits = self._loss_and_d_logits(features, targets)
+            d_features = self._project_backward(features, d_logits)
+        d_h = d_features.reshape(*inputs.shape, self._features)
         lstm, _, embedding = self._layers
         if embedding is None:
             lstm.backward_into(None, d_h)
@@ -243,7 +284,7 @@ class CharLM(_Model):
             d_x = self._scratch("d_x", (*inputs.shape, embedding.embedding_size))
             lstm.backward_into(d_x, d_h)
             self._dropouts[0].backward_into(d_x)
-            embedding.backward_into(d_x.reshape(-1, embedding.embedding_size), ids.reshape(-1))
+            embedding.backward_into(d_x.reshape(-1, embedding.embedding_size), ids.reshape(-1), add=self.tied)
         if self._mirror is not None:
             self._mirror.fetch()
         return loss, state
@@ -289,6 +330,10 @@ class CharLM(_Model):
         initial = None if h0 is None else engine.to_engine(h0), None if c0 is None else engine.to_engine(c0)
         h_n, c_n = lstm.forward_into(h, x, initial, keep_for_backward=keep_for_backward, rng=rng)
         return ids, h.reshape(-1, self._features), (engine.to_host(h_n), engine.to_host(c_n))
+
+    @property
+    def _projects_in_parts(self) -> bool:
+        return self._batch_loss is None and self.vocab_size >= self._engine.projected_classes
 
     def _loss_and_d_logits(self, features: Array, targets: Array) -> tuple[float, Array]:
         """Return the mean loss and, in scratch, its derivative by the logits [T*B, V]."""

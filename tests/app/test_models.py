@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 import lstmfast as lf
 from lstmfast import losses, reference
+from lstmfast._engine.cpu import CPU
 from support.oracles import slopes
 from support.tolerances import DIFFERENCE, SAME, states, sums
 
@@ -96,6 +99,99 @@ def test_gradients_are_the_slopes_of_the_loss(rng, num_layers, embedding_size):
     model.loss_and_gradients(inputs, targets, state)
     found = [(model.gradients[name] * direction).sum() for name, direction in directions.items()]
     np.testing.assert_allclose(found, expected, **DIFFERENCE)
+
+
+PROJECTED = pytest.mark.parametrize("projection_size", [None, 4], ids=["as long as the units", "shortened"])
+PARTS = pytest.mark.parametrize("in_parts", [False, True], ids=["all logits", "in parts"])
+
+
+def _tied(rng, projection_size=None, dtype="float64", **options):
+    cell = lf.Cell(projection_size=projection_size)
+    return _model(rng, 2, projection_size or H, dtype, cell=cell, tied=True, **options)
+
+
+def _set_parts(monkeypatch, in_parts):
+    monkeypatch.setattr(type(CPU), "projected_classes", 1 if in_parts else 1 << 30)
+
+
+@PARTS
+@PROJECTED
+def test_gradients_of_tied_weights_are_the_slopes_of_the_loss(rng, monkeypatch, projection_size, in_parts):
+    _set_parts(monkeypatch, in_parts)
+    model, inputs, targets = _tied(rng, projection_size, dropout=0.3), _ids(rng), _ids(rng)
+    values = {name: value.copy() for name, value in model.parameters.items()}
+    directions = {name: rng.standard_normal(value.shape) for name, value in values.items()}
+
+    def loss(v):
+        for name, value in v.items():
+            model.parameters[name][:] = value
+        return model.loss_and_gradients(inputs, targets, rng=np.random.default_rng(0))[0]
+
+    expected = slopes(loss, values, directions)
+    loss(values)
+    found = [(model.gradients[name] * direction).sum() for name, direction in directions.items()]
+    np.testing.assert_allclose(found, expected, **DIFFERENCE)
+
+
+@PARTS
+def test_a_tied_model_is_the_one_whose_projection_is_its_table_transposed(rng, monkeypatch, dtype, in_parts):
+    _set_parts(monkeypatch, in_parts)
+    tied, untied, ids = _tied(rng, dtype=dtype), _model(rng, 2, H, dtype), _ids(rng)
+    for name, values in tied.parameters.items():
+        untied.parameters[name][:] = values
+    untied.parameters["projection.kernel"][:] = tied.parameters["embedding"].T
+    np.testing.assert_allclose(tied(ids)[0], untied(ids)[0], **states(dtype, V + H))
+    np.testing.assert_allclose(tied.loss(ids, ids)[0], untied.loss(ids, ids)[0], **sums(dtype, V))
+
+
+def test_tied_weights_are_held_once(rng):
+    assert "projection.kernel" not in _tied(rng).parameters
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+def test_a_copy_of_a_tied_model_is_tied(rng, copied):
+    model, ids = copied(_tied(rng)), _ids(rng)
+    before = model(ids)[0]
+    model.parameters["embedding"] *= 2
+    np.testing.assert_allclose(model.projection.kernel, model.parameters["embedding"].T)
+    assert not np.array_equal(model(ids)[0], before)
+
+
+@pytest.mark.parametrize(
+    ("embedding_size", "message"),
+    [
+        (None, "tied shares the table of an embedding, and this model has none: give embedding_size 6"),
+        (4, "tied needs embedding_size to be the length of the LSTM's outputs, 6"),
+    ],
+)
+def test_what_cannot_be_tied_is_refused(rng, embedding_size, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _model(rng, 1, embedding_size, tied=True)
+
+
+@PROJECTED
+def test_stream_and_frozen_copy_of_a_tied_model_speak_as_the_model(rng, dtype, projection_size):
+    model, ids = _tied(rng, projection_size, dtype), _ids(rng)
+    stream = model.stream(B)
+    expected = model(ids)[0]
+    np.testing.assert_allclose([stream.step(ids_t).copy() for ids_t in ids], expected, **states(dtype, V + H))
+    np.testing.assert_allclose(model.inference()(ids)[0], expected, **states(dtype, V + H))
+
+
+def test_int8_weights_of_a_tied_model_give_nearly_its_logits(rng):
+    model, ids = _tied(rng, dtype="float32"), _ids(rng)
+    np.testing.assert_allclose(model.inference(weights="int8")(ids)[0], model(ids)[0], atol=0.05)
+
+
+@pytest.mark.parametrize("embedding_size", [None, 4], ids=["one-hot", "embedding"])
+@PARTS
+def test_gradients_do_not_depend_on_how_many_logits_are_kept(rng, monkeypatch, embedding_size, in_parts):
+    model, inputs, targets = _model(rng, 1, embedding_size), _ids(rng), _ids(rng)
+    model.loss_and_gradients(inputs, targets)
+    expected = model.gradient_buffer.copy()
+    _set_parts(monkeypatch, in_parts)
+    model.loss_and_gradients(inputs, targets)
+    np.testing.assert_allclose(model.gradient_buffer, expected, **SAME)
 
 
 @pytest.mark.parametrize("embedding_size", [None, 4], ids=["one-hot", "embedding"])

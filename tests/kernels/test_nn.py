@@ -144,6 +144,50 @@ def test_cross_entropy_writes_nothing_outside_its_outputs(isa, dtype, rng, shape
     assert outputs.spilled() == []
 
 
+# --- cross entropy of a projection ------------------------------------------------------------------------------------
+
+
+PROJECTIONS = [(1, 1, 1), (3, 5, 7), (0, 3, 2), (7, 33, 1030), (300, 17, 19), (600, 8, 2100)]
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["kernel", "table"])
+@pytest.mark.parametrize("shape", PROJECTIONS, ids=str)
+def test_cross_entropy_of_a_projection_is_that_of_all_its_logits(isa, dtype, rng, shape, transposed):
+    n, k, m = shape
+    x, kernel, bias = (rng.standard_normal(size) for size in [(n, k), (k, m), (m,)])
+    targets, scale = rng.integers(0, m, n).astype(np.int32), 1 / max(n, 1)
+    losses, d_x, d_bias = (np.full(size, np.nan, dtype) for size in [(n,), (n, k), (m,)])
+    d_kernel = np.full((m, k) if transposed else (k, m), np.nan, dtype)
+    given = (np.ascontiguousarray(kernel.T) if transposed else kernel).astype(dtype)
+    _core.projected_cross_entropy(
+        x.astype(dtype), given, bias.astype(dtype), targets, losses, d_x, d_kernel, d_bias, transposed, scale
+    )
+    logits = reference.linear(x, kernel, bias)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    d_logits = (p - np.eye(m)[targets]) * scale
+    expected = -np.log(p[np.arange(n), targets]), d_logits @ kernel.T, x.T @ d_logits, d_logits.sum(axis=0)
+    found = losses, d_x, d_kernel.T if transposed else d_kernel, d_bias
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_allclose(ours, theirs, **gradients(dtype, max(n, m) + k))
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["kernel", "table"])
+def test_cross_entropy_of_a_projection_has_the_same_bits_on_any_number_of_threads(rng, transposed):
+    n, k, m = 300, 64, 2500
+    x, kernel, bias = (rng.standard_normal(s).astype("f4") for s in [(n, k), (m, k) if transposed else (k, m), (m,)])
+    targets, before, results = rng.integers(0, m, n).astype(np.int32), _core.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            _core.set_num_threads(threads)
+            out = np.empty(n, "f4"), np.empty((n, k), "f4"), np.empty(kernel.shape, "f4"), np.empty(m, "f4")
+            _core.projected_cross_entropy(x, kernel, bias, targets, *out, transposed, 1.0)
+            results.append(b"".join(a.tobytes() for a in out))
+    finally:
+        _core.set_num_threads(before)
+    assert results[0] == results[1]
+
+
 # --- embedding --------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +206,13 @@ def test_embedding_scatter_adds_the_rows_of_an_id_in_their_order(isa, dtype, rng
     d_table = np.full((11, columns), np.nan, dtype)
     _core.embedding_scatter(d_out, ids, d_table)
     assert_array_equal(d_table, reference.embedding_scatter(d_out, ids, 11))
+
+
+def test_embedding_scatter_adds_to_what_is_there_if_asked(isa, dtype, rng):
+    d_out, ids = rng.standard_normal((9, 5)).astype(dtype), rng.integers(0, 11, 9).astype(np.int32)
+    d_table = np.ones((11, 5), dtype)
+    _core.embedding_scatter(d_out, ids, d_table, add=True)
+    assert_allclose(d_table, 1 + reference.embedding_scatter(d_out, ids, 11), **sums(dtype, 10))
 
 
 # --- norm and updates -------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ class _CpuEngine:
 
     place = "on the CPU"
     features = frozenset(cells.OPTIONS)
+    projected_classes: float = 2048  # with fewer, the logits of a step fit in a cache
     sequence = _core.Sequence
     linear = staticmethod(_core.linear)
     linear_backward = staticmethod(_core.linear_backward)
@@ -48,6 +49,24 @@ class _CpuEngine:
     def cross_entropy(self, logits: Array, targets: Array) -> float:
         """As `losses.softmax_cross_entropy`; logits become the derivative."""
         return losses.mean_cross_entropy_in_place(logits, targets, np.empty(len(targets), logits.dtype))
+
+    def projected_cross_entropy(
+        self,
+        x: Array,
+        kernel: Array,
+        bias: Array,
+        targets: Array,
+        derivatives: tuple[Array, Array, Array] | None,
+        *,
+        transposed: bool,
+    ) -> float:
+        """As `Engine.projected_cross_entropy`."""
+        losses_of_rows = np.empty(len(targets), x.dtype)
+        _core.projected_cross_entropy(
+            x, kernel, bias, targets, losses_of_rows, *(derivatives or (None, None, None)), transposed,
+            1.0 / len(targets),
+        )
+        return float(losses_of_rows.sum(dtype=np.float64)) / len(targets)
 
 
 CPU = _CpuEngine()

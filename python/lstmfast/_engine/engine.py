@@ -68,6 +68,8 @@ class Engine(Protocol):
     """The device of the arrays, for errors: "on a CUDA device"."""
     features: frozenset[str]
     """Features of a cell that it supports: see `cells.check_features`."""
+    projected_classes: float
+    """From this many classes on, `projected_cross_entropy` is there and needs less memory than all logits."""
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
         """A new array."""
@@ -92,11 +94,26 @@ class Engine(Protocol):
     def gather(self, table: Array, ids: Array, out: Array) -> None:
         """out [N, E] = rows of table at ids [N]."""
 
-    def scatter(self, d_out: Array, ids: Array, d_table: Array) -> None:
-        """The derivative of `gather`: rows of the same id are added up."""
+    def scatter(self, d_out: Array, ids: Array, d_table: Array, add: bool = False) -> None:
+        """The derivative of `gather`: rows of the same id are added up, and with `add` to what d_table holds."""
 
     def multiply(self, x: Array, mask: Array, out: Array) -> None:
         """out = x * mask."""
 
     def cross_entropy(self, logits: Array, targets: Array) -> float:
         """Mean of -log softmax(logits)[target] of logits [N, V] and targets [N]; logits become its derivative."""
+
+    def projected_cross_entropy(
+        self,
+        x: Array,
+        kernel: Array,
+        bias: Array,
+        targets: Array,
+        derivatives: tuple[Array, Array, Array] | None,
+        *,
+        transposed: bool,
+    ) -> float:
+        """`cross_entropy` of `linear`, and the derivatives by x, kernel and bias, without an array of all logits.
+
+        With `transposed` the kernel and its derivative are [V, I], as the table of an embedding.
+        """

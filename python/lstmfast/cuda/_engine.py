@@ -8,6 +8,7 @@ one piece.
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class CudaEngine:
 
     place = _sequences.PLACE
     features = _sequences.FEATURES
+    projected_classes = math.inf
 
     def __init__(self, on: Context) -> None:
         self._on, self._framework = on, on.framework
@@ -99,9 +101,10 @@ class CudaEngine:
         """out = rows of table at ids."""
         out[...] = self._framework.rows_at(table, ids)
 
-    def scatter(self, d_out: DeviceArray, ids: DeviceArray, d_table: DeviceArray) -> None:
+    def scatter(self, d_out: DeviceArray, ids: DeviceArray, d_table: DeviceArray, add: bool = False) -> None:
         """The derivative of `gather`."""
-        d_table[...] = self._framework.add_rows(d_out, ids, d_table.shape[0])
+        rows = self._framework.add_rows(d_out, ids, d_table.shape[0])
+        d_table[...] = d_table + rows if add else rows
 
     def multiply(self, x: DeviceArray, mask: DeviceArray, out: DeviceArray) -> None:
         """out = x * mask."""
@@ -112,6 +115,19 @@ class CudaEngine:
         losses, d_logits = self._framework.cross_entropy(logits, targets)
         logits[...] = d_logits * (1.0 / logits.shape[0])
         return float(self._framework.to_host(losses).mean(dtype=np.float64))
+
+    def projected_cross_entropy(
+        self,
+        x: DeviceArray,
+        kernel: DeviceArray,
+        bias: DeviceArray,
+        targets: DeviceArray,
+        derivatives: tuple[DeviceArray, DeviceArray, DeviceArray] | None,
+        *,
+        transposed: bool,
+    ) -> float:
+        """Not called: see `projected_classes`."""
+        raise NotImplementedError
 
 
 class DeviceSequence:
