@@ -277,9 +277,55 @@ def test_a_missing_file_is_named(load):
         load("nowhere.txt")
 
 
-def test_a_folder_is_refused_by_name(load, tmp_path):
-    with pytest.raises(ValueError, match="is a folder; name the text files in it"):
-        load(str(tmp_path))
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of text files, and what is none."""
+    files = {
+        "b.txt": "two ", "a.txt": "one ", "sub/c.md": "three ", "z": "four", ".hidden": "no", ".git/config": "no",
+        "picture.png": "\0\1", "runs/lstmfast-cache/corpus": "no", "runs/stdlib-1/metrics.jsonl": "{}",
+        "runs/stdlib-1/samples.txt": "no",
+    }
+    for name, content in files.items():
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, content)
+    return tmp_path / "folder"
+
+
+def test_a_folder_is_its_text_files_and_those_below_in_sorted_order(load, folder):
+    assert text_of(load(str(folder))) == "one two fourthree "
+
+
+def test_the_description_counts_what_is_left_out_of_a_folder(load, folder):
+    assert load(str(folder)).description == "folder: 18 characters, 10 symbols; left out: 3 hidden or binary"
+
+
+def test_a_folder_and_a_file_are_joined_in_the_order_given(load, folder, tmp_path):
+    assert text_of(load(write(tmp_path / "first.txt", "zero "), str(folder))).startswith("zero one ")
+
+
+def test_files_of_a_folder_may_be_of_two_bytes_a_character(load, tmp_path):
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "poem.txt", "tyger".encode("utf-16"))
+    assert text_of(load(str(tmp_path / "folder"), encoding="utf-16")) == "tyger"
+
+
+def test_a_folder_without_text_says_so(load, tmp_path):
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / ".hidden", "no")
+    with pytest.raises(ValueError, match=r"folder .*folder holds no text file \(1 hidden or binary\)"):
+        load(str(tmp_path / "folder"))
+
+
+def test_a_file_added_to_a_folder_is_read(load, folder):
+    load(str(folder))
+    write(folder / "new.txt", "!")
+    assert "!" in text_of(load(str(folder)))
+
+
+def test_expected_bytes_of_a_folder_is_refused(load, folder):
+    with pytest.raises(ValueError, match="expected_bytes is the size of one file or address, and .*folder is a folder"):
+        load(str(folder), expected_bytes=5)
 
 
 @pytest.mark.parametrize("options", [{}, {"vocabulary": "bytes"}, {"fold": True}])
@@ -421,8 +467,8 @@ def test_an_encoding_python_does_not_know_is_refused_by_name(load, encoding):
 
 
 def test_an_unknown_vocabulary_error_lists_the_known_ones(load):
-    with pytest.raises(ValueError, match="one of characters, udacity, bytes, got 'words'"):
-        load("-", vocabulary="words")
+    with pytest.raises(ValueError, match="one of characters, udacity, bytes, words, bpe, got 'syllables'"):
+        load("-", vocabulary="syllables")
 
 
 def test_folding_into_bytes_is_refused(load):

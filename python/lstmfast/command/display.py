@@ -70,13 +70,12 @@ class Display(Callback):
         words = [
             f"step {summary.step:6,}/{trainer.settings.steps:,}",
             f"loss {summary.loss:.4f}",
-            f"{losses.bits_per_character(summary.loss):.3f} bits/char",
+            f"{_bits_per_character(trainer, summary.loss):.3f} bits/char",
             f"{summary.chars_per_second:9,} chars/s",
             f"{self._time_left(trainer)} left",
         ]
         if summary.valid_loss is not None:
-            perplexity = losses.perplexity(summary.valid_loss)
-            words.append(f"validation {summary.valid_loss:.4f} (perplexity {perplexity:.2f})")
+            words.append(f"validation {summary.valid_loss:.4f} ({_described(summary)})")
         self.say("  ".join(words))
 
     def on_samples(self, trainer: Trainer, step: int, texts: list[str]) -> None:
@@ -88,6 +87,18 @@ class Display(Callback):
         seconds = (time.perf_counter() - self._started) / max(made, 1) * (trainer.settings.steps - trainer.step)
         minutes, seconds = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+
+def _bits_per_character(trainer: Trainer, loss: float) -> float:
+    return trainer.counts.bits_per_character(loss) if trainer.counts else losses.bits_per_character(loss)
+
+
+def _described(summary: Summary) -> str:
+    """The validation loss in other units."""
+    loss, counts = summary.valid_loss or 0.0, summary.valid_counts
+    if counts is None:
+        return f"perplexity {losses.perplexity(loss):.2f}"
+    return f"{counts.bits_per_character(loss):.3f} bits/char, perplexity {counts.word_perplexity(loss):,.1f} per word"
 
 
 class LiveDisplay(Display):
@@ -132,7 +143,7 @@ class LiveDisplay(Display):
         """Redraw if a tenth of a second has passed."""
         settings = trainer.settings
         self._loss = 0.98 * self._loss + 0.02 * loss if self._loss else loss
-        self._characters += settings.batch_size * settings.unroll
+        self._characters += settings.batch_size * settings.unroll * trainer.characters_per_id
         now = time.perf_counter()
         if now - self._drawn_at >= _REDRAW_SECONDS or trainer.done:
             self._drawn_at = now
@@ -145,6 +156,8 @@ class LiveDisplay(Display):
         self._loss, self._speed = summary.loss, summary.chars_per_second
         if summary.valid_loss is not None:
             self._validation = f"  valid {summary.valid_loss:.3f}"
+            if summary.valid_counts is not None:
+                self._validation += f" ({_described(summary)})"
         if trainer.done:
             self._draw_step(trainer)
         self._restart_speed()
@@ -156,12 +169,12 @@ class LiveDisplay(Display):
 
     def _restart_speed(self) -> None:
         """Measure the speed from here, so that only time spent in steps counts."""
-        self._counted_from, self._characters = time.perf_counter(), 0
+        self._counted_from, self._characters = time.perf_counter(), 0.0
 
     def _draw_step(self, trainer: Trainer) -> None:
         words = (
             f"{trainer.step:,}/{trainer.settings.steps:,}  loss {self._loss:.3f}  "
-            f"{losses.bits_per_character(self._loss):.3f} bits/char{self._validation}  {self._speed:,.0f} chars/s  "
+            f"{_bits_per_character(trainer, self._loss):.3f} bits/char{self._validation}  {self._speed:,.0f} chars/s  "
             f"{self._time_left(trainer)} left"
         )
         self._draw("Training", trainer.step, trainer.settings.steps, words)

@@ -47,7 +47,7 @@ def sample(argv: Sequence[str]) -> int:
         weights=options.weights,
     )
     _replace_unencodable("replace")  # a terminal may lack characters of the model
-    if "\r" not in (vocabulary.symbols or "\r"):
+    if "\r" not in (vocabulary.symbols or ("" if config.has_tokens else "\r")):
         prime, *stop = (re.sub("\r\n?", "\n", text) for text in (options.prime, *options.stop))  # as the text was read
         options = dataclasses.replace(options, prime=prime, stop=tuple(stop))
     if options.best_of != 1:
@@ -104,6 +104,7 @@ def evaluate_text(argv: Sequence[str]) -> int:
         return load_corpus(
             options.text,
             vocabulary=vocabulary,
+            vocabulary_size=config.data.vocabulary_size,
             fold=options.fold or config.data.fold,
             encoding=options.encoding or config.data.encoding,
             cache_folder=cache_folder,
@@ -120,12 +121,23 @@ def evaluate_text(argv: Sequence[str]) -> int:
         "bits_per_char": losses.bits_per_character(loss),
         "perplexity": losses.perplexity(loss),
     }
+    unit = "character"
+    if counts := corpus.count(corpus.ids[1:]):  # the first one is not predicted
+        unit = "token"
+        result |= {
+            "characters": round(counts.characters),
+            "bits_per_char": counts.bits_per_character(loss),
+            "tokens": len(corpus.ids),
+            "words": counts.words,
+            "word_perplexity": counts.word_perplexity(loss),
+        }
     if options.json:
         print(json.dumps(result))
     else:
         print(corpus.description)
-        print(f"loss        {loss:.4f} nats per character, {result['bits_per_char']:.4f} bits per character")
-        print(f"perplexity  {result['perplexity']:.4f}")
+        print(f"loss        {loss:.4f} nats per {unit}, {result['bits_per_char']:.4f} bits per character")
+        per_word = f" per token, {result['word_perplexity']:.4f} per word" if counts else ""
+        print(f"perplexity  {result['perplexity']:.4f}{per_word}")
     return 0
 
 

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 # Not taken from docstrings: Python may run without any (-OO). The list of commands shows the first sentences.
 ABOUT = {
-    "train": "Train on a text, character by character, and write a run folder. Without a text: on the source of "
+    "train": "Train on a text, character by character or by --vocabulary, and write a run folder. Without a text: on the source of "
     "Python's own standard library.",
     "sample": "Generate text with a trained model. Only the text goes to standard output.",
     "eval": "Measure how well a trained model predicts a text.",
@@ -49,7 +49,8 @@ class TrainOptions(MachineOptions):
     """Options of `train`."""
 
     text: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
-    """Files, zip archives, http(s) addresses, or - for standard input; joined in this order."""
+    """Files, folders (all text files in them), zip archives, http(s) addresses, or - for standard input; joined in this
+    order."""
     preset: str = "stdlib"
     """Preset of the defaults below: stdlib, or udacity (the classic 6_lstm notebook)."""
     out: str = ""
@@ -81,7 +82,7 @@ class SampleOptions(MachineOptions):
     run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder or checkpoint file."""
     length: int = 500
-    """Characters to generate after the prime."""
+    """Characters to generate after the prime; tokens, if the run has a vocabulary of words or bpe."""
     prime: str = ""
     """Text that the model continues."""
     # Of temperatures 0.4 to 1 with top_p 1, 0.95 and 0.9: 9 of 10 words are words of the text, and it does not go in
@@ -112,7 +113,7 @@ class EvalOptions(MachineOptions):
     run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder or checkpoint file."""
     text: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")]
-    """Files, zip archives, http(s) addresses, or - for standard input; joined in this order."""
+    """Files, folders, zip archives, http(s) addresses, or - for standard input; joined in this order."""
     fold: FlagCreatePairsOff[bool] = False
     """Reduce the text to the fixed 27 symbols, even if the run did not."""
     encoding: str = ""

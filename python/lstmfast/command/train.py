@@ -17,6 +17,8 @@ from lstmfast import _core, cuda, runtime
 from lstmfast.command.display import Display, make_display
 from lstmfast.command.options import TrainOptions, parse, set_up
 from lstmfast.text.corpus import Corpus, load_corpus
+from lstmfast.text.sources import CACHE_NAME
+from lstmfast.text.tokens import AnyVocabulary
 from lstmfast.training.config import Config, changed_settings
 from lstmfast.training.presets import preset
 from lstmfast.training.recipe import make_trainer, timed
@@ -24,7 +26,7 @@ from lstmfast.training.run_folder import RunFolder
 from lstmfast.training.tensorboard import TensorBoard, load_writer
 from lstmfast.training.trainer import Trainer
 
-CACHE = "lstmfast-cache"  # beside the run folders, so that runs share encoded texts and downloads
+CACHE = CACHE_NAME  # beside the run folders, so that runs share encoded texts and downloads
 _CHANGEABLE = {"steps", "checkpoint_every"}  # settings a resumed run may change, since they do not change its past
 
 
@@ -122,11 +124,15 @@ def _train(folder: RunFolder, config: Config, options: TrainOptions, display: Di
 
 def _load_text(config: Config, folder: RunFolder, display: Display, *, resuming: bool) -> Corpus:
     data = config.data
+    vocabulary: str | AnyVocabulary = data.vocabulary
+    if resuming and config.has_tokens:
+        vocabulary = folder.learnt_vocabulary() or vocabulary  # another version of the library may learn another one
 
     def load(verbatim: bool) -> Corpus:
         return load_corpus(
             config.text,
-            vocabulary=data.vocabulary,
+            vocabulary=vocabulary,
+            vocabulary_size=data.vocabulary_size,
             fold=data.fold,
             encoding=data.encoding,
             cache_folder=folder.path.parent / CACHE,
@@ -147,7 +153,8 @@ def _load_text(config: Config, folder: RunFolder, display: Display, *, resuming:
 def _introduction(folder: RunFolder, config: Config, corpus: Corpus, trainer: Trainer, options: TrainOptions) -> str:
     shape, training = config.model, config.training
     layers = "1 layer" if shape.num_layers == 1 else f"{shape.num_layers} layers"
-    threads, portion = runtime.get_num_threads(), f"{training.batch_size} x {training.unroll} characters"
+    unit = "tokens" if config.has_tokens else "characters"
+    threads, portion = runtime.get_num_threads(), f"{training.batch_size} x {training.unroll} {unit}"
     begun = f", resumed after {trainer.step:,}" if trainer.step else ""
     machine = f"CPU:   {_core.current_isa()}, {threads} thread{'s' if threads > 1 else ''}"
     if options.device == "cuda":

@@ -1,4 +1,4 @@
-"""Where a text comes from: files, members of zip archives, standard input, downloads, Python's standard library.
+"""Where a text comes from: files, folders, members of zip archives, standard input, downloads, Python's standard library.
 
 Yields bytes. Refuses to decode them (see `decoding`) and to encode them (see `corpus`).
 """
@@ -28,6 +28,9 @@ _NOT_LIBRARY = re.compile(
     r"__pycache__|site-packages|dist-packages|tests?|idle_test|idlelib|lib2to3|turtledemo|ensurepip"
     r"|encodings|pydoc_data|config-.*|_sysconfigdata.*"
 )
+_BEGINNING_BYTES = 8192  # of a file, read to tell whether it is binary
+CACHE_NAME = "lstmfast-cache"  # of the folder beside run folders that holds encoded texts
+_RUN_FILES = frozenset({"metrics.jsonl", "checkpoint.safetensors"})
 _NOT_ASCII = bytes(byte for byte in range(256) if not (32 <= byte < 127 or byte == ord("\n")))
 
 
@@ -97,13 +100,47 @@ def standard_library_parts() -> list[Part]:
     return parts
 
 
-def file_parts(path: Path) -> list[Part]:
-    """The file itself, or the text members of a zip archive."""
+def text_parts(path: Path, encoding: str) -> tuple[list[Part], int]:
+    """The file itself, the text members of a zip archive, or the text files of a folder; and how many were left out."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the text files in it")
+        return _folder_parts(path, encoding)
     if not path.exists():
         raise FileNotFoundError(f"text file {path} does not exist")
-    return _zip_parts(path) if path.suffix.lower() == ".zip" else [Part(str(path), path)]
+    return _zip_parts(path) if path.suffix.lower() == ".zip" else [Part(str(path), path)], 0
+
+
+def _folder_parts(folder: Path, encoding: str) -> tuple[list[Part], int]:
+    """All text files in a folder and below, in sorted order; hidden and binary ones, and runs, are left out.
+
+    A file is binary if its beginning has a NUL byte, unless the encoding has them too.
+    """
+    has_nul = "\0" in "a".encode(encoding).decode("latin-1")
+    parts, left_out = [], 0
+    for here, folders, names in os.walk(folder, onerror=_raise):
+        hidden = [name for name in folders if name.startswith(".")]
+        left_out += len(hidden)
+        folders[:] = sorted({*folders} - {*hidden} - {CACHE_NAME})
+        if not _RUN_FILES.isdisjoint(names):  # a run's files change while it trains
+            folders[:] = []
+            continue
+        for name in sorted(names):
+            path = Path(here, name)
+            if name.startswith(".") or not path.is_file() or (not has_nul and _begins_binary(path)):
+                left_out += 1
+            else:
+                parts.append(Part(str(path), path))
+    if not parts:
+        raise ValueError(f"folder {folder} holds no text file" + (f" ({left_out} hidden or binary)" if left_out else ""))
+    return parts, left_out
+
+
+def _begins_binary(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"\0" in file.read(_BEGINNING_BYTES)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def to_ascii(piece: bytes) -> bytes:
@@ -139,6 +176,8 @@ def local_path(source: str, folder: Path, expected_bytes: int | None, progress: 
     elif path.is_fifo() or path.is_char_device():
         with path.open("rb") as stream:
             path = _keep_stream(stream, folder)
+    if expected_bytes is not None and path.is_dir():
+        raise ValueError(f"expected_bytes is the size of one file or address, and {source} is a folder")
     if expected_bytes is not None and path.is_file():
         files.check_size(source, path.stat().st_size, expected_bytes)
     return path
@@ -149,5 +188,5 @@ def name_of(sources: Sequence[str]) -> str:
     if not sources:
         return f"the standard library of Python {platform.python_version()}"
     shown = {"-": "standard input"}
-    names = [source if is_url(source) else shown.get(source, Path(source).name) for source in sources]
+    names = [source if is_url(source) else shown.get(source, Path(source).name or Path(source).absolute().name) for source in sources]
     return " + ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"

@@ -1,6 +1,6 @@
 """Vocabularies: which symbol each token id stands for.
 
-A token is a character or a byte. Refuses to be a tokenizer: no words, no subwords.
+A token is a character or a byte. Refuses to be a tokenizer: words and byte pairs are in `tokens`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Vocabulary:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Smallest unsigned integer type that holds every id, little-endian."""
-        return np.dtype("<u1" if self.size <= 1 << 8 else "<u2" if self.size <= 1 << 16 else "<u4")
+        return smallest_type(self.size)
 
     def encode(self, text: str | bytes, *, where: str = "text") -> Ids:
         """Ids [len(text)] of a text. Raises ValueError naming `where`, the first unknown character and its position."""
@@ -84,12 +84,9 @@ class Vocabulary:
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Text of ids (any shape, read in C order). Raises ValueError if an id is outside the vocabulary."""
-        check.unmasked("ids", ids)
-        flat = np.asarray(ids).ravel()
+        flat = check_ids(ids, self.size)
         if not flat.size:
             return ""
-        if flat.dtype.kind not in "iu" or flat.min() < 0 or flat.max() >= self.size:
-            raise ValueError(f"ids must be integers from 0 to {self.size - 1}, got {flat.min()} to {flat.max()}")
         if self.symbols is None:
             return str(flat.astype(np.uint8).tobytes(), "utf-8", errors="replace")
         return text_of(code_points(self.symbols)[flat])
@@ -134,6 +131,22 @@ class Vocabulary:
                 "lower case, and every run of other characters becomes one space"
             )
         return f"{found} {self.size} characters of this vocabulary; remove it, or train on a text that has it"
+
+
+def smallest_type(size: int) -> np.dtype[Any]:
+    """The smallest unsigned integer type that holds ids below `size`, little-endian."""
+    return np.dtype("<u1" if size <= 1 << 8 else "<u2" if size <= 1 << 16 else "<u4")
+
+
+def check_ids(ids: npt.ArrayLike, size: int) -> Ids:
+    """Return ids of any shape in one line. Raises ValueError if one is outside a vocabulary of this size."""
+    check.unmasked("ids", ids)
+    flat = np.asarray(ids).ravel()
+    if not flat.size:
+        return flat.astype(np.uint8)
+    if flat.dtype.kind not in "iu" or flat.min() < 0 or flat.max() >= size:
+        raise ValueError(f"ids must be integers from 0 to {size - 1}, got {flat.min()} to {flat.max()}")
+    return flat
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:

@@ -26,8 +26,11 @@ T = TypeVar("T")
 class DataConfig:
     """How the text is read, and which part is for validation."""
 
-    vocabulary: Literal["characters", "udacity", "bytes"] = "characters"
-    """Symbols to learn: the characters found in the text, the fixed 27 (space and a to z), or all 256 bytes."""
+    vocabulary: Literal["characters", "udacity", "bytes", "words", "bpe"] = "characters"
+    """Symbols to learn: the characters found in the text, the fixed 27 (space and a to z), all 256 bytes, or tokens
+    learnt from the text: its most frequent words, or byte pairs, which can spell any text."""
+    vocabulary_size: int = 10_000
+    """words and bpe: tokens at most."""
     fold: bool = False
     """Reduce the text to the fixed 27: lower case, and every run of other characters becomes one space."""
     encoding: str = "utf-8"
@@ -41,6 +44,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        if self.vocabulary == "bpe":
+            _require(self, "vocabulary_size", self.vocabulary_size >= 256, "256 or more for bpe, which has every byte")
+        _require(self, "vocabulary_size", self.vocabulary_size >= 2, "2 or more")
         _require(self, "expected_bytes", self.expected_bytes >= 0, "0 or more")
         _require(self, "valid_first", self.valid_first >= 0, "0 or more")
         _require(self, "valid_fraction", 0 <= self.valid_fraction < 1, "at least 0 and below 1")
@@ -56,7 +62,10 @@ class ModelConfig:
     num_layers: int = 1
     """Layers, one above the other."""
     embedding_size: int = 0
-    """Length of a learned vector per symbol; 0: one-hot, that is, each symbol has its own row of the first kernel."""
+    """Length of a learned vector per symbol; 0: one-hot, that is, each symbol has its own row of the first kernel; with
+    words and bpe, 0: as long as the outputs, and tied."""
+    tied: bool = False
+    """Share the vectors of the symbols between input and output; they must be as long as the outputs."""
     dropout: float = 0.0
     """Fraction of the values dropped in training, everywhere but on the way from step to step."""
     forget_bias: float = 0.0
@@ -85,6 +94,8 @@ class ModelConfig:
         _require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         _require(self, "projection_size", self.projection_size >= 0, "0 or more")
         _require(self, "cell_clip", self.cell_clip >= 0, "0 or more")
+        if self.tied and self.embedding_size not in (0, outputs := self.cell.output_size(self.hidden_size)):
+            _require(self, "embedding_size", False, f"{outputs}, the length of the outputs, where tied")
 
     @property
     def cell(self) -> Cell:
@@ -228,6 +239,28 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        if self.model.tied and not self.embedding_size:
+            raise ValueError(
+                f"tied shares the vectors of an embedding, and one-hot {self.data.vocabulary} have none: "
+                f"give embedding_size {self.model.cell.output_size(self.model.hidden_size)}"
+            )
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a symbol is more than a character or a byte."""
+        return self.data.vocabulary in ("words", "bpe")
+
+    @property
+    def embedding_size(self) -> int:
+        """The length of a symbol's vector, 0 where symbols are one-hot. Tokens never are: a step would fill a gradient
+        of vocabulary_size rows of the first kernel."""
+        model = self.model
+        return model.embedding_size or (model.cell.output_size(model.hidden_size) if self.has_tokens else 0)
+
+    @property
+    def tied(self) -> bool:
+        """Whether input and output share the vectors: asked for, or left open for tokens."""
+        return self.model.tied or (self.has_tokens and not self.model.embedding_size)
 
 
 def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
@@ -268,7 +301,7 @@ def _check_types(config: Any) -> None:
 
 
 # Settings missing from runs of earlier versions, which behaved as the defaults do.
-_LATER = {"minutes", "projection_size", "peepholes", "cell_clip", "coupled_gates"}
+_LATER = {"minutes", "vocabulary_size", "tied", "projection_size", "peepholes", "cell_clip", "coupled_gates"}
 
 
 def _check_keys(group: type, values: Any) -> None:

@@ -17,7 +17,7 @@ from lstmfast.initializers import Initializer
 from lstmfast.models import BatchLoss, CharLM
 from lstmfast.text.batches import Batches, train_valid_split
 from lstmfast.text.corpus import Corpus
-from lstmfast.training.config import Config, ModelConfig
+from lstmfast.training.config import Config
 from lstmfast.training.sampler import Sampler
 from lstmfast.training.trainer import Callback, Trainer
 
@@ -36,15 +36,16 @@ def make_model(
     """A model of the configured shape with initial weights. device and loss: see `CharLM`."""
     shape = config.model
     return CharLM(
-        vocab_size, shape.hidden_size, num_layers=shape.num_layers, embedding_size=shape.embedding_size or None,
-        dropout=shape.dropout, cell=shape.cell, dtype=shape.dtype, rng=rng,
-        initializer=_initializer(shape, vocab_size),
+        vocab_size, shape.hidden_size, num_layers=shape.num_layers, embedding_size=config.embedding_size or None,
+        tied=config.tied, dropout=shape.dropout, cell=shape.cell, dtype=shape.dtype, rng=rng,
+        initializer=_initializer(config, vocab_size),
         device=device, loss=loss,
     )
 
 
-def _initializer(shape: ModelConfig, vocab_size: int) -> Initializer | None:
-    if shape.initializer == "truncated-normal":
+def _initializer(config: Config, vocab_size: int) -> Initializer | None:
+    kind = config.model.initializer
+    if kind == "truncated-normal":
         return _truncated_normal
 
     def one_hot(name: str, size: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
@@ -53,7 +54,7 @@ def _initializer(shape: ModelConfig, vocab_size: int) -> Initializer | None:
             values[:vocab_size] = initializers.uniform((vocab_size, size[1]), rng, low=-1 / 3, high=1 / 3)
         return values
 
-    return None if shape.initializer == "default" or shape.embedding_size else one_hot
+    return None if kind == "default" or config.embedding_size else one_hot
 
 
 def _truncated_normal(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
@@ -101,6 +102,8 @@ def make_trainer(
         clip_norm=config.optimizer.clip_norm,
         valid_ids=valid_ids if len(valid_ids) > 1 else None,
         draw_samples=draw_samples,
+        counts=corpus.count(train_ids),
+        valid_counts=corpus.count(valid_ids[1:]),
         callbacks=callbacks,
     )
 

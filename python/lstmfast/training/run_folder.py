@@ -15,7 +15,7 @@ import numpy as np
 
 from lstmfast.models import CharLM
 from lstmfast.text.corpus import Corpus
-from lstmfast.text.vocabulary import Vocabulary
+from lstmfast.text.tokens import AnyVocabulary, vocabulary_from_json
 from lstmfast.training import checkpoint, plot
 from lstmfast.training.checkpoint import Checkpoint, Header, copy_tensors, is_parameter
 from lstmfast.training.config import Config, stored_config
@@ -158,6 +158,11 @@ class RunFolder(Callback):
         for path in (self.path / EVENTS).glob("events.out.tfevents.*"):
             path.unlink()
 
+    def learnt_vocabulary(self) -> AnyVocabulary | None:
+        """The vocabulary of the run's model, None before its first checkpoint."""
+        path = self.path / self.CHECKPOINT
+        return stored_vocabulary(checkpoint.read_header(path)) if path.exists() else None
+
     def on_summary(self, trainer: Trainer, summary: Summary) -> None:
         """Append a line of metrics."""
         self._append(self.METRICS, json.dumps(summary.to_json()) + "\n")
@@ -212,7 +217,7 @@ def _cut(path: Path, size_bytes: int) -> None:
         os.truncate(path, size_bytes)
 
 
-def load_model(path: str | os.PathLike[str]) -> tuple[CharLM, Vocabulary, Config]:
+def load_model(path: str | os.PathLike[str]) -> tuple[CharLM, AnyVocabulary, Config]:
     """Model, vocabulary and settings of a checkpoint or a run folder. Raises ValueError or OSError naming the file."""
     saved = checkpoint.load(checkpoint_of(path))
     config, vocabulary = stored_config(saved.metadata, saved.path), stored_vocabulary(saved)
@@ -234,9 +239,9 @@ def checkpoint_of(path: str | os.PathLike[str]) -> Path:
     return path / RunFolder.CHECKPOINT
 
 
-def stored_vocabulary(saved: Checkpoint | Header) -> Vocabulary:
+def stored_vocabulary(saved: Checkpoint | Header) -> AnyVocabulary:
     """The vocabulary of a checkpoint's model."""
     try:
-        return Vocabulary.from_json(saved.metadata["vocabulary"])
+        return vocabulary_from_json(saved.metadata["vocabulary"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"checkpoint {saved.path} holds no vocabulary that can be used: {error}") from error

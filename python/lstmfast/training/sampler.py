@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lstmfast import _checks as check
 from lstmfast.models import CharLM
-from lstmfast.text.vocabulary import Vocabulary
+from lstmfast.text.tokens import AnyVocabulary, TokenVocabulary
 
 _PIECE_LENGTH = 4096
 _PIECE_BEFORE_STOP = 64  # what is drawn after a stop is lost
@@ -33,7 +33,7 @@ class Sampler:
     def __init__(
         self,
         model: CharLM,
-        vocabulary: Vocabulary,
+        vocabulary: AnyVocabulary,
         *,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -61,6 +61,8 @@ class Sampler:
         stop: str | Sequence[str] = (),
     ) -> list[str]:
         """One text of `length` characters after `prime` for each stream. The prime is read, not repeated.
+
+        Where the vocabulary is of words or byte pairs, `length` counts these.
 
         Without a prime a stream begins as if after a line break or, where the vocabulary has none, after a space.
         stop: texts that end a text; it ends before the first of them that is complete in it. The prime is not searched.
@@ -176,14 +178,18 @@ class Sampler:
 
     def _beginning(self) -> str:
         """The prime of a stream given none."""
+        if isinstance(self._vocabulary, TokenVocabulary):
+            return self._vocabulary.beginning()
         symbols = self._vocabulary.symbols
         return "\n" if symbols is None else next((start for start in "\n " if start in symbols), symbols[0])
 
     def _decoder(self) -> Callable[[npt.NDArray[Any], bool], str]:
         """Ids to text, piece by piece. A character's bytes may be split between two pieces."""
-        if self._vocabulary.kind != "bytes":
-            return lambda ids, final: self._vocabulary.decode(ids)
-        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        vocabulary, utf8 = self._vocabulary, codecs.getincrementaldecoder("utf-8")("replace")
+        if isinstance(vocabulary, TokenVocabulary):
+            return lambda ids, final: utf8.decode(vocabulary.bytes_of(ids), final)
+        if vocabulary.kind != "bytes":
+            return lambda ids, final: vocabulary.decode(ids)
         return lambda ids, final: utf8.decode(ids.astype(np.uint8).tobytes(), final)
 
 

@@ -22,6 +22,7 @@ from lstmfast._core import global_norm
 from lstmfast.optimizers import Optimizer
 from lstmfast.schedules import Schedule
 from lstmfast.text.batches import Batches
+from lstmfast.text.tokens import Counts
 from lstmfast.training import checkpoint
 from lstmfast.training.checkpoint import Tensor
 from lstmfast.training.config import TrainingConfig
@@ -38,13 +39,18 @@ _MEASURED_STEPS = 4  # at least, however slow they are
 
 @dataclass(frozen=True)
 class Summary:
-    """One line of metrics. loss: mean nats per character since the previous line; chars_per_second: training only."""
+    """One line of metrics. loss: mean nats per character since the previous line; chars_per_second: training only.
+
+    counts and valid_counts: the amount of text that is trained and validated on, where losses are in nats per token.
+    """
 
     step: int
     loss: float
     learning_rate: float
     chars_per_second: float
     valid_loss: float | None = None
+    counts: Counts | None = None
+    valid_counts: Counts | None = None
 
     def to_json(self) -> dict[str, float]:
         """The fields of a line of metrics.jsonl."""
@@ -58,6 +64,10 @@ class Summary:
         }
         if self.valid_loss is not None:
             line |= {"valid_loss": self.valid_loss, "valid_perplexity": losses.perplexity(self.valid_loss)}
+        for prefix, loss, counts in (("", self.loss, self.counts), ("valid_", self.valid_loss, self.valid_counts)):
+            if loss is not None and counts is not None:
+                line[f"{prefix}bits_per_char"] = counts.bits_per_character(loss)
+                line[f"{prefix}word_perplexity"] = counts.word_perplexity(loss)
         return line
 
 
@@ -119,6 +129,7 @@ class Trainer:
 
     settings: how many steps and what is due when. clip_norm: see `losses.clip_scale`. valid_ids: text to validate on.
     draw_samples: (model, rng) -> texts. allreduce: changes the gradient buffer in place before clipping.
+    counts, valid_counts: the amounts of text of the ids, where these are tokens.
     Dropout, resets and samples have separate generators, so that sampling does not change the training.
     """
 
@@ -138,6 +149,8 @@ class Trainer:
         draw_samples: DrawSamples | None = None,
         callbacks: Iterable[Callback] = (),
         allreduce: AllReduce | None = None,
+        counts: Counts | None = None,
+        valid_counts: Counts | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -145,6 +158,7 @@ class Trainer:
         self.callbacks = list(callbacks)
         self.step = 0
         """Updates made so far."""
+        self.counts, self._valid_counts = counts, valid_counts
         self._schedule = schedule
         self._batches = batches
         self._clip_norm = clip_norm
@@ -163,6 +177,11 @@ class Trainer:
     def done(self) -> bool:
         """Whether all steps are complete."""
         return self.step >= self.settings.steps
+
+    @property
+    def characters_per_id(self) -> float:
+        """The mean length of a token of the training text; 1 where ids are characters."""
+        return self.counts.characters / self.counts.tokens if self.counts else 1.0
 
     def stop(self) -> None:
         """Leave the loop after the current step, or before the first. Safe in a signal handler."""
@@ -237,8 +256,9 @@ class Trainer:
 
     def _summarize(self, step: int, learning_rate: float, validating: bool) -> None:
         valid_loss = evaluate(self.model, self._valid_ids) if validating and self._valid_ids is not None else None
-        speed = round(self._characters / self._seconds) if self._seconds else 0
-        summary = Summary(step, self._loss_sum / self._loss_count, learning_rate, speed, valid_loss)
+        speed = round(self._characters * self.characters_per_id / self._seconds) if self._seconds else 0
+        loss = self._loss_sum / self._loss_count
+        summary = Summary(step, loss, learning_rate, speed, valid_loss, self.counts, self._valid_counts)
         self._loss_sum, self._loss_count = 0.0, 0
         self._seconds, self._characters = 0.0, 0
         for callback in self.callbacks:
