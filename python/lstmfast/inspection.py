@@ -393,6 +393,9 @@ def _embedding(arrays: Mapping[str, Array]) -> list[str]:
 
 
 def _projection(arrays: Mapping[str, Array]) -> list[str]:
+    if "projection.bias" in arrays and "projection.kernel" not in arrays and "embedding" in arrays:
+        outputs = arrays["projection.bias"].size
+        return [f"projection: the embedding transposed (tied weights), and one bias for each answer: {outputs:,}."]
     if getattr(arrays.get("projection.kernel"), "ndim", 0) != 2:
         return []
     features, outputs = arrays["projection.kernel"].shape

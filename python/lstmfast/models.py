@@ -159,7 +159,9 @@ class _Model(OfParameters):
 
 def _tied_default(name: str, shape: Shape, rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
     """`initializers.default`, and a table with the bound of the projection that it is too."""
-    return initializers.default(name, shape[::-1], rng).T if name == "embedding" else initializers.default(name, shape, rng)
+    if name == "embedding":
+        return np.ascontiguousarray(initializers.default(name, shape[::-1], rng).T)
+    return initializers.default(name, shape, rng)
 
 
 class CharLM(_Model):
@@ -173,14 +175,17 @@ class CharLM(_Model):
     (logits [T*B, V], targets [T*B]) -> (loss, derivative by the logits); None is mean softmax cross entropy in nats.
     device: "cpu", or "cuda" to compute loss and gradients there; parameters, arguments and results are NumPy arrays
     on both, numbers agree to float32 rounding, and streams run on the CPU.
-    tied: the projection's kernel is the embedding's table transposed, whose gradient is then the sum of both uses (Press
-    & Wolf 2017; Inan, Khosravi & Socher 2017). There is no variable "projection.kernel", embedding_size must equal the
-    length of the LSTM's outputs, and the default initial table is uniform within 1/sqrt(E).
+    tied: the projection's kernel is the embedding's table transposed, whose gradient is then the sum of both uses
+    (Press & Wolf 2017; Inan, Khosravi & Socher 2017). There is no variable "projection.kernel", embedding_size must
+    equal the length of the LSTM's outputs, and the default initial table is uniform within 1/sqrt(E).
     With many tokens the loss is computed for a few rows at a time, so that memory does not grow with T*B*V.
     States (h, c) are [num_layers, B, H] each (h [num_layers, B, projection_size] with a projection); None stands for
     zeros.
-    Raises CudaUnavailableError with the reason if "cuda" is not available, ValueError for a cell it does not support.
+    Raises CudaUnavailableError with the reason if "cuda" is not available, ValueError for a cell it does not support
+    and for sizes that cannot be tied.
     """
+
+    tied = False  # of models pickled by earlier versions
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from lstmfast.layers import LSTM
 from lstmfast.layouts import LSTMWeights, from_arrays, onnx_nodes, to_arrays
 from lstmfast.layouts.onnx_graph import Graph
 from lstmfast.models import CharLM, SequenceClassifier
-from lstmfast.text.vocabulary import Vocabulary
+from lstmfast.text.tokens import AnyVocabulary
 from lstmfast.training.run_folder import load_model
 
 DEFAULT_OPSET = 17  # of 2022, supported by every current runtime
@@ -163,8 +163,13 @@ def _add_language_model(graph: _Graph, model: CharLM, lengths: bool) -> None:
     ids = graph.input("ids", ("time_steps", "batch"), np.dtype(np.int64))
     stack = _Stack(graph, model.lstm, lengths, states=True)
     table = stack.take_ids(model.vocab_size) if model.embedding_size is None else model.parameters["embedding"]
-    h = stack.run(graph.node("Gather", [graph.constant("embedding", table), ids], axis=0))
-    logits = graph.node("MatMul", [h, graph.constant("projection.kernel", model.parameters["projection.kernel"])])
+    rows = graph.constant("embedding", table)
+    h = stack.run(graph.node("Gather", [rows, ids], axis=0))
+    if model.tied:
+        kernel = graph.node("Transpose", [rows], perm=[1, 0])
+    else:
+        kernel = graph.constant("projection.kernel", model.parameters["projection.kernel"])
+    logits = graph.node("MatMul", [h, kernel])
     logits = graph.node("Add", [logits, graph.constant("projection.bias", model.parameters["projection.bias"])])
     graph.output("logits", logits, ("time_steps", "batch", model.vocab_size))
     stack.put_out_states()
@@ -307,7 +312,7 @@ class _Graph:
         self._nodes.append(helper.make_node(kind, inputs, results, name=name, **attributes))
         return results
 
-    def finish(self, name: str, opset: int, vocabulary: Vocabulary | None) -> onnx.ModelProto:
+    def finish(self, name: str, opset: int, vocabulary: AnyVocabulary | None) -> onnx.ModelProto:
         """Return the checked model."""
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, list(self._constants.values()))
         imports = [helper.make_opsetid("", opset)]

@@ -148,9 +148,9 @@ def test_tied_weights_are_held_once(rng):
     assert "projection.kernel" not in _tied(rng).parameters
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
-def test_a_copy_of_a_tied_model_is_tied(rng, copied):
-    model, ids = copied(_tied(rng)), _ids(rng)
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
+def test_a_copy_of_a_tied_model_is_tied(rng, how):
+    model, ids = how(_tied(rng)), _ids(rng)
     before = model(ids)[0]
     model.parameters["embedding"] *= 2
     np.testing.assert_allclose(model.projection.kernel, model.parameters["embedding"].T)

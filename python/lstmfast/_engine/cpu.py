@@ -62,9 +62,9 @@ class _CpuEngine:
     ) -> float:
         """As `Engine.projected_cross_entropy`."""
         losses_of_rows = np.empty(len(targets), x.dtype)
+        d_x, d_kernel, d_bias = derivatives or (None, None, None)
         _core.projected_cross_entropy(
-            x, kernel, bias, targets, losses_of_rows, *(derivatives or (None, None, None)), transposed,
-            1.0 / len(targets),
+            x, kernel, bias, targets, losses_of_rows, d_x, d_kernel, d_bias, transposed, 1.0 / len(targets)
         )
         return float(losses_of_rows.sum(dtype=np.float64)) / len(targets)
 

@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 # Not taken from docstrings: Python may run without any (-OO). The list of commands shows the first sentences.
 ABOUT = {
-    "train": "Train on a text, character by character or by --vocabulary, and write a run folder. Without a text: on the source of "
-    "Python's own standard library.",
+    "train": "Train on a text, character by character or by --vocabulary, and write a run folder. Without a text: on "
+    "the source of Python's own standard library.",
     "sample": "Generate text with a trained model. Only the text goes to standard output.",
     "eval": "Measure how well a trained model predicts a text.",
     "inspect": "List the variables of a model or weight file, their gates, and the reasons for their shapes.",

@@ -74,7 +74,8 @@ def load_corpus(
     cache_folder: None keeps nothing, not even the copy of standard input that `Corpus.sources` then names.
     expected_bytes: size of the one file or download, in bytes, before unpacking.
     Raises ValueError (empty or undecodable text, unknown characters, wrong size, options that exclude each other),
-    ImportError (no `tokenizers`), FileNotFoundError, CacheFolderError if the cache cannot be written, and OSError if the network fails.
+    ImportError (no `tokenizers`), FileNotFoundError, CacheFolderError if the cache cannot be written, and OSError if
+    the network fails.
     """
     if cache_folder is None:
         with files.temporary_folder() as folder_for_now:
@@ -107,10 +108,11 @@ def load_corpus(
         stored = _open_cache(candidates[-1], wanted)
         if stored is None:
             raise OSError(f"{candidates[-1]} was changed by another process while it was being written; try again")
+    hidden = f"; left out: {left_out:,} hidden or binary" if left_out else ""
     return Corpus(
         ids=stored.ids,
         vocabulary=stored.vocabulary,
-        description=f"{name_of(sources)}: {_describe(stored)}" + (f"; left out: {left_out:,} hidden or binary" if left_out else ""),
+        description=f"{name_of(sources)}: {_describe(stored)}{hidden}",
         fingerprint=stored.fingerprint,
         sources=tuple(source if is_url(source) else str(path) for source, path in zip(sources, paths, strict=True)),
         characters_of_unknown=stored.text.unknown_characters / max(stored.text.unknown, 1),

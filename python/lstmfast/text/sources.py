@@ -1,4 +1,4 @@
-"""Where a text comes from: files, folders, members of zip archives, standard input, downloads, Python's standard library.
+"""Where a text comes from: files, folders, zip archives, standard input, downloads, Python's standard library.
 
 Yields bytes. Refuses to decode them (see `decoding`) and to encode them (see `corpus`).
 """
@@ -130,7 +130,8 @@ def _folder_parts(folder: Path, encoding: str) -> tuple[list[Part], int]:
             else:
                 parts.append(Part(str(path), path))
     if not parts:
-        raise ValueError(f"folder {folder} holds no text file" + (f" ({left_out} hidden or binary)" if left_out else ""))
+        others = f" ({left_out} hidden or binary)" if left_out else ""
+        raise ValueError(f"folder {folder} holds no text file{others}")
     return parts, left_out
 
 
@@ -188,5 +189,5 @@ def name_of(sources: Sequence[str]) -> str:
     if not sources:
         return f"the standard library of Python {platform.python_version()}"
     shown = {"-": "standard input"}
-    names = [source if is_url(source) else shown.get(source, Path(source).name or Path(source).absolute().name) for source in sources]
+    names = [source if is_url(source) else shown.get(source, Path(source).absolute().name) for source in sources]
     return " + ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"

@@ -6,11 +6,12 @@ Refuses other tokenizers than the two that it trains, and special tokens except 
 
 from __future__ import annotations
 
+import codecs
 import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,10 +23,12 @@ from lstmfast.text.decoding import decoded
 from lstmfast.text.vocabulary import Ids, Vocabulary, check_ids, smallest_type
 
 KINDS = ("words", "bpe")
-UNKNOWN = "<unk>"
+UNKNOWN = "<unk>"  # how an unknown word is written
+_UNKNOWN_NAME = "\0"  # and how it is called in the library, which gives its id to every such text
 
-# A word with the space before it; any other character with the space before it; white space that is left.
-_WORDS = r" ?\w+(?:['’]\w+)*| ?[^\w\s]|\n| +(?= )|\s"
+# A word with the space before it, also the one for unknown words in published texts; any other character with the space
+# before it; white space that is left.
+_WORDS = r" ?<unk>| ?\w+(?:['’]\w+)*| ?[^\w\s]|\n| +(?= )|\s"
 _PIECE = 1 << 16  # characters that are encoded at once
 _PIECES = 16  # encoded in parallel
 _CUT = re.compile(r"[\w!-~](?=[ \n][\w!-~])")  # no token reaches across: each takes white space from its left
@@ -87,10 +90,10 @@ class TokenVocabulary:
             return None
         trainer: Any
         if kind == "words":
-            tokenizer = library.Tokenizer(library.models.WordLevel({}, unk_token=UNKNOWN))
+            tokenizer = library.Tokenizer(library.models.WordLevel({}, unk_token=_UNKNOWN_NAME))
             tokenizer.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(_WORDS), "isolated")
             trainer = library.trainers.WordLevelTrainer(
-                vocab_size=size, special_tokens=[UNKNOWN], show_progress=False
+                vocab_size=size, special_tokens=[_UNKNOWN_NAME], show_progress=False
             )
         else:
             tokenizer = library.Tokenizer(library.models.BPE())
@@ -113,7 +116,7 @@ class TokenVocabulary:
     @property
     def unknown(self) -> int | None:
         """The id of words that are not in the vocabulary; None for byte pairs."""
-        return self._ids[UNKNOWN] if self.kind == "words" else None
+        return self._ids[_UNKNOWN_NAME] if self.kind == "words" else None
 
     def encode(self, text: str | bytes, *, where: str = "text") -> Ids:
         """Ids [tokens] of a text. Raises ImportError without the library, ValueError for what is no text."""
@@ -136,12 +139,29 @@ class TokenVocabulary:
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Text of ids (any shape, read in C order). Raises ValueError if an id is outside the vocabulary."""
-        return str(self.bytes_of(ids), "utf-8", errors="replace")
+        return self.decoder(after_space=True)(ids, True)
 
-    def bytes_of(self, ids: npt.ArrayLike) -> bytes:
-        """As `decode`, but bytes: a byte pair may end within a character. An unknown word is " <unk>"."""
-        flat = check_ids(ids, self.size)
-        return b"".join(map(self._bytes.__getitem__, flat.tolist()))
+    def decoder(self, *, after_space: bool = False) -> Callable[[npt.ArrayLike, bool], str]:
+        """A function that decodes ids that come in pieces: (ids, whether they are the last) -> text.
+
+        A byte pair may end within a character, whose text then comes with the next piece. An unknown word is "<unk>",
+        and a space before it unless it follows white space; after_space tells what the first id follows.
+        """
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+        def decode(ids: npt.ArrayLike, final: bool) -> str:
+            nonlocal after_space
+            flat = check_ids(ids, self.size)
+            ends = self._measures[1][flat]
+            parts = [self._bytes[id] for id in flat.tolist()]
+            if self.unknown is not None:
+                for place in np.flatnonzero(flat == self.unknown):
+                    if not (ends[place - 1] if place else after_space):
+                        parts[place] = b" " + parts[place]
+            after_space = bool(ends[-1]) if len(ends) else after_space
+            return utf8.decode(b"".join(parts), final)
+
+        return decode
 
     def to_json(self) -> dict[str, str]:
         """The form that `vocabulary_from_json` reads: {"kind": ..., "tokenizer": ...}."""
@@ -179,7 +199,7 @@ class TokenVocabulary:
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
         if self.kind == "words":
-            return [(" " if id == self.unknown else "").encode() + text.encode() for id, text in enumerate(self._strings)]
+            return [(UNKNOWN if id == self.unknown else text).encode() for id, text in enumerate(self._strings)]
         byte_of = {character: byte for byte, character in enumerate(_characters_of_bytes())}
         return [bytes(byte_of[character] for character in text) for text in self._strings]
 
@@ -187,14 +207,18 @@ class TokenVocabulary:
     def _measures(self) -> tuple[npt.NDArray[Any], ...]:
         """By id: whether a token begins with a word's character, ends in a space, how many words begin within, length.
 
-        The length of the unknown word is 0. Spaces are the six of ASCII; a byte that continues a character adds none.
+        The length of the unknown word is left out. Spaces are the six of ASCII; a byte that continues a character adds
+        none.
         """
         spaces = b" \t\n\r\v\f"
         rows = []
         for id, text in enumerate(self._bytes):
             within = sum(a in spaces and b not in spaces for a, b in itertools.pairwise(text))
             length = sum(byte & 0xC0 != 0x80 for byte in text)
-            rows.append((text[:1] not in spaces, text[-1:] in spaces, within, 0 if id == self.unknown else length))
+            if id == self.unknown:  # a word, with the space before it
+                rows.append((False, False, 1, 0))
+            else:
+                rows.append((text[:1] not in spaces, text[-1:] in spaces, within, length))
         begins, ends, inside, lengths = zip(*rows, strict=True)
         return np.array(begins), np.array(ends), np.array(inside, np.int32), np.array(lengths, np.int32)
 
@@ -256,7 +280,7 @@ def _last_cut(text: str, start: int) -> int:
 
 
 def _characters_of_bytes() -> str:
-    """The character that stands for each byte in the library's byte pairs: printable ones for themselves, as in GPT-2."""
+    """The character that stands for each byte in the library's byte pairs, as in GPT-2: printable ones themselves."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))

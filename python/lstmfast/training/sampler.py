@@ -185,11 +185,12 @@ class Sampler:
 
     def _decoder(self) -> Callable[[npt.NDArray[Any], bool], str]:
         """Ids to text, piece by piece. A character's bytes may be split between two pieces."""
-        vocabulary, utf8 = self._vocabulary, codecs.getincrementaldecoder("utf-8")("replace")
+        vocabulary = self._vocabulary
         if isinstance(vocabulary, TokenVocabulary):
-            return lambda ids, final: utf8.decode(vocabulary.bytes_of(ids), final)
+            return vocabulary.decoder()
         if vocabulary.kind != "bytes":
             return lambda ids, final: vocabulary.decode(ids)
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         return lambda ids, final: utf8.decode(ids.astype(np.uint8).tobytes(), final)
 
 
