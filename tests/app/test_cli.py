@@ -601,14 +601,18 @@ def test_version_is_that_of_the_package(lstmfast: Run) -> None:
         ("train text.txt --learning-rate nan", "learning_rate must be a finite number, got nan"),
         ("train text.txt --learning-rate -1", "learning_rate must be above 0, got -1.0"),
         ("train text.txt --dropout 1", "dropout must be at least 0 and below 1, got 1.0"),
-        ("train text.txt --vocabulary words", "invalid choice 'words' for argument '--vocabulary'"),
+        ("train text.txt --vocabulary syllables", "invalid choice 'syllables' for argument '--vocabulary'"),
+        ("train text.txt --vocabulary bpe --vocabulary-size 9", "vocabulary_size must be 256 or more for bpe"),
+        ("train text.txt --tied", "one-hot characters have none: give embedding_size 256"),
+        ("train text.txt --tied --embedding-size 9", "embedding_size must be 256, the length of the outputs"),
         ("train text.txt --threads -1", "threads must be 0 or more, got -1"),
         ("train text.txt --preset text8", "preset must be one of stdlib, udacity, got 'text8'"),
         ("train missing.txt", "missing.txt does not exist"),
         ("train empty.txt", "the text is empty"),
         ("train text.txt --batch-size 64", "batch_size 64 and unroll 64 need at least 4097; give a longer text, or"),
         ("train text.txt --minutes 1 --steps 9", "--minutes and --steps both say how long to train; give one of them"),
-        ("train . ", "is a folder; name the text files in it"),
+        ("train bare", "bare holds no text file"),
+        ("train . --expected-bytes 7", "expected_bytes is the size of one file or address, and . is a folder"),
         ("train capital.txt --preset udacity", "--fold reduces a text to them"),
         ("train latin.txt", "byte 0xe9 at offset 2 is not valid utf-8; name the encoding with --encoding"),
         ("train text.txt --encoding klingon", "encoding must name a text encoding that Python knows, got 'klingon'"),
@@ -646,6 +650,7 @@ def test_version_is_that_of_the_package(lstmfast: Run) -> None:
 def test_a_mistake_is_said_in_one_line_with_status_2(trained: Path, lstmfast: Run, arguments: str, words: str) -> None:
     Path("empty.txt").touch()
     Path("one.txt").write_text("t")
+    Path("bare").mkdir()
     Path("capital.txt").write_text(TEXT.title() * 5)
     Path("latin.txt").write_bytes(b"caf\xe9"[1:] * 100)
     Path("full").mkdir()
