@@ -1,7 +1,7 @@
 """The share of a training step that many tokens cost: the projection to one logit for each, the loss, and the update.
 
-Random ids, 32 x 32 tokens a step, as frequent as words. Models take turns, the fastest step of each is printed, so that what else the machine
-does falls on all alike. The rest of a step is measured with a vocabulary of 64.
+Random ids, 32 x 32 tokens a step, as frequent as words. Models take turns, the fastest step of each is printed, so that
+what else the machine does falls on all alike. The rest of a step is measured with a vocabulary of 64.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from lstmfast.optimizers import Adam
 STEPS, TIME_STEPS, BATCH = 5, 32, 32
 SIZES = (10_000, 50_000)
 SHAPES = (
-    (256, 0, True), (512, 0, True), (512, 256, True), (512, 128, True), (1024, 256, True), (256, 0, False), (512, 0, False)
+    (256, 0, True), (512, 0, True), (512, 256, True), (512, 128, True), (1024, 256, True),
+    (256, 0, False), (512, 0, False),
 )
 """Units, length of the LSTM's projection (0: none), tied."""
 
@@ -60,8 +61,8 @@ def main() -> None:
             flops = 3 * 2 * TIME_STEPS * BATCH * tokens * (projection or units)
             print(
                 f"{tokens:6}  {units:5}  {projection or units:7}  {'yes' if tied else 'no':4}  "
-                f"{step * 1e3:7.0f}  {softmax / step:16.0%}  {many.update / step:6.0%}  {TIME_STEPS * BATCH / step:8,.0f}  "
-                f"{flops / softmax / 1e9:15.0f}",
+                f"{step * 1e3:7.0f}  {softmax / step:16.0%}  {many.update / step:6.0%}  "
+                f"{TIME_STEPS * BATCH / step:8,.0f}  {flops / softmax / 1e9:15.0f}",
                 flush=True,
             )
 
