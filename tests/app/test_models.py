@@ -12,6 +12,7 @@ import pytest
 import lstmfast as lf
 from lstmfast import losses, reference
 from lstmfast._engine.cpu import CPU
+from lstmfast.cuda._engine import CudaEngine
 from support.oracles import slopes
 from support.tolerances import DIFFERENCE, SAME, states, sums
 
@@ -181,6 +182,28 @@ def test_stream_and_frozen_copy_of_a_tied_model_speak_as_the_model(rng, dtype, p
 def test_int8_weights_of_a_tied_model_give_nearly_its_logits(rng):
     model, ids = _tied(rng, dtype="float32"), _ids(rng)
     np.testing.assert_allclose(model.inference(weights="int8")(ids)[0], model(ids)[0], atol=0.05)
+
+
+class _ElsewhereEngine(type(CPU)):
+    """An engine with arrays of its own, as a device has them, that computes on the CPU."""
+
+    projected_classes = float("inf")
+
+    def to_engine(self, values):
+        return values.copy()
+
+    to_host = to_engine
+
+
+def test_tied_weights_of_another_engine_have_the_gradients_of_the_cpus(rng, monkeypatch):
+    monkeypatch.setattr(CudaEngine, "default", classmethod(lambda cls: _ElsewhereEngine()))
+    here = _tied(rng, dtype="float32")
+    there = _tied(rng, dtype="float32", device="cuda")
+    there.parameter_buffer[:] = here.parameter_buffer
+    inputs, targets = _ids(rng), _ids(rng)
+    losses_found = [model.loss_and_gradients(inputs, targets)[0] for model in (here, there)]
+    assert losses_found[0] == losses_found[1]
+    np.testing.assert_array_equal(there.gradient_buffer, here.gradient_buffer)
 
 
 @pytest.mark.parametrize("embedding_size", [None, 4], ids=["one-hot", "embedding"])
