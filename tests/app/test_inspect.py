@@ -30,6 +30,12 @@ def counts_in_words(found: lf.Inspection) -> list[int]:
 # --- what is published ------------------------------------------------------------------------------------------------
 
 
+def test_tied_weights_are_named_in_the_formula() -> None:
+    model = lf.CharLM(11, 4, embedding_size=4, tied=True)
+    text = str(lf.inspect(model))
+    assert "projection: the embedding transposed (tied weights), and one bias for each answer: 11." in text
+
+
 def test_the_published_table_of_a_cell_from_12_to_64_comes_out_and_is_explained() -> None:
     found = lf.inspect(lf.LSTMCell(12, 64))
     kernel, bias = found.variables

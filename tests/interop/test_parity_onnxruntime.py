@@ -150,6 +150,16 @@ def test_a_language_model_reads_ids_and_gives_the_same_logits(
     assert_close(run(model, {"ids": ids, "h0": h0, "c0": c0}), [logits, h_n, c_n])
 
 
+def test_tied_weights_are_held_once_and_give_the_same_logits(rng: np.random.Generator) -> None:
+    model = lf.CharLM(11, HIDDEN_SIZE, embedding_size=HIDDEN_SIZE, tied=True, rng=rng)
+    ids = rng.integers(0, 11, (TIME_STEPS, BATCH))
+    h0, c0 = rng.standard_normal((2, 1, BATCH, HIDDEN_SIZE)).astype(np.float32)
+    logits, (h_n, c_n) = model(ids, (h0, c0))
+    assert_close(run(model, {"ids": ids, "h0": h0, "c0": c0}), [logits, h_n, c_n])
+    names = [each.name for each in lf.onnx.to_model_proto(model).graph.initializer]
+    assert "embedding" in names and "projection.kernel" not in names
+
+
 def test_a_trained_run_is_exported_by_its_path_with_its_vocabulary(tmp_path: Path, rng: np.random.Generator) -> None:
     import json
 
