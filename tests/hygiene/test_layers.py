@@ -28,7 +28,7 @@ FLOORS = [
     {"functional"},
     {"layers"},
     {"models"},
-    {"text"},
+    {"text", "distributed"},
     {"training"},
     {"layouts"},
     {"inspection"},

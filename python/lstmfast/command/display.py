@@ -143,7 +143,7 @@ class LiveDisplay(Display):
         """Redraw if a tenth of a second has passed."""
         settings = trainer.settings
         self._loss = 0.98 * self._loss + 0.02 * loss if self._loss else loss
-        self._characters += settings.batch_size * settings.unroll * trainer.characters_per_id
+        self._characters += settings.characters_per_step * trainer.characters_per_id
         now = time.perf_counter()
         if now - self._drawn_at >= _REDRAW_SECONDS or trainer.done:
             self._drawn_at = now

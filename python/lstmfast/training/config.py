@@ -174,6 +174,11 @@ class TrainingConfig:
     """Number of text streams trained in parallel."""
     unroll: int = 64
     """Characters per place and step; the state is carried from step to step, the gradient is not."""
+    accumulate: int = 1
+    """Batches per step, one after another in the text, whose gradients are averaged."""
+    shards: int = 0
+    """Parts of the batch whose gradients are summed in a fixed order, a power of two; 0: one for each process. The
+    numbers of a run depend on its shards and not on the processes that share them."""
     reset_rate: float = 0.02
     """Chance of each place to begin a step with a state of zeros, not the carried one. Without any, a model never
     learns how to begin a text, and from some openings it never recovers."""
@@ -196,13 +201,21 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name in ("batch_size", "unroll", "sample_count", "sample_length"):
+        for name in ("batch_size", "unroll", "accumulate", "sample_count", "sample_length"):
             _require(self, name, getattr(self, name) >= 1, "1 or more")
         _require(self, "minutes", self.minutes > 0, "above 0")
+        _require(self, "shards", self.shards >= 0 and self.shards & (self.shards - 1) == 0, "0 or a power of two")
+        if self.shards and self.batch_size % self.shards:
+            raise ValueError(f"batch_size must be a multiple of the {self.shards} shards, got {self.batch_size}")
         for name in ("steps", "seed", "summary_every", "validate_every", "sample_every", "checkpoint_every"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         _require(self, "reset_rate", 0 <= self.reset_rate <= 1, "between 0 and 1")
         _require(self, "sample_temperature", self.sample_temperature >= 0, "0 or more")
+
+    @property
+    def characters_per_step(self) -> int:
+        """Characters that one update learns from."""
+        return self.batch_size * self.unroll * self.accumulate
 
 
 @dataclass(frozen=True)
@@ -301,7 +314,10 @@ def _check_types(config: Any) -> None:
 
 
 # Settings missing from runs of earlier versions, which behaved as the defaults do.
-_LATER = {"minutes", "vocabulary_size", "tied", "projection_size", "peepholes", "cell_clip", "coupled_gates"}
+_LATER = {
+    "minutes", "vocabulary_size", "tied", "projection_size", "peepholes", "cell_clip", "coupled_gates", "accumulate",
+    "shards",
+}
 
 
 def _check_keys(group: type, values: Any) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmfast import initializers
+from lstmfast.distributed import Group
 from lstmfast.initializers import Initializer
 from lstmfast.models import BatchLoss, CharLM
 from lstmfast.text.batches import Batches, train_valid_split
@@ -71,9 +72,11 @@ def make_trainer(
     *,
     device: str = "cpu",
     loss: BatchLoss | None = None,
+    group: Group | None = None,
 ) -> Trainer:
     """A trainer at step 0, all its randomness from the configured seed. device and loss: see `CharLM`.
 
+    group: processes that share the work, each with a trainer of its own; only that of rank 0 validates and samples.
     A summary's perplexity and bits per character are meaningful only for cross entropy. Raises ValueError if the
     number of steps is not known yet: see `timed`.
     """
@@ -90,6 +93,7 @@ def make_trainer(
         sampler = Sampler(model, corpus.vocabulary, temperature=training.sample_temperature)
         return sampler.generate(training.sample_length, rng=rng, streams=training.sample_count)
 
+    first = group is None or group.rank == 0
     return Trainer(
         make_model(config, corpus.vocabulary.size, weights_rng, device, loss=loss),
         config.optimizer.make_optimizer(),
@@ -100,11 +104,12 @@ def make_trainer(
         reset_rng=reset_rng,
         sample_rng=sample_rng,
         clip_norm=config.optimizer.clip_norm,
-        valid_ids=valid_ids if len(valid_ids) > 1 else None,
-        draw_samples=draw_samples,
+        valid_ids=valid_ids if first and len(valid_ids) > 1 else None,
+        draw_samples=draw_samples if first else None,
         counts=corpus.count(train_ids),
         valid_counts=corpus.count(valid_ids[1:]),
         callbacks=callbacks,
+        group=group,
     )
 
 

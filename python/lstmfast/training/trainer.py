@@ -19,6 +19,7 @@ from lstmfast import _checks as check
 from lstmfast import losses
 from lstmfast._checks import State
 from lstmfast._core import global_norm
+from lstmfast.distributed import Group, Lone, TreeSum, gather_arrays
 from lstmfast.optimizers import Optimizer
 from lstmfast.schedules import Schedule
 from lstmfast.text.batches import Batches
@@ -131,6 +132,9 @@ class Trainer:
     draw_samples: (model, rng) -> texts. allreduce: changes the gradient buffer in place before clipping.
     counts, valid_counts: the amounts of text of the ids, where these are tokens.
     Dropout, resets and samples have separate generators, so that sampling does not change the training.
+    group: processes that share the work. Each has a trainer made alike, with its own callbacks, and computes the rows
+    of its shards; parameters are the same bits in all of them, for any number of processes. A snapshot holds the
+    carried state of every row only within `on_checkpoint`.
     """
 
     def __init__(
@@ -151,6 +155,7 @@ class Trainer:
         allreduce: AllReduce | None = None,
         counts: Counts | None = None,
         valid_counts: Counts | None = None,
+        group: Group | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -166,10 +171,14 @@ class Trainer:
         self._draw_samples = draw_samples
         self._allreduce = allreduce
         self._rngs = {"dropout": dropout_rng, "reset": reset_rng, "sample": sample_rng}
+        self._group: Group = group or Lone()
+        shards = settings.shards or self._group.size
+        self._gradient_sum, self._loss_sums = TreeSum(self._group, shards), TreeSum(self._group, shards)
+        self._rows = [self._gradient_sum.rows(shard, settings.batch_size) for shard in self._gradient_sum.mine]
         self._state = model.zero_state(settings.batch_size)
         self._loss_sum, self._loss_count = 0.0, 0  # since the last summary
         self._seconds, self._characters = 0.0, 0  # likewise, but not in the snapshot: a resumed run has its own speed
-        self._stopping = False
+        self._stopping = self._all_stop = False  # this process was asked to stop; all know that one was
         self._kept_step = -1
         optimizer.init(model.parameter_buffer)
 
@@ -184,14 +193,19 @@ class Trainer:
         return self.counts.characters / self.counts.tokens if self.counts else 1.0
 
     def stop(self) -> None:
-        """Leave the loop after the current step, or before the first. Safe in a signal handler."""
+        """Leave the loop after the current step, or before the first. Safe in a signal handler.
+
+        With processes one of them is enough, and the loop may make one more step.
+        """
         self._stopping = True
 
     def run(self) -> bool:
         """Train until all steps are complete or `stop` is called; whether they are. A stopped loop can be run again."""
-        while not (self.done or self._stopping):
+        if self._group.size > 1:
+            self._all_stop = bool(gather_arrays(self._group, np.array([self._stopping])).any())
+        while not (self.done or (self._stopping if self._group.size == 1 else self._all_stop)):
             self._make_step()
-        self._stopping = False
+        self._stopping = self._all_stop = False
         self._keep()
         for callback in self.callbacks:
             callback.on_end(self)
@@ -234,25 +248,77 @@ class Trainer:
             self._keep()
 
     def _update(self, step: int) -> tuple[float, float]:
-        """One batch, one update: its loss and learning rate."""
+        """One batch, or `accumulate` of them, and one update: its loss and learning rate."""
         started = time.perf_counter()
-        inputs, targets = self._batches.next()
-        if self.settings.reset_rate:
-            forgotten = self._rngs["reset"].random(inputs.shape[1]) < self.settings.reset_rate
-            for values in self._state:
-                values[:, forgotten] = 0
-        loss, self._state = self.model.loss_and_gradients(inputs, targets, self._state, rng=self._rngs["dropout"])
+        loss = self._compute_gradients()
         gradients = self.model.gradient_buffer
         if self._allreduce:
             self._allreduce(gradients)
-        scale = losses.clip_scale(global_norm(gradients), self._clip_norm)
+        mean = 1.0 / (self._gradient_sum.shards * self.settings.accumulate)  # of the sum that the buffer holds
+        scale = losses.clip_scale(global_norm(gradients) * mean, self._clip_norm) * mean
         learning_rate = self._schedule(step)
         self.optimizer.update(self.model.parameter_buffer, gradients, learning_rate=learning_rate, gradient_scale=scale)
         self._loss_sum += loss
         self._loss_count += 1
-        self._characters += inputs.size
+        self._characters += self.settings.characters_per_step
         self._seconds += time.perf_counter() - started
         return loss, learning_rate
+
+    def _compute_gradients(self) -> float:
+        """Fill the gradient buffer with the sum over all shards and batches of a step; return the mean loss.
+
+        Batches, resets and dropout are drawn for the whole batch in every process, so that no number depends on which
+        of them computes it.
+        """
+        shards, accumulate = self._gradient_sum.shards, self.settings.accumulate
+        if shards == accumulate == 1:
+            inputs, targets = self._batches.next()
+            self._forget(self._state, self._draw_resets())
+            loss, self._state = self.model.loss_and_gradients(inputs, targets, self._state, rng=self._rngs["dropout"])
+            return loss
+        batches = [(*self._batches.next(), self._draw_resets(), self._draw_key()) for _ in range(accumulate)]
+        sums = np.zeros(2)
+        for shard, rows in zip(self._gradient_sum.mine, self._rows, strict=True):
+            loss = self._shard_gradients(shard, rows, batches)
+            self._gradient_sum.add(self.model.gradient_buffer)
+            sums = np.array([loss, self._stopping])
+            self._loss_sums.add(sums)
+        self._all_stop = bool(sums[1] > 0)
+        return float(sums[0]) / (shards * accumulate)
+
+    def _shard_gradients(self, shard: int, rows: slice, batches: list[tuple[Any, ...]]) -> float:
+        """Fill the gradient buffer with a shard's sum over the batches, advance its state; return its sum of losses."""
+        gradients, total = self.model.gradient_buffer, 0.0
+        state: Any = tuple(np.ascontiguousarray(values[:, rows]) for values in self._state)
+        for number, (inputs, targets, forgotten, key) in enumerate(batches):
+            if number:
+                before = gradients.copy()
+            self._forget(state, None if forgotten is None else forgotten[rows])
+            loss, state = self.model.loss_and_gradients(
+                np.ascontiguousarray(inputs[:, rows]), np.ascontiguousarray(targets[:, rows]), state,
+                rng=np.random.default_rng([key, shard]),
+            )
+            total += loss
+            if number:
+                gradients += before
+        for values, mine in zip(self._state, state, strict=True):
+            values[:, rows] = mine
+        return total
+
+    def _draw_resets(self) -> npt.NDArray[np.bool_] | None:
+        """The rows of the batch that begin with a state of zeros."""
+        rate = self.settings.reset_rate
+        return self._rngs["reset"].random(self.settings.batch_size) < rate if rate else None
+
+    def _draw_key(self) -> int:
+        """What the dropout of a batch follows from, together with the shard."""
+        return int(self._rngs["dropout"].integers(1 << 63))
+
+    @staticmethod
+    def _forget(state: State, forgotten: npt.NDArray[np.bool_] | None) -> None:
+        if forgotten is not None:
+            for values in state:
+                values[:, forgotten] = 0
 
     def _summarize(self, step: int, learning_rate: float, validating: bool) -> None:
         valid_loss = evaluate(self.model, self._valid_ids) if validating and self._valid_ids is not None else None
@@ -267,9 +333,18 @@ class Trainer:
     def _keep(self) -> None:
         """Request a checkpoint unless this step already has one."""
         if self._kept_step != self.step:
+            self._gather_state()
             for callback in self.callbacks:
                 callback.on_checkpoint(self)
             self._kept_step = self.step
+
+    def _gather_state(self) -> None:
+        """Complete the carried state with the rows of the other processes."""
+        if self._group.size > 1:
+            mine = slice(self._rows[0].start, self._rows[-1].stop)
+            for values in self._state:
+                parts = gather_arrays(self._group, np.ascontiguousarray(values[:, mine]))
+                values[...] = np.concatenate(list(parts), axis=1)
 
     def snapshot(self) -> Snapshot:
         """Copies of everything the next step depends on."""
