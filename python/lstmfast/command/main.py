@@ -22,6 +22,7 @@ import numpy as np
 from lstmfast import _core, cuda, inspection, losses, runtime
 from lstmfast import _streams as streams
 from lstmfast.command.display import printable
+from lstmfast.command.errors import in_one_line
 from lstmfast.command.options import ABOUT, EvalOptions, InfoOptions, InspectOptions, SampleOptions, parse, set_up
 from lstmfast.command.train import CACHE, train
 from lstmfast.text.corpus import Corpus, load_corpus
@@ -211,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--traceback" in argv and not streams.is_closed(sys.stderr):
             raise
-        streams.tell(f"lstmfast: error: {_in_one_line(error)}")
+        streams.tell(f"lstmfast: error: {in_one_line(error)}")
         return 2
 
 
@@ -243,13 +244,3 @@ def _usage() -> str:
     lines = ["usage: lstmfast COMMAND [options]     (details: lstmfast COMMAND --help)", ""]
     lines += [f"  {name:8} {ABOUT[name].partition('. ')[0].removesuffix('.')}." for name in COMMANDS]
     return "\n".join([*lines, "", f"Presets of train: {', '.join(PRESETS)}. Begin with: lstmfast train"])
-
-
-def _in_one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        words = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif isinstance(error, (ValueError, OSError, ImportError, cuda.CudaUnavailableError)):
-        words = str(error)
-    else:
-        words = f"{type(error).__name__}: {error} (--traceback shows where)"
-    return " ".join(words.split())

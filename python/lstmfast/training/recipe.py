@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmfast import initializers
-from lstmfast.distributed import Group
+from lstmfast.distributed import Group, Lone, broadcast
 from lstmfast.initializers import Initializer
 from lstmfast.models import BatchLoss, CharLM
 from lstmfast.text.batches import Batches, train_valid_split
@@ -113,8 +113,15 @@ def make_trainer(
     )
 
 
-def timed(config: Config, corpus: Corpus, *, device: str = "cpu", loss: BatchLoss | None = None) -> Config:
-    """The settings with as many steps as fit in their minutes at the speed that this machine has now.
+def timed(
+    config: Config,
+    corpus: Corpus,
+    *,
+    device: str = "cpu",
+    loss: BatchLoss | None = None,
+    group: Group | None = None,
+) -> Config:
+    """The settings with as many steps as fit in their minutes at the speed that this machine, or group, has now.
 
     It trains for two seconds, or a twentieth of the time if that is less, and forgets what was learnt: the run does
     not depend on how its number of steps was found.
@@ -122,9 +129,10 @@ def timed(config: Config, corpus: Corpus, *, device: str = "cpu", loss: BatchLos
     training = config.training
     seconds = 60 * training.minutes
     trial = dataclasses.replace(config, training=dataclasses.replace(training, steps=1_000_000))
-    trainer = make_trainer(trial, corpus, device=device, loss=loss)
+    trainer = make_trainer(trial, corpus, device=device, loss=loss, group=group)
     step_seconds = trainer.seconds_per_step(min(_MEASURED_SECONDS, seconds / 20))
     validation_seconds = trainer.seconds_per_validation()
     per_step = step_seconds + (validation_seconds / training.validate_every if training.validate_every else 0.0)
     steps = int((_TIME_IN_STEPS * seconds - 2 * validation_seconds) / per_step)  # 2: of the first and last step
-    return dataclasses.replace(config, training=dataclasses.replace(training, steps=max(steps, 1)))
+    steps = broadcast(group or Lone(), max(steps, 1))  # what rank 0 has measured
+    return dataclasses.replace(config, training=dataclasses.replace(training, steps=steps))

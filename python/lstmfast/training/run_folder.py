@@ -82,25 +82,33 @@ class RunFolder(Callback):
         self._attach(config, corpus, trainer)
 
     def resume(self, config: Config, corpus: Corpus, trainer: Trainer) -> None:
-        """Restore the trainer from the run's checkpoint, or leave it at step 0 if there is none.
+        """Restore the trainer, cut the other files to what the checkpoint counts, and go on writing here.
 
-        Raises ValueError naming what differs if the text, its vocabulary or the model's shape is not the run's; OSError
-        if the folder cannot be written. Nothing is lost then.
+        Errors are those of `restore`, and OSError if the folder cannot be written. Nothing is lost then.
         """
         self.check_writable()
-        path = self.path / self.CHECKPOINT
-        sizes: Mapping[str, int] = {}
-        if path.exists():
-            saved = checkpoint.load(path)
-            self._check_same_text(saved, corpus)
-            try:
-                trainer.restore(Snapshot(dict(saved.tensors), saved.metadata["progress"]))
-                sizes = saved.metadata["file_bytes"]
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"checkpoint {path} cannot be resumed: {_reason(error)}") from error
+        sizes = self.restore(corpus, trainer)
         for name in (self.METRICS, self.SAMPLES):
             _cut(self.path / name, sizes.get(name, 0))
         self._attach(config, corpus, trainer)
+
+    def restore(self, corpus: Corpus, trainer: Trainer) -> Mapping[str, int]:
+        """Restore the trainer from the run's checkpoint, or leave it at step 0 if there is none. Writes nothing.
+
+        Returns the sizes of the other files at the checkpoint. Raises ValueError naming what differs if the text, its
+        vocabulary or the model's shape is not the run's.
+        """
+        path = self.path / self.CHECKPOINT
+        if not path.exists():
+            return {}
+        saved = checkpoint.load(path)
+        self._check_same_text(saved, corpus)
+        try:
+            trainer.restore(Snapshot(dict(saved.tensors), saved.metadata["progress"]))
+            sizes: Mapping[str, int] = saved.metadata["file_bytes"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"checkpoint {path} cannot be resumed: {_reason(error)}") from error
+        return sizes
 
     def _attach(self, config: Config, corpus: Corpus, trainer: Trainer) -> None:
         self._config, self._corpus = config, corpus

@@ -19,7 +19,7 @@ from lstmfast import _checks as check
 from lstmfast import losses
 from lstmfast._checks import State
 from lstmfast._core import global_norm
-from lstmfast.distributed import Group, Lone, TreeSum, gather_arrays
+from lstmfast.distributed import FailedTogether, Group, Lone, TreeSum, broadcast, gather_arrays
 from lstmfast.optimizers import Optimizer
 from lstmfast.schedules import Schedule
 from lstmfast.text.batches import Batches
@@ -216,7 +216,7 @@ class Trainer:
         before = self.snapshot()
         durations: list[float] = []
         started = time.perf_counter()
-        while len(durations) < _MEASURED_STEPS or time.perf_counter() - started < seconds:
+        while broadcast(self._group, len(durations) < _MEASURED_STEPS or time.perf_counter() - started < seconds):
             begun = time.perf_counter()
             self._update(self.step)
             durations.append(time.perf_counter() - begun)
@@ -255,7 +255,10 @@ class Trainer:
         if self._allreduce:
             self._allreduce(gradients)
         mean = 1.0 / (self._gradient_sum.shards * self.settings.accumulate)  # of the sum that the buffer holds
-        scale = losses.clip_scale(global_norm(gradients) * mean, self._clip_norm) * mean
+        try:
+            scale = losses.clip_scale(global_norm(gradients) * mean, self._clip_norm) * mean
+        except ValueError as error:  # not finite, then in every process
+            raise error if self._group.size == 1 else FailedTogether(str(error)) from error
         learning_rate = self._schedule(step)
         self.optimizer.update(self.model.parameter_buffer, gradients, learning_rate=learning_rate, gradient_scale=scale)
         self._loss_sum += loss
