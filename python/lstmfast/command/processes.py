@@ -44,7 +44,8 @@ def run(argv: Sequence[str], act: Callable[[Group], int]) -> int:
     with contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext():  # such as --help
         try:
             status = act(group)
-            distributed.barrier(group)  # a launcher may end the others as soon as one has ended
+            with contextlib.suppress(ConnectionError):
+                distributed.barrier(group)  # a launcher may end the others as soon as one has ended
             return status
         except Exception as error:
             if "--traceback" in argv and not streams.is_closed(sys.stderr):
