@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lstmfast import distributed
+from lstmfast.command import processes
+from lstmfast.command import train as command
+from lstmfast.command.main import main
 from lstmfast.config import Config, ModelConfig, TrainingConfig
 from lstmfast.data import load_corpus
 from lstmfast.distributed import FailedTogether, Group, Lone, TreeSum, place_in
+from lstmfast.run_folder import RunFolder
 from lstmfast.trainer import Callback, Trainer, make_trainer
+from lstmfast.training import checkpoint
 from support.groups import in_threads
 
 # --- the tree ---------------------------------------------------------------------------------------------------------
@@ -271,3 +287,293 @@ def test_accumulated_batches_give_the_gradient_of_both(corpus: Any) -> None:
     wanted = model.gradient_buffer.copy()
     trainer._compute_gradients()
     np.testing.assert_allclose(model.gradient_buffer / 2, wanted, atol=1e-6)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+FLAGS = [
+    *("--steps", "40", "--hidden-size", "6", "--embedding-size", "4", "--dropout", "0.2", "--batch-size", "8"),
+    *("--unroll", "5", "--shards", "8", "--summary-every", "9", "--validate-every", "20", "--sample-every", "15"),
+    *("--sample-length", "20", "--checkpoint-every", "5"),
+]
+PROGRAM = """
+import sys
+sys.modules["matplotlib"] = None
+from lstmfast.command.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+# The same on a machine that lacks what other machines see.
+BLIND = (
+    """
+import pathlib
+exists = pathlib.Path.exists
+pathlib.Path.exists = lambda path: ".seen-by-all" not in path.name and exists(path)
+"""
+    + PROGRAM
+)
+LIMIT_SECONDS = 120
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return int(listener.getsockname()[1])
+
+
+def torchrun(size: int) -> list[str]:
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size)]
+    return [*launcher, "--master-port", str(free_port()), "--no-python", sys.executable]
+
+
+def mpiexec(size: int) -> list[str]:
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed: pip install '.[mpi]'")
+    beside = Path(sys.executable).parent / "mpiexec"
+    launcher = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if launcher is None:
+        pytest.skip("there is no mpiexec")
+    options = ["--allow-run-as-root", "--oversubscribe"] if "open" in str(mpi_library()).lower() else []
+    return [launcher, *options, "-n", str(size), sys.executable]
+
+
+def mpi_library() -> str:
+    """The name of the MPI that mpi4py uses, asked in another process: importing it here would start MPI."""
+    ask = "import mpi4py.MPI as m; print(m.Get_library_version())"
+    return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+
+
+LAUNCHERS = pytest.mark.parametrize("launcher", [torchrun, mpiexec])
+Command = list[Any]
+
+
+def start(*command: Any) -> subprocess.Popen[str]:
+    environment = os.environ | {"LSTMFAST_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit status and what was said."""
+    try:
+        _, said = process.communicate(timeout=LIMIT_SECONDS)
+    finally:
+        process.kill()
+    return process.returncode, said
+
+
+def outcome(folder: Path) -> Any:
+    """All that a run leaves, but for the speed."""
+    saved = checkpoint.load(folder / RunFolder.CHECKPOINT)
+    lines = [json.loads(line) for line in (folder / RunFolder.METRICS).read_text().splitlines()]
+    return (
+        {name: values.tobytes() for name, values in saved.tensors.items()},
+        saved.metadata["progress"],
+        [{name: value for name, value in line.items() if name != "chars_per_second"} for line in lines],
+        (folder / RunFolder.SAMPLES).read_text(),
+    )
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("the cat sat on a mat and so on\n" * 100)
+    return path
+
+
+@pytest.fixture(scope="module")
+def by_one(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a run of one process leaves."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert ended(start(sys.executable, "-c", PROGRAM, "train", text, "--out", folder, *FLAGS))[0] == 0
+    return outcome(folder)
+
+
+@LAUNCHERS
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.sweep), 4])
+def test_processes_of_a_launcher_leave_the_run_of_one_process(
+    text: Path, tmp_path: Path, by_one: Any, launcher: Callable[[int], Command], size: int
+) -> None:
+    status, said = ended(start(*launcher(size), "-c", PROGRAM, "train", text, "--out", tmp_path / "run", *FLAGS))
+    assert (status, said.count("Done.")) == (0, 1), said
+    assert outcome(tmp_path / "run") == by_one
+
+
+def rank_of(process: str) -> str:
+    """The rank in the environment of a process of ours, "" of others."""
+    with contextlib.suppress(OSError):
+        for entry in Path("/proc", process, "environ").read_bytes().decode(errors="replace").split("\0"):
+            name, _, value = entry.partition("=")
+            if name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
+                return value
+    return ""
+
+
+def process_of(rank: int, folder: Path) -> int:
+    """The process of a rank of the run in a folder."""
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            command = Path("/proc", process, "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if command[1:2] == ["-c"] and str(folder) in command and rank_of(process) == str(rank):
+                return int(process)
+    raise AssertionError(f"no process is rank {rank}")
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None and not path.exists():
+        time.sleep(0.01)
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc to find processes in")
+
+
+@linux
+@LAUNCHERS
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.sweep)])
+def test_a_killed_process_ends_all_and_another_number_goes_on_with_the_same_bits(
+    text: Path, tmp_path: Path, launcher: Callable[[int], Command], victim: int
+) -> None:
+    long = [*FLAGS, "--steps", "400"]
+    folder, straight = tmp_path / "run", tmp_path / "straight"
+    process = start(*launcher(2), "-c", PROGRAM, "train", text, "--out", folder, *long)
+    wait_for(folder / RunFolder.CHECKPOINT, process)
+    os.kill(process_of(victim, folder), signal.SIGKILL)
+    started = time.monotonic()
+    assert ended(process)[0] != 0
+    assert time.monotonic() - started < 20
+    for arguments in (["--resume", folder], [text, "--out", straight, *long]):
+        assert ended(start(sys.executable, "-c", PROGRAM, "train", *arguments))[0] == 0
+    assert outcome(folder) == outcome(straight)
+
+
+@LAUNCHERS
+def test_a_run_of_one_process_goes_on_with_two(
+    text: Path, tmp_path: Path, launcher: Callable[[int], Command]
+) -> None:
+    folder = tmp_path / "run"
+    kept = [*FLAGS, "--steps", "20"]
+    straight = start(sys.executable, "-c", PROGRAM, "train", text, "--out", folder, *kept, "--schedule", "constant")
+    assert ended(straight)[0] == 0
+    shutil.copytree(folder, tmp_path / "alone")
+    more = ["--steps", "40"]
+    assert ended(start(*launcher(2), "-c", PROGRAM, "train", "--resume", folder, *more))[0] == 0
+    assert ended(start(sys.executable, "-c", PROGRAM, "train", "--resume", tmp_path / "alone", *more))[0] == 0
+    assert outcome(folder) == outcome(tmp_path / "alone")
+
+
+@linux
+@LAUNCHERS
+def test_a_signal_to_one_process_stops_all_at_a_step_and_saves(
+    text: Path, tmp_path: Path, launcher: Callable[[int], Command]
+) -> None:
+    folder = tmp_path / "run"
+    endless = [*FLAGS, "--steps", "1000000", "--sample-every", "0", "--validate-every", "0"]
+    process = start(*launcher(2), "-c", PROGRAM, "train", text, "--out", folder, *endless)
+    wait_for(folder / RunFolder.CHECKPOINT, process)
+    os.kill(process_of(1, folder), signal.SIGTERM)
+    status, said = ended(process)
+    steps = checkpoint.load(folder / RunFolder.CHECKPOINT).metadata["progress"]["step"]
+    assert (status != 0, said.count(f"Stopped after {steps:,} steps and saved.")) == (True, 1), said
+
+
+def with_shards(size: int, resuming: bool = False, **settings: int) -> int:
+    """The number of shards of a run that `size` processes begin or go on with."""
+    group = Lone()
+    group.size = size
+    config = Config(training=TrainingConfig(**settings))
+    return command._with_shards(config, group, resuming=resuming).training.shards
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "shards"),
+    [
+        (1, {}, 1),
+        (4, {}, 4),
+        (2, {"shards": 8}, 8),
+        (1, {"resuming": True}, 1),  # a run of an earlier version
+    ],
+)
+def test_there_is_one_shard_for_each_process_where_nobody_asks(size: int, settings: Any, shards: int) -> None:
+    assert with_shards(size, **settings) == shards
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "words"),
+    [
+        (4, {"shards": 2}, "2 shards, which 4 processes cannot share evenly; start 2 or fewer, or give --shards 4"),
+        (4, {"shards": 2, "resuming": True}, "2 shards, which 4 processes cannot share evenly; start 2 or fewer$"),
+        (2, {"resuming": True}, "1 shard, which 2 processes cannot share"),
+        (4, {"batch_size": 6}, "batch_size must be a multiple of 4, the number of shards, got 6"),
+    ],
+)
+def test_a_number_of_processes_that_does_not_fit_the_batch_is_refused(size: int, settings: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        with_shards(size, **settings)
+
+
+def by_hand(*commands: Command) -> list[tuple[int, str]]:
+    """What ranks with a command each say and return, as processes of torch.distributed without a launcher."""
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
+    place = {"WORLD_SIZE": str(len(commands)), "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    started = []
+    for rank, arguments in enumerate(commands):
+        environment = os.environ | place | {"RANK": str(rank), "LSTMFAST_NUM_THREADS": "1"}
+        ours = [sys.executable, "-c", *map(str, arguments)]
+        started.append(subprocess.Popen(ours, env=environment, stderr=subprocess.PIPE, text=True))
+    return [ended(process) for process in started]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ([], ["--seed", "1"], "--seed is 1 on rank 1, but 0 on rank 0; give every process the same options"),
+        (["--shards", "1"], ["--shards", "1"], "the batch has 1 shard, which 2 processes cannot share evenly"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_all_in_one_sentence(
+    text: Path, tmp_path: Path, first: list[str], second: list[str], words: str
+) -> None:
+    common = [PROGRAM, "train", text, "--out", tmp_path / "run", *FLAGS]
+    told, silent = by_hand([*common, *first], [*common, *second])
+    assert (told[0], told[1].count("\n"), silent) == (2, 1, (2, "")), told[1]
+    assert words in told[1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_another_machine_does_not_see_is_refused(text: Path, tmp_path: Path) -> None:
+    common = ["train", text, "--out", tmp_path / "run", *FLAGS]
+    told, silent = by_hand([PROGRAM, *common], [BLIND, *common])
+    assert told == (
+        2,
+        f"lstmfast: error: rank 1 of 2: the run folder {tmp_path / 'run'} of rank 0 is not seen here; "
+        "put it on a file system that all processes share\n",
+    )
+    assert (silent, (tmp_path / "run").exists()) == ((2, ""), False)
+
+
+def test_texts_that_differ_are_refused(text: Path, tmp_path: Path) -> None:
+    """On another machine the same name is that of another file."""
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text().replace("cat", "dog"))
+    elsewhere = f"""
+import lstmfast.command.train as command
+load = command.load_corpus
+command.load_corpus = lambda sources, **options: load([{str(other)!r}], **options)
+"""
+    common = ["train", text, "--out", tmp_path / "run", *FLAGS]
+    told, silent = by_hand([PROGRAM, *common], [elsewhere + PROGRAM, *common])
+    words = "lstmfast: error: the text of rank 1 is not that of rank 0; give all machines the same files\n"
+    assert (told, silent) == ((2, words), (2, ""))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_without_the_transports_package_rank_0_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    monkeypatch.setattr(processes, "_SECONDS_TO_SPEAK", 0.0)
+    for name, value in {"PMI_SIZE": "2", "PMI_RANK": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    status, (out, err) = main(["train"]), capsys.readouterr()
+    sentence = "lstmfast: error: processes of mpiexec talk through mpi4py: pip install 'lstmfast[mpi]'\n"
+    assert (status, out, err) == (2, "", "" if rank else sentence)

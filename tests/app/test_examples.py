@@ -115,6 +115,10 @@ def test_sequence_classifier_reads_digits_with_either_loss(example, loss):
     )
 
 
+def test_data_parallel_learns_a_text(example):
+    assert run(example, "data_parallel", *TEXT, "--steps", 300)["loss"] < 2.4
+
+
 def test_three_layers_are_a_stack_and_learn_a_text(example):
     results = run(example, "three_layers", *TEXT, "--steps", 300, "--hidden-size", 64)
     assert results["difference_from_layers"] == 0.0 and results["loss"] < 3.1
