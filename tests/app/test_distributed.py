@@ -29,6 +29,7 @@ from lstmfast.distributed import FailedTogether, Group, Lone, TreeSum, place_in
 from lstmfast.run_folder import RunFolder
 from lstmfast.trainer import Callback, Trainer, make_trainer
 from lstmfast.training import checkpoint
+from lstmfast.training.recipe import timed
 from support.groups import in_threads
 
 # --- the tree ---------------------------------------------------------------------------------------------------------
@@ -258,6 +259,31 @@ def test_a_run_goes_on_with_another_number_of_processes(corpus: Any, alone: Any,
 
 def test_a_request_to_stop_of_any_rank_stops_all_at_one_step(corpus: Any) -> None:
     assert trained(corpus, 4, stop=(2, 3))[1].progress["step"] == 5  # asked after the exchange of step 3
+
+
+def test_all_ranks_take_the_number_of_steps_that_rank_0_measured(corpus: Any) -> None:
+    training = dataclasses.replace(SMALL.training, steps=0, minutes=0.005)
+    config = dataclasses.replace(SMALL, training=training)
+    steps = in_threads(2, lambda group: timed(config, corpus, group=group).training.steps)
+    assert steps[0] >= 1 and steps == steps[:1] * 2
+
+
+def test_settings_that_differ_are_named_with_the_rank() -> None:
+    def check(group: Group) -> None:
+        training = dataclasses.replace(SMALL.training, seed=group.rank // 2)
+        processes.check_settings(group, dataclasses.replace(SMALL, training=training), {})
+
+    words = "--seed is 1 on rank 2, but 0 on rank 0; give every process the same options"
+    assert [str(error) for error in in_threads(4, check)] == [words] * 4
+
+
+def test_a_text_that_asks_for_few_rows_gets_as_many_as_the_shards_can_share(corpus: Any) -> None:
+    short = dataclasses.replace(corpus, ids=corpus.ids[:1500])  # 5 rows where one process reads it
+    config = dataclasses.replace(Config(), training=dataclasses.replace(Config().training, steps=10, batch_size=8))
+    group = Lone()
+    group.size = 4
+    argv = ["--steps", "10", "--hidden-size", "8"]
+    assert command._settled(argv, config, short, "cpu", group).training.batch_size == 8
 
 
 def test_shards_compute_what_the_whole_batch_would(corpus: Any) -> None:

@@ -94,6 +94,9 @@ def _settled(argv: Sequence[str], config: Config, corpus: Corpus, device: str, g
             config.preset, characters=len(corpus.ids), minutes=config.training.minutes, hidden_size=hidden_size,
             steps=steps,
         )
+        shards, rows = config.training.shards or group.size, base.training.batch_size
+        rows = -(-rows // shards) * shards  # the next number that the shards can share
+        base = dataclasses.replace(base, training=dataclasses.replace(base.training, batch_size=rows))
         settings = _parse(argv, _with_steps(base, steps))[1]
         return _with_shards(dataclasses.replace(settings, text=config.text), group, resuming=False)
 
