@@ -21,10 +21,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lstmfast.layouts.quantized import is_quantized_lstm
-from lstmfast.torch import serving
+from lstmfast.torch import paths, recording, serving, tracing
 from lstmfast.torch import weights as kept
 from lstmfast.torch.modules import LSTM, LSTMCell
-from lstmfast.torch.serving import MARK, originals
+from lstmfast.torch.serving import EVERYWHERE, MARK, originals
 
 _SERVE: dict[type[nn.Module], Callable[..., Any]] = {nn.LSTM: serving.lstm, nn.LSTMCell: serving.cell}
 _COMPUTE_WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
@@ -40,19 +40,57 @@ def teach_torch() -> None:
 
 
 def _asking(original: Callable[..., Any], serve: Callable[..., Any]) -> Callable[..., Any]:
-    mark = MARK
+    mark, everywhere, is_compiling = MARK, EVERYWHERE, torch.compiler.is_compiling
 
     def forward(self, input, hx=None, **extras):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
-        if mark in self.__dict__:
+        # Dynamo guards on what hasattr says, and not on what is in __dict__.
+        if (hasattr(self, mark) if is_compiling() else mark in self.__dict__) or everywhere:
             return serve(self, input, hx, **extras)
         return original(self, input, hx, **extras)
 
-    # In torch's module and with its source, which torch.jit.script reads and looks names up in.
+    return _disguised(forward, original)
+
+
+def _disguised(forward: Any, original: Any) -> Callable[..., Any]:
+    """The function in torch's module and with its source, which torch.jit.script reads and looks names up in."""
     wrapper = types.FunctionType(
         forward.__code__, original.__globals__, original.__name__, original.__defaults__, forward.__closure__
     )
     functools.update_wrapper(wrapper, original)
     setattr(wrapper, MARK, True)
+    return wrapper
+
+
+# --- recording --------------------------------------------------------------------------------------------------------
+
+_unrecorded: dict[type[nn.Module], Callable[..., Any]] = {}
+
+
+def record_calls() -> None:
+    """Have every call of an LSTM or LSTMCell recorded, of torch's classes and of ours."""
+    for cls in (*_SERVE, *_OURS):
+        _unrecorded[cls] = cls.forward
+        cls.forward = _recorded(cls.forward, originals[_OURS.get(cls, cls)])
+
+
+def stop_recording_calls() -> None:
+    """Undo `record_calls`, unless somebody has put something in its place."""
+    for cls, forward in _unrecorded.items():
+        if getattr(cls.forward, "_lstmfast_records", False):
+            cls.forward = forward
+    _unrecorded.clear()
+
+
+def _recorded(forward: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    is_compiling, call, is_transformed = torch.compiler.is_compiling, recording.call, paths.is_transformed
+
+    def recorded(self, input, hx=None, **extras):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
+        if is_compiling():
+            return forward(self, input, hx, **extras)
+        return call(self, forward, original, is_transformed, input, hx, extras)
+
+    wrapper = _disguised(recorded, forward)
+    setattr(wrapper, "_lstmfast_records", True)  # noqa: B010  (a function has no such attribute, says mypy)
     return wrapper
 
 
@@ -73,7 +111,8 @@ def convert(model: nn.Module, *, strict: bool = False, weights: str = "float32")
     lstmfast serves already; of several calls the last decides. Parameters stay as they are, every call sees their
     current values, and those with a weight that is not finite run in float32.
     Raises TypeError for what is no module, ValueError for other words; for int8 also, before anything is changed, if a
-    float32 weight is not finite or above 2.8e14.
+    float32 weight is not finite or above 2.8e14. Raises RuntimeError, before anything is changed, if a graph of
+    torch.compile holds one of the modules.
     """
     teach_torch()
     if weights not in kept.FORMATS:
@@ -82,6 +121,11 @@ def convert(model: nn.Module, *, strict: bool = False, weights: str = "float32")
         (name, module) for name, module in _named_parts(model)
         if MARK in module.__dict__ or serving.is_ours(module) or _why_not(module) is None
     ]
+    if tracing.compiled_around(module for _, module in found):
+        raise RuntimeError(
+            "convert: a graph of torch.compile holds an LSTM of this model; convert before compiling, or call "
+            "torch.compiler.reset() first"
+        )
     for name, module in found if weights == "int8" else ():
         kept.check_int8(module, f"{name}." if name else "")
     count = 0
@@ -121,7 +165,7 @@ def freeze(model: nn.Module) -> int:
     written later is not seen until `unfreeze`. Calls with gradients use the module's own weights as ever. Copies and
     pickles of the model are not frozen.
     """
-    served = [module for module in _parts(model) if MARK in module.__dict__ or serving.is_ours(module)]
+    served = [module for module in _parts(model) if serving.is_served(module)]
     for module in served:
         with _weights_of_next_call(module):
             kept.keep_frozen(module)
@@ -190,7 +234,7 @@ def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool
     reason = None if ours else _why_not(module)
     if reason is not None:
         return reason
-    if not ours and MARK not in module.__dict__:
+    if not serving.is_served(module):
         return f"torch's own forward: this is torch's {type(module).__name__}; see lstmfast.torch.convert"
     before = _runs_before(module)
     said = serving.explain(module, input, hx, return_cells=return_cells)
@@ -209,12 +253,20 @@ def _why_not(module: nn.Module) -> str | None:
             "this module's own `forward`, which was set on it and does not call "
             f"{base.__name__}.forward as far as can be seen"
         )
-    for cls in type(module).__mro__:
-        function = vars(cls).get("forward")
-        if cls is base:
-            return None if _asks_for_mark(function) else f"the function that somebody put for {base.__name__}.forward"
-        if function is not None and not _calls_up(function, base):
-            return f"{cls.__name__}.forward, which does not call {base.__name__}.forward"
+    if not _asks_for_mark(base.forward):
+        return f"the function that somebody put for {base.__name__}.forward"
+    cls = computes_by_itself(type(module))
+    return None if cls is None else f"{cls.__name__}.forward, which does not call {base.__name__}.forward"
+
+
+def computes_by_itself(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """Which class a subclass of torch's has its `forward` from, if that does not call torch's."""
+    for owner in cls.__mro__:
+        if owner in _SERVE:
+            return None
+        function = vars(owner).get("forward")
+        if function is not None and not _calls_up(function, nn.LSTM if issubclass(cls, nn.LSTM) else nn.LSTMCell):
+            return owner
     return None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lstmfast import _core, runtime
 from lstmfast._checks import Array
-from lstmfast.torch import composite
+from lstmfast.torch import composite, recording
 from lstmfast.torch.calls import CallOptions, Gradients, Result, Wanted, Weights
 from lstmfast.torch.memory import of_thread
 
@@ -244,7 +244,7 @@ class LayerFunction(torch.autograd.Function):
         output, kept = torch.from_numpy(h), torch.from_numpy(saved)
         need = ctx.needs_input_grad
         recurs = len(h) > 1
-        ctx.options, ctx.keep_layer_axis = options, keep_layer_axis
+        ctx.options, ctx.keep_layer_axis, ctx.record = options, keep_layer_axis, recording.current()
         # Without hooks what autograd gives back is this memory; the arrays spare the first backward to ask for them.
         hooks = has_saved_tensor_hooks()
         ctx.arrays = None if hooks else (given, h, saved, _addresses(x, h0, c0, w_ih, w_hh, w_hr))
@@ -260,6 +260,7 @@ class LayerFunction(torch.autograd.Function):
         return output, torch.from_numpy(h_n), torch.from_numpy(c_n)
 
     @staticmethod
+    @recording.timed
     def backward(ctx: Any, d_h: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None) -> Any:
         x, h0, c0, w_ih, w_hh, w_hr, h, saved, b_ih, b_hh = ctx.saved_tensors
         weights, need = ctx.weights, ctx.needs_input_grad

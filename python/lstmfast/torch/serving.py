@@ -13,18 +13,24 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.nn.utils.rnn import PackedSequence
 
 from lstmfast import _core, runtime
-from lstmfast.torch import arguments, composite, kernels, on_cuda, operators, paths, weights
+from lstmfast.torch import arguments, composite, kernels, on_cuda, operators, paths, recording, weights
 from lstmfast.torch.calls import CallOptions, Result, Weights
 from lstmfast.torch.weights import Workspace
 
 # True in the __dict__ of a converted module, where any process can unpickle it, and in the classes of ours.
 MARK = "_lstmfast"
 originals = {nn.LSTM: nn.LSTM.forward, nn.LSTMCell: nn.LSTMCell.forward}  # before `convert` wraps them
+EVERYWHERE: list[bool] = []  # not empty: modules without the mark are served too (`patch`). Dynamo guards on a list.
 
 
 def is_ours(module: nn.Module) -> bool:
     """Whether lstmfast.torch made the module, rather than converted it."""
     return hasattr(type(module), MARK)
+
+
+def is_served(module: nn.Module) -> bool:
+    """Whether calls of the module come here, if its `forward` is torch's, or calls it."""
+    return bool(EVERYWHERE) or MARK in module.__dict__ or is_ours(module)
 
 
 # --- an LSTM ----------------------------------------------------------------------------------------------------------
@@ -58,6 +64,7 @@ def lstm(
         path = paths.Path("composite", path.why)
     if is_packed and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         arguments.check_packed(module, x, hx, int(input.batch_sizes[0]))
+    _note(path)
     if path.name == "torch" or not arguments.is_call(module, x, hx, layers, is_packed):
         return _by_torch(module, nn.LSTM, path, extras, input, hx)
     if is_packed and extras:
@@ -191,6 +198,7 @@ def cell(module: nn.Module, input: Tensor, hx: tuple[Tensor, Tensor] | None = No
     arguments.check_cell(module, input, hx)
     (own,) = weights.by_layer(module)
     path = paths.choose(module, _tensors(input, hx, [own]), is_ours=is_ours(module), wants_cells=False)
+    _note(path)
     if path.name == "torch" or not arguments.is_cell_call(module, input, hx, own):
         return _by_torch(module, nn.LSTMCell, path, False, input, hx)  # type: ignore[no-any-return]
     is_batched = input.dim() == 2
@@ -391,7 +399,13 @@ def _tensors(x: Tensor, hx: Any, layers: list[Weights]) -> tuple[Tensor | None, 
     return (x, *(hx or ()), *(w for layer in layers for w in layer))
 
 
+def _note(path: paths.Path) -> None:
+    if recording.is_on and not torch.compiler.is_compiling():
+        recording.note(path.name, path.why)
+
+
 def _by_torch(module: nn.Module, base: type, path: paths.Path, extras: bool, input: Any, hx: Any) -> Any:
+    _note(path if path.name == "torch" else paths.Path("torch", "its arguments are wrong, as torch says"))
     if path.name == "torch":
         if getattr(module, "strict", False):
             raise RuntimeError(f"strict {base.__name__}: torch's own forward would have to serve this call: {path.why}")
