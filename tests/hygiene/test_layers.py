@@ -35,6 +35,7 @@ FLOORS = [
     {"config", "trainer", "sampler", "run_folder", "data"},
     {"lstmfast"},
     {"torch", "keras", "onnx", "compat", "cuda.selftest"},
+    {"integrations"},
     {"command"},
     {"__main__"},
 ]

@@ -33,6 +33,14 @@ def is_served(module: nn.Module) -> bool:
     return bool(EVERYWHERE) or MARK in module.__dict__ or is_ours(module)
 
 
+def takes_resets(module: nn.Module, x: Tensor, hx: tuple[Tensor, Tensor] | None) -> bool:
+    """Whether a call of an LSTM with these tensors may have `lengths` and `resets`; no other path knows them."""
+    if not is_served(module):
+        return False
+    tensors = _tensors(x, hx, weights.by_layer(module))
+    return paths.choose(module, tensors, is_ours=is_ours(module), wants_cells=False).name != "torch"
+
+
 # --- an LSTM ----------------------------------------------------------------------------------------------------------
 
 
