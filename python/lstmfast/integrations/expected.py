@@ -11,7 +11,9 @@ def check_method(caller: str, owner: type, name: str, parameters: Sequence[str],
     """Raise RuntimeError unless a class has a method of this name whose parameters are these, in their order."""
     method = getattr(owner, name, None)
     if method is None:
-        raise RuntimeError(f"{caller}: {owner.__name__} of {_version(package)} has no method {name}; nothing was changed")
+        raise RuntimeError(
+            f"{caller}: {owner.__name__} of {_version(package)} has no method {name}; nothing was changed"
+        )
     found = [parameter for parameter in inspect.signature(method).parameters if parameter != "self"]
     if found != list(parameters):
         raise RuntimeError(

@@ -26,13 +26,13 @@ _BACKEND = "_lstmfast_backend"  # in an accelerated module: what `recurrent_back
 def accelerate(module: Any) -> int:
     """Serve every LSTMModule in a module, or that module; return how many there are.
 
-    Outputs, states at the ends of trajectories and gradients are those of torchrl's "pad" back end. Undone by `restore`.
+    Outputs, states at the ends of trajectories and gradients are those of torchrl's "pad" back end. `restore` undoes it.
     Raises RuntimeError, and changes nothing, if there is no LSTMModule, if one does not hold a torch.nn.LSTM or is
     accelerated already, or if this version of torchrl has other methods.
     """
     found = _modules_of(module)
     if not found:
-        raise RuntimeError(f"torchrl.accelerate: there is no torchrl.modules.LSTMModule in this {type(module).__name__}")
+        raise RuntimeError(f"torchrl.accelerate: there is no LSTMModule of torchrl in this {type(module).__name__}")
     for part in found:
         if _BACKEND in part.__dict__:
             raise RuntimeError("torchrl.accelerate: this module is accelerated already")
@@ -45,8 +45,8 @@ def accelerate(module: Any) -> int:
             )
         if part.recurrent_backend == "triton":
             raise RuntimeError("torchrl.accelerate: recurrent_backend='triton' is for GPUs; use 'pad' on a CPU")
+    convert(torch.nn.ModuleList(part.lstm for part in found))
     for part in found:
-        convert(part.lstm)
         part.__dict__[_BACKEND] = part.recurrent_backend
         part.recurrent_backend = "scan"  # which hands `is_init` to _lstm and cuts nothing before
         part._lstm = functools.partial(_lstm, part)

@@ -124,7 +124,7 @@ def convert(model: nn.Module, *, strict: bool = False, weights: str = "float32")
     if tracing.compiled_around(module for _, module in found):
         raise RuntimeError(
             "convert: a graph of torch.compile holds an LSTM of this model; convert before compiling, or call "
-            "torch.compiler.reset() first"
+            "torch.compiler.reset()"
         )
     for name, module in found if weights == "int8" else ():
         kept.check_int8(module, f"{name}." if name else "")

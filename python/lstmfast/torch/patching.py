@@ -24,7 +24,7 @@ def patch(*, report: bool = False) -> None:
         raise RuntimeError("patch: this process is patched already; unpatch first to change how")
     if tracing.some_graph_holds_an_lstm():
         raise RuntimeError(
-            "patch: a graph of torch.compile holds an LSTM; patch before compiling, or call torch.compiler.reset() first"
+            "patch: a graph of torch.compile holds an LSTM; patch before compiling, or call torch.compiler.reset()"
         )
     teach_torch()
     EVERYWHERE.append(True)

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     with_report, rest = False, list(arguments)
     while rest and rest[0] in ("--report", "-h", "--help"):
         if rest.pop(0) != "--report":
-            print(f"{USAGE}\n\n{__doc__}\n--report: print at the end, to stderr, who served each LSTM, and for how long.")
+            print(f"{USAGE}\n\n{__doc__}\n--report: at the end, print to stderr who served each LSTM, and for how long")
             return
         with_report = True
     if not rest or (rest[0] == "-m" and len(rest) == 1):
@@ -104,6 +104,10 @@ def _run(code: Any, attributes: dict[str, Any]) -> None:
     """Execute it as __main__. What it raises is reported as if nobody had called it."""
     program = types.ModuleType("__main__")
     program.__dict__.update(attributes, __builtins__=sys.modules["builtins"])
+    usual = vars(sys.modules["__main__"])  # versions of Python differ
+    for name, value in _SOMETIMES.items():
+        if name in usual:
+            program.__dict__.setdefault(name, value)
     _kept.append(sys.modules["__main__"])
     sys.modules["__main__"] = program
     try:
@@ -123,6 +127,7 @@ def _run(code: Any, attributes: dict[str, Any]) -> None:
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
 
 
+_SOMETIMES: dict[str, Any] = {"__annotations__": {}, "__cached__": None}
 _kept: list[types.ModuleType] = []  # a module that is dropped has its names cleared
 
 
@@ -138,7 +143,7 @@ def _serve(with_report: bool) -> None:
     def get_preparation_data(name: str) -> _Preparation:
         return _Preparation(prepare(name))
 
-    multiprocessing.spawn.get_preparation_data = get_preparation_data  # type: ignore[assignment]
+    multiprocessing.spawn.get_preparation_data = get_preparation_data
 
 
 def _print_report(process: int) -> None:
