@@ -308,9 +308,8 @@ def test_refusals_are_reported_with_their_reasons():
 
 def test_wrong_arguments_are_torchs_error_and_reported():
     module = nn.LSTM(INPUT, H)
-    with ours.patched(report=True):
-        with pytest.raises(RuntimeError):
-            module(torch.randn(T, B, INPUT + 1))
+    with ours.patched(report=True), pytest.raises(RuntimeError):
+        module(torch.randn(T, B, INPUT + 1))
     assert "torch's own forward" in ours.report()
 
 
@@ -404,7 +403,8 @@ def test_a_script_runs_as_python_would_run_it_and_its_modules_are_served(tmp_pat
     path = write(tmp_path, PROGRAM, "inner/program.py")
     done = run("inner/program.py", "--report", "a b", cwd=tmp_path)
     plain = subprocess.run(
-        [sys.executable, "inner/program.py", "--report", "a b"], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "inner/program.py", "--report", "a b"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
     )
     assert done.stderr == ""
     assert done.stdout.splitlines()[0] == plain.stdout.splitlines()[0]
@@ -475,7 +475,8 @@ def test_processes_that_a_program_starts_are_served(tmp_path, method):
 
 
 def test_the_report_comes_at_the_end_on_stderr(tmp_path):
-    path = write(tmp_path, "import torch\ntorch.nn.LSTM(3, 6)(torch.randn(5, 4, 3))\nprint('done')\nraise SystemExit(3)\n")
+    text = "import torch\ntorch.nn.LSTM(3, 6)(torch.randn(5, 4, 3))\nprint('done')\nraise SystemExit(3)\n"
+    path = write(tmp_path, text)
     done = run("--report", str(path), cwd=tmp_path)
     assert (done.stdout, done.returncode) == ("done\n", 3)
     assert "LSTM(3, 6)" in done.stderr

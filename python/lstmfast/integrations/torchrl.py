@@ -26,7 +26,7 @@ _BACKEND = "_lstmfast_backend"  # in an accelerated module: what `recurrent_back
 def accelerate(module: Any) -> int:
     """Serve every LSTMModule in a module, or that module; return how many there are.
 
-    Outputs, states at the ends of trajectories and gradients are those of torchrl's "pad" back end. `restore` undoes it.
+    Outputs, states at the ends of trajectories and gradients are as with torchrl's own back ends. `restore` undoes it.
     Raises RuntimeError, and changes nothing, if there is no LSTMModule, if one does not hold a torch.nn.LSTM or is
     accelerated already, or if this version of torchrl has other methods.
     """
