@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ Work = Callable[[bool], tuple[float, Sequence[float]]]
 TURNS = 3
 
 
-def compare(name: str, cases: dict[str, Work], tolerance: float = 1e-4, turns: int = TURNS) -> None:
+def compare(name: str, cases: Mapping[str, Work], tolerance: float = 1e-4, turns: int = TURNS) -> None:
     """Print how many times faster the work is when lstmfast serves it. Raises AssertionError if figures disagree."""
     torch.set_num_threads(1)
     for case, work in cases.items():

@@ -2,7 +2,8 @@
 
 A converted module keeps its class, so whoever looks at classes, module paths or pickles sees what was there before: fx,
 exporters, quantization, privacy tools, processes without lstmfast. nn.LSTM.forward and nn.LSTMCell.forward are wrapped
-once, when lstmfast.torch is imported; modules without the mark run torch's code, 60 ns later than before.
+once, when lstmfast.torch is imported; modules without the mark run torch's code, 0.15 us later than before, unless the
+whole process is patched (see `patching`).
 """
 
 from __future__ import annotations

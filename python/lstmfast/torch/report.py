@@ -132,7 +132,7 @@ def _own_ways() -> Iterator[type[nn.Module]]:
 
 def _wrapped(line: str, width: int) -> list[str]:
     indent = " " * (len(line) - len(line.lstrip()))
-    return textwrap.wrap(line, width, initial_indent=indent, subsequent_indent=indent + "  " * bool(indent))
+    return textwrap.wrap(line.strip(), width, initial_indent=indent, subsequent_indent=indent + "  " * bool(indent))
 
 
 def _time(nanoseconds: float) -> str:
