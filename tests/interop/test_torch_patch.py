@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import os
 import pickle
@@ -343,6 +344,22 @@ def test_no_line_of_the_report_is_wider_than_the_terminal(width):
     with ours.patched(report=True):
         model(torch.randn(T, B, INPUT))
     assert max(map(len, ours.report(width=width).splitlines())) <= width
+
+
+def test_what_somebody_puts_for_torchs_forward_meanwhile_stays(monkeypatch):
+    calls, module = [], nn.LSTM(INPUT, H)
+    monkeypatch.setattr(nn.LSTM, "forward", nn.LSTM.forward)  # to be put back at the end
+    with ours.patched(report=True):
+        before = nn.LSTM.forward
+
+        @functools.wraps(before)
+        def forward(self, *args):
+            calls.append(1)
+            return before(self, *args)
+
+        nn.LSTM.forward = forward
+    module(torch.randn(T, B, INPUT))
+    assert calls == [1]
 
 
 def test_without_calls_the_report_says_so():

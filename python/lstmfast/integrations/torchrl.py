@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lstmfast.integrations.expected import check_method
 from lstmfast.torch import convert, revert, serving
-from lstmfast.torch.paths import is_transformed
+from lstmfast.torch.paths import is_under_func
 
 _PARAMETERS = ("input", "batch", "steps", "device", "dtype", "hidden0_in", "hidden1_in", "splits", "is_init", "backend")
 _PAD_PARAMETERS = ("input", "hidden0_in", "hidden1_in", "is_init")
@@ -90,7 +90,7 @@ def _lstm(
     first step of each trajectory and returned at the last one, zero elsewhere.
     """
     lstm, theirs = module.lstm, type(module)
-    if is_init is None or is_transformed() or input.numel() == 0:
+    if is_init is None or torch.compiler.is_compiling() or is_under_func() or input.numel() == 0:
         states = hidden0_in, hidden1_in
         return theirs._lstm(module, input, batch, steps, device, dtype, *states, splits, is_init, backend)
     begins = is_init.clone()

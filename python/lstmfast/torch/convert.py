@@ -64,35 +64,34 @@ def _disguised(forward: Any, original: Any) -> Callable[..., Any]:
 
 # --- recording --------------------------------------------------------------------------------------------------------
 
-_unrecorded: dict[type[nn.Module], Callable[..., Any]] = {}
+_recording: dict[type[nn.Module], tuple[Callable[..., Any], Callable[..., Any]]] = {}  # what was there, and what is
 
 
 def record_calls() -> None:
     """Have every call of an LSTM or LSTMCell recorded, of torch's classes and of ours."""
     for cls in (*_SERVE, *_OURS):
-        _unrecorded[cls] = cls.forward
-        cls.forward = _recorded(cls.forward, originals[_OURS.get(cls, cls)])
+        before = cls.forward
+        cls.forward = _recorded(before, originals[_OURS.get(cls, cls)])
+        _recording[cls] = before, cls.forward
 
 
 def stop_recording_calls() -> None:
     """Undo `record_calls`, unless somebody has put something in its place."""
-    for cls, forward in _unrecorded.items():
-        if getattr(cls.forward, "_lstmfast_records", False):
-            cls.forward = forward
-    _unrecorded.clear()
+    for cls, (before, recorded) in _recording.items():
+        if cls.forward is recorded:
+            cls.forward = before
+    _recording.clear()
 
 
 def _recorded(forward: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    is_compiling, call, is_transformed = torch.compiler.is_compiling, recording.call, paths.is_transformed
+    is_compiling, kept, is_transformed = torch.compiler.is_compiling, recording, paths.is_transformed
 
     def recorded(self, input, hx=None, **extras):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
-        if is_compiling():
+        if is_compiling() or not kept.is_on:
             return forward(self, input, hx, **extras)
-        return call(self, forward, original, is_transformed, input, hx, extras)
+        return kept.call(self, forward, original, is_transformed, input, hx, extras)
 
-    wrapper = _disguised(recorded, forward)
-    setattr(wrapper, "_lstmfast_records", True)  # noqa: B010  (a function has no such attribute, says mypy)
-    return wrapper
+    return _disguised(recorded, forward)
 
 
 def _asks_for_mark(function: Any) -> bool:
