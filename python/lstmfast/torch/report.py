@@ -94,7 +94,7 @@ def _rows(group: list[Record], total: int, width: int) -> Iterator[str]:
     if first.name:
         yield f"  {first.sizes}"
     if backward_calls := sum(record.backward_calls() for record in group):
-        yield f"  {backward_calls:,} backward passes"
+        yield f"  backward passes: {backward_calls:,}"
     counts: Counter[tuple[str, str]] = Counter()
     for record in group:
         counts.update(record.paths)
