@@ -561,3 +561,45 @@ def test_torchs_own_sample_inputs_pass_forward_and_backward():
                 assert_close(*results)
                 count += 1
     assert count > 10
+
+
+# --- stacked layers, by the short way ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("with_states", [False, True])
+def test_a_stack_of_plain_layers_takes_the_short_way(monkeypatch, bias, batch_first, with_states):
+    theirs, mine = pair(INPUT, H, num_layers=3, bias=bias, batch_first=batch_first)
+    x = torch.randn(*((B, T) if batch_first else (T, B)), INPUT, requires_grad=True)
+    hx = tuple(torch.randn(3, B, H, requires_grad=True) for _ in range(2)) if with_states else None
+    upstream = [torch.randn(*x.shape[:2], H), torch.randn(3, B, H), torch.randn(3, B, H)]
+    monkeypatch.setattr(ours.serving, "_run_stack", None)
+    for _ in range(2):  # the second call finds the weights packed
+        assert_close(run(mine, x, hx, upstream), run(theirs, x, hx, upstream))
+        with torch.no_grad():
+            assert_close(mine(x, hx), theirs(x, hx))
+
+
+def test_a_stack_sees_weights_that_were_written_or_replaced_in_any_layer():
+    theirs, mine = pair(INPUT, H, num_layers=2)
+    x = torch.randn(1, B, INPUT)
+    with torch.no_grad():
+        mine(x)
+        for module in (theirs, mine):
+            module.weight_hh_l1.mul_(2)
+            module.weight_ih_l0 = nn.Parameter(torch.ones(4 * H, INPUT))
+        assert_close(mine(x, (torch.ones(2, B, H),) * 2), theirs(x, (torch.ones(2, B, H),) * 2))
+
+
+def test_a_frozen_stack_keeps_the_weights_of_every_layer():
+    _, mine = pair(INPUT, H, num_layers=2)
+    x = torch.randn(1, B, INPUT)
+    with torch.no_grad():
+        before = mine(x)
+        ours.freeze(mine)
+        mine.weight_hh_l1.mul_(2)
+        mine.weight_ih_l0.mul_(2)
+        assert_close(mine(x), before)
+        ours.unfreeze(mine)
+        assert not torch.allclose(mine(x)[0], before[0])

@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -372,20 +371,6 @@ def test_without_a_record_report_is_an_error(monkeypatch):
     monkeypatch.setattr(recording, "_started_ns", 0)
     with pytest.raises(RuntimeError, match="nothing is recorded"):
         ours.report()
-
-
-def test_recording_takes_a_few_microseconds_a_call():
-    module, x, best = nn.LSTM(INPUT, H), torch.randn(1, 1, INPUT), {}
-    for report in (False, True) * 3:
-        with ours.patched(report=report), torch.no_grad():
-            for _ in range(10):
-                module(x)
-            for _ in range(10):
-                start = time.perf_counter()
-                for _ in range(50):
-                    module(x)
-                best[report] = min(best.get(report, 1.0), (time.perf_counter() - start) / 50)
-    assert best[True] - best[False] < 20e-6
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Modules are torch's, or lstmfast's subclasses of them; nothing here depends on w
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -122,27 +123,39 @@ def _may_be_written(module: nn.Module, x: Tensor, sizes: Tensor | None) -> bool:
 
 
 def _fast_lstm(module: nn.Module, x: Any, hx: Any, precision: str | None) -> Any:
-    """One layer in one direction, and nothing unusual about the arguments; None where it is another case."""
-    if module.num_layers > 1 or module.bidirectional or module.proj_size or not _is_plain(x, 3, module.input_size):
+    """Layers in one direction, and nothing unusual about the arguments; None where it is another case."""
+    layers = module.num_layers
+    if module.bidirectional or module.proj_size or not _is_plain(x, 3, module.input_size):
+        return None
+    if layers > 1 and module.dropout and module.training:
         return None
     batch_first = module.batch_first
     if batch_first:
         x = x.transpose(0, 1)
-    h0 = c0 = None
     if hx is not None:
-        if not _are_plain_states(hx, (1, x.shape[1], module.hidden_size), x.dtype):
+        if not _are_plain_states(hx, (layers, x.shape[1], module.hidden_size), x.dtype):
             return None
-        h0, c0 = hx[0][0], hx[1][0]
         if torch.is_grad_enabled():  # torch copies them too, and its caller may write into them
-            h0, c0 = h0.clone(), c0.clone()
-    names = _LAYER if module.bias else _LAYER[:2]
-    found = _fast_layer(module, names, x, h0, c0, arguments.precision_of(precision), keep_layer_axis=True)
-    if found is None:
-        return None
-    h, h_n, c_n = found
+            hx = hx[0].clone(), hx[1].clone()
+    precision = arguments.precision_of(precision)
+    h, states = x, []
+    for layer in range(layers):
+        h0, c0 = (None, None) if hx is None else (hx[0][layer], hx[1][layer])
+        names = _names(layer, module.bias)
+        found = _fast_layer(module, names, h, h0, c0, precision, layer, layers, keep_layer_axis=True)
+        if found is None:
+            return None
+        h = found[0]
+        states.append(found[1:])
+    h_n, c_n = states[0] if layers == 1 else map(torch.cat, zip(*states, strict=True))
     if h.requires_grad and _may_be_written(module, x, None):
         h = h.clone()
     return h.transpose(0, 1) if batch_first else h, (h_n, c_n)
+
+
+@functools.cache
+def _names(layer: int, bias: bool) -> tuple[str, ...]:
+    return tuple(f"{name}_l{layer}" for name in (_CELL if bias else _CELL[:2]))
 
 
 def _run_stack(
@@ -279,25 +292,32 @@ def _fast_layer(
     h0: Tensor | None,
     c0: Tensor | None,
     precision: str,
+    layer: int = 0,
+    layers: int = 1,
     *,
     keep_layer_axis: bool,
 ) -> Any:
-    """h, h_n, c_n of a module of one layer, whose parameters have these names.
+    """h, h_n, c_n of one layer of a module, whose parameters have these names.
 
     None where a weight is of an unusual type, dtype or place.
     """
     kernels.follow_torchs_threads()
     options, records = CallOptions(matmul_precision=precision), torch.is_grad_enabled()
-    (workspace,) = weights.workspaces(module, 1)
-    arrays = workspace.view.of_module(module, names)
+    first = layer * len(names)
+    workspace = weights.workspaces(module, layers)[layer]
+    arrays = workspace.view.of_module(module, names, first)
     if arrays is not None and arrays.kernel[0].dtype != kernels.NUMPY[x.dtype]:
         arrays = None
     if arrays is not None and not records and weights.frozen(module) is None:
         sequence = workspace.sequence(arrays, format=weights.format_of(module))
         return kernels.forward(x, h0, c0, arrays, options, sequence, keep_layer_axis=keep_layer_axis)[:3]
-    own = weights.flat(module) if arrays is None else workspace.view.tensors()
-    if len(own) != len(names):
-        return None
+    if arrays is None:
+        every = weights.flat(module)
+        if len(every) != layers * len(names):
+            return None
+        own = every[first : first + len(names)]
+    else:
+        own = workspace.view.tensors()
     wanted = x.requires_grad or (h0 is not None and h0.requires_grad) or (c0 is not None and c0.requires_grad)
     for weight in own:
         if type(weight) is not nn.Parameter and type(weight) is not Tensor:
@@ -313,7 +333,7 @@ def _fast_layer(
             arrays = workspace.view.of(given)
         return kernels.LayerFunction.apply(_to_be_saved(x, given), h0, c0, *given, options, keep_layer_axis, arrays)
     frozen = weights.frozen(module)
-    arrays = workspace.view.of(given if frozen is None else frozen[0])
+    arrays = workspace.view.of(given if frozen is None else frozen[layer])
     sequence = workspace.sequence(arrays, frozen=frozen is not None, format=weights.format_of(module))
     return kernels.forward(x, h0, c0, arrays, options, sequence, keep_layer_axis=keep_layer_axis)[:3]
 
@@ -331,7 +351,6 @@ def _to_be_saved(x: Tensor, own: Weights) -> Tensor:
 
 _NOTHING = (None,) * 5
 _CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_LAYER = tuple(f"{name}_l0" for name in _CELL)
 
 
 def _kept(

@@ -126,15 +126,19 @@ class View:
         """The weights that the arrays are the memory of."""
         return [mark[0] for mark in self._marks]
 
-    def of_module(self, module: nn.Module, names: Sequence[str]) -> Arrays | None:
-        """The arrays, if they are those of a module of one layer whose parameters have these names; else None.
+    def of_module(self, module: nn.Module, names: Sequence[str], first: int = 0) -> Arrays | None:
+        """The arrays, if they are those of one layer of a module, whose parameters have these names; else None.
+
+        first: the place of its first weight among all of the module.
 
         What `flat` and `of` find, in a third of their 3 us, because the parameters and the list are both looked at.
         """
         marks, own = self._marks, module._parameters
         if len(marks) != len(names):
             return None
-        read = module._flat_weights if isinstance(module, nn.LSTM) else map(own.get, names)
+        read: Any = map(own.get, names)
+        if isinstance(module, nn.LSTM):
+            read = module._flat_weights[first : first + len(names)] if first else module._flat_weights
         for name, weight, mark in zip(names, read, marks, strict=False):
             if own.get(name) is not weight or not _is_marked(weight, mark):
                 return None
