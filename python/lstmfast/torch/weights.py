@@ -130,7 +130,6 @@ class View:
         """The arrays, if they are those of one layer of a module, whose parameters have these names; else None.
 
         first: the place of its first weight among all of the module.
-
         What `flat` and `of` find, in a third of their 3 us, because the parameters and the list are both looked at.
         """
         marks, own = self._marks, module._parameters
