@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from sb3_contrib import RecurrentPPO
 
@@ -12,7 +13,7 @@ from lstmfast.integrations import sb3
 
 from .compare import compare
 
-NAME = "sb3-contrib RecurrentPPO"
+NAME = f"sb3-contrib {version('sb3-contrib')} RecurrentPPO"
 FIGURES = ("train/loss", "train/value_loss", "train/policy_gradient_loss", "train/entropy_loss")
 
 

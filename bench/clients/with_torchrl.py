@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import torch
 from tensordict import TensorDict
@@ -17,7 +18,7 @@ from lstmfast.integrations import torchrl
 
 from .compare import compare
 
-NAME = "torchrl LSTMModule"
+NAME = f"torchrl {version('torchrl')} LSTMModule"
 STEPS, ROWS, UNITS, BEGINS, UPDATES = 128, 32, 128, 0.02, 5
 
 
