@@ -19,6 +19,7 @@ from .compare import QUIET, compare, losses_of, serving
 
 NAME = f"gluonts {version('gluonts')} DeepAR"
 SERIES, STEPS, HORIZON = 16, 400, 24
+FOLDER = tempfile.TemporaryDirectory()  # for checkpoints, the best of which it loads
 
 
 def _data() -> ListDataset:
@@ -32,7 +33,7 @@ def _estimator(batches: int, *callbacks: Any) -> DeepAREstimator:
     torch.manual_seed(0)
     trainer = {
         **QUIET, "max_epochs": 1, "accelerator": "cpu", "callbacks": list(callbacks),
-        "enable_checkpointing": True, "default_root_dir": tempfile.gettempdir(),  # it loads the best of its checkpoints
+        "enable_checkpointing": True, "default_root_dir": FOLDER.name,
     }
     return DeepAREstimator(
         freq="h", prediction_length=HORIZON, hidden_size=64, dropout_rate=0.0, num_batches_per_epoch=batches,
@@ -68,4 +69,4 @@ def prediction(served: bool) -> tuple[float, Sequence[float]]:
 CASES = {"2 x 64 units, 30 batches": training, "forecasts of 16 series, 100 samples": prediction}
 
 if __name__ == "__main__":
-    compare(NAME, CASES)
+    compare(NAME, CASES, turns=7)
