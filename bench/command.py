@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from . import machine, on_cuda, report, shapes
+from .clients import __main__ as clients
 from .harness import BenchError, Comparison, Contender, Crew
 from .sections import ABOUT, SECTIONS, Bench
 
@@ -28,7 +29,8 @@ class BenchOptions:
 
     sections: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="SECTION")] = ()
     """What to measure, in this order: step, sequence, training, sampling, ragged, threads, precision, memory, scaling;
-    without any, all of them."""
+    without any, all of them. Or clients, alone or before names of projects: their LSTMs served by PyTorch and by
+    lstmfast; no option applies."""
     against: str = "torch,onnxruntime,openvino,jax"
     """Contenders, separated by commas: torch, onnxruntime, openvino, ncnn, jax, keras. Empty: lstmfast alone."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -72,6 +74,8 @@ class BenchOptions:
 
 def run(options: BenchOptions) -> int:
     """Measure or read a report, show it, and write the requested files. Raises ValueError for conflicting options."""
+    if options.sections[:1] == ("clients",):
+        return clients.run(options.sections[1:])
     if options.device == "cuda":
         chosen = list(shapes.chosen(_names(options.shapes)).values())
         return on_cuda.run(rounds=options.rounds, seconds=options.seconds, json_path=options.json, shapes=chosen)
@@ -168,6 +172,8 @@ def _print_summary(found: report.Report, name: str, kind: str) -> None:
 
 
 def _sections(names: Sequence[str]) -> list[str]:
+    if "clients" in names:
+        raise ValueError(f"clients is measured by itself: lstmfast bench clients, without {names[0]}")
     if unknown := [name for name in names if name not in SECTIONS]:
         raise ValueError(f"a section must be one of {', '.join(SECTIONS)}, got {unknown[0]!r}")
     return list(names or SECTIONS)

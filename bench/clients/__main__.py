@@ -1,4 +1,4 @@
-"""`python -m lstmfast.bench.clients [NAME ...]`, or `lstmfast bench clients`: every project, each in its own process."""
+"""`python -m lstmfast.bench.clients [NAME ...]`, or `lstmfast bench clients`: every project in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 PREFIX = "with_"
 NAMES = tuple(sorted(path.stem.removeprefix(PREFIX) for path in Path(__file__).parent.glob(f"{PREFIX}*.py")))
-ABSENT = re.compile(r"^ModuleNotFoundError: No module named '(?!lstmfast|bench)(\w+)[\w.]*'\s*\Z", re.MULTILINE)
+ABSENT = re.compile(r"^ModuleNotFoundError: No module named '(?!lstmfast\b|bench\b)(\w+)[\w.]*'\s*\Z", re.MULTILINE)
 
 
 def run(names: Sequence[str] = ()) -> int:

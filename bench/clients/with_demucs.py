@@ -1,4 +1,4 @@
-"""The bidirectional LSTM of demucs over overlapping frames, in training: `python -m lstmfast.bench.clients.with_demucs`."""
+"""demucs' bidirectional LSTM over overlapping frames, in training: `python -m lstmfast.bench.clients.with_demucs`."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from flair.models import SequenceTagger
 from .compare import compare, serving
 
 NAME = f"flair {version('flair')} SequenceTagger"
-SENTENCES, UPDATES = 32, 10
+SENTENCES, UPDATES = 32, 20
 LETTERS, TAGS = "abcdefghijklmnopqrstuvwxyz", ("short", "long")
 
 
@@ -64,4 +65,5 @@ CASES = {f"256 units, both directions, {UPDATES} updates of {SENTENCES} sentence
 
 if __name__ == "__main__":
     flair.device = torch.device("cpu")
+    logging.getLogger("flair").setLevel(logging.WARNING)
     compare(NAME, CASES)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from gluonts.dataset.common import ListDataset
 from gluonts.torch.model.deepar import DeepAREstimator
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
 from .compare import QUIET, compare, losses_of, serving
@@ -29,8 +30,7 @@ def _data() -> ListDataset:
 
 
 def _estimator(batches: int, *callbacks: Any) -> DeepAREstimator:
-    np.random.seed(0)
-    torch.manual_seed(0)
+    seed_everything(0)
     trainer = {
         **QUIET, "max_epochs": 1, "accelerator": "cpu", "callbacks": list(callbacks),
         "enable_checkpointing": True, "default_root_dir": FOLDER.name,
@@ -63,7 +63,7 @@ def prediction(served: bool) -> tuple[float, Sequence[float]]:
     with serving(served):
         start = time.process_time()
         forecasts = list(predictor.predict(data, num_samples=100))
-        return time.process_time() - start, np.concatenate([forecast.mean for forecast in forecasts])
+        return time.process_time() - start, np.concatenate([forecast.mean for forecast in forecasts]).tolist()
 
 
 CASES = {"2 x 64 units, 30 batches": training, "forecasts of 16 series, 100 samples": prediction}

@@ -15,7 +15,7 @@ from neuralhydrology.utils.config import Config
 from .compare import compare, serving
 
 NAME = f"neuralhydrology {version('neuralhydrology')} CudaLSTM"
-ROWS, DAYS, UNITS, UPDATES = 64, 365, 64, 10
+ROWS, DAYS, UNITS, UPDATES = 64, 365, 64, 20
 INPUTS = ("rain", "snow", "warmth", "sun", "wind")
 SETTINGS = {
     "model": "cudalstm", "head": "regression", "output_activation": "linear", "hidden_size": UNITS,

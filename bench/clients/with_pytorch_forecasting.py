@@ -12,7 +12,7 @@ from importlib.metadata import version
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from pytorch_forecasting import RecurrentNetwork, TimeSeriesDataSet
 
@@ -39,8 +39,7 @@ def _data() -> TimeSeriesDataSet:
 
 def work(served: bool) -> tuple[float, Sequence[float]]:
     """The seconds of some updates and of a batch of forecasts; losses and forecasts."""
-    np.random.seed(0)
-    torch.manual_seed(0)
+    seed_everything(0)
     record, data = losses_of(Callback), _data()
     model = RecurrentNetwork.from_dataset(data, cell_type="LSTM", hidden_size=64, rnn_layers=2, dropout=0.0)
     trainer = Trainer(max_steps=UPDATES, accelerator="cpu", callbacks=[record], **QUIET)

@@ -287,6 +287,8 @@ def test_a_document_without_a_known_block_is_an_error(text: str) -> None:
     ("arguments", "sentence"),
     [
         (["steps"], "a section must be one of step, sequence, "),
+        (["step", "clients"], "clients is measured by itself: lstmfast bench clients, without step"),
+        (["clients", "steps"], "a client must be one of darts, demucs, "),
         (["step", "--shapes", "enormous"], "a shape must be one of tiny, udacity, "),
         (["step", "--against", "theano"], "against must name contenders from torch, onnxruntime, openvino, "),
         (["step", "--python-torch", "nowhere/python"], "--python-torch must be a Python interpreter, got 'nowhere"),
