@@ -300,7 +300,12 @@ def test_sample_best_of_is_the_samplers_best(trained: Path, lstmfast: Run) -> No
 
 
 def started(*arguments: str | Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "lstmfast", *map(str, arguments)]
+    """The command in a process that Ctrl-C interrupts, also where a shell in the background has had it ignored."""
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from lstmfast.command.main import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
