@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import lstmfast.torch as ours  # noqa: E402
 from lstmfast import reference  # noqa: E402
@@ -603,3 +604,11 @@ def test_a_frozen_stack_keeps_the_weights_of_every_layer():
         assert_close(mine(x), before)
         ours.unfreeze(mine)
         assert not torch.allclose(mine(x)[0], before[0])
+
+
+def test_computed_weights_of_a_stack_are_computed_once_a_call():
+    _, mine = pair(INPUT, H, num_layers=2)
+    torch.nn.utils.parametrizations.weight_norm(mine, "weight_hh_l1")
+    x = torch.randn(T, B, INPUT, requires_grad=True)
+    checkpoint(lambda x: mine(x)[0], x, use_reentrant=False).sum().backward()
+    assert x.grad is not None

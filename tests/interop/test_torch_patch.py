@@ -8,9 +8,9 @@ import io
 import os
 import pickle
 import re
-import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -438,7 +438,13 @@ def test_the_exit_status_and_what_is_printed_are_pythons(tmp_path, statement, st
 
 
 def test_an_interrupted_program_ends_as_the_shell_expects(tmp_path):
-    path = write(tmp_path, f"import os\nos.kill(os.getpid(), {int(signal.SIGINT)})\nimport time; time.sleep(5)\n")
+    program = """
+    import os, signal, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+    """
+    path = write(tmp_path, textwrap.dedent(program))
     done = run(str(path), cwd=tmp_path)
     assert done.returncode == 130
     assert "lstmfast" not in done.stderr

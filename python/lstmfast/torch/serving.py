@@ -127,7 +127,7 @@ def _fast_lstm(module: nn.Module, x: Any, hx: Any, precision: str | None) -> Any
     layers = module.num_layers
     if module.bidirectional or module.proj_size or not _is_plain(x, 3, module.input_size):
         return None
-    if layers > 1 and module.dropout and module.training:
+    if layers > 1 and ((module.dropout and module.training) or _computes_weights(module)):
         return None
     batch_first = module.batch_first
     if batch_first:
@@ -151,6 +151,12 @@ def _fast_lstm(module: nn.Module, x: Any, hx: Any, precision: str | None) -> Any
     if h.requires_grad and _may_be_written(module, x, None):
         h = h.clone()
     return h.transpose(0, 1) if batch_first else h, (h_n, c_n)
+
+
+def _computes_weights(module: nn.Module) -> bool:
+    """Whether a weight is no parameter, but computed by each look at it: of a stack all are to be read together."""
+    own = module._parameters
+    return any(own.get(name) is None for name in module._flat_weights_names)
 
 
 @functools.cache
