@@ -25,6 +25,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import lstmfast as lf
 from lstmfast import cuda
 from lstmfast.cuda import _health, _library, _sequences, selftest
+from lstmfast.cuda._engine import CudaEngine
 from support.cuda_host import HostArray, emulated_device, host_cupy_arrays
 from support.kernel_builds import CSRC, compiler
 from support.tolerances import gradients, states
@@ -649,13 +650,22 @@ def test_a_layer_with_a_variant_of_the_cell_is_refused() -> None:
 # --- the model and the trainer ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("embedding_size", [None, 5])
+@pytest.mark.parametrize("projected_classes", [1, 100], ids=["logits inside the loss", "logits"])
+@pytest.mark.parametrize(("embedding_size", "tied"), [(None, False), (5, False), (8, True)])
 def test_the_character_model_on_a_device_has_the_cpus_loss_and_gradients(
-    rng: np.random.Generator, embedding_size: int | None
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    embedding_size: int | None,
+    tied: bool,
+    projected_classes: int,
 ) -> None:
+    monkeypatch.setattr(CudaEngine, "projected_classes", projected_classes)
+
     def model(device: str) -> lf.CharLM:
         rng = np.random.default_rng(1)
-        return lf.CharLM(11, 8, num_layers=2, embedding_size=embedding_size, dropout=0.25, rng=rng, device=device)
+        return lf.CharLM(
+            11, 8, num_layers=2, embedding_size=embedding_size, tied=tied, dropout=0.25, rng=rng, device=device
+        )
 
     on_device, on_cpu = model("cuda"), model("cpu")
     ids = rng.integers(0, 11, (6, 3))

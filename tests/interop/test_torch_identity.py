@@ -18,22 +18,11 @@ from torch import nn  # noqa: E402
 from torch.nn.utils import parametrizations, prune  # noqa: E402
 
 import lstmfast.torch as ours  # noqa: E402
+from support.torch_models import Around  # noqa: E402
 
 T, B, INPUT, H = 5, 4, 3, 6
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-class Around(nn.Module):
-    """Something to compile around another module."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    # Without annotations, which torch.jit.script reads, as it reads comments of this line.
-    def forward(self, x):
-        return self.module(x)[0]
 
 
 class Model(nn.Module):

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pack_sequence  # noqa: E402
 
 import lstmfast.torch as ours  # noqa: E402
 from lstmfast.torch import recording  # noqa: E402
+from support.torch_models import Around, Tagger  # noqa: E402
 
 T, B, INPUT, H = 5, 4, 3, 6
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
@@ -59,31 +60,6 @@ class Stepwise(nn.LSTM):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         return input, hx
-
-
-class Tagger(nn.Module):
-    """An LSTM two levels down, and a cell beside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(INPUT, INPUT), nn.LSTM(INPUT, H, num_layers=2, bidirectional=True))
-        self.cell = nn.LSTMCell(2 * H, H)
-
-    def forward(self, x: Any) -> Any:
-        h, _ = self.body(x)
-        return self.cell(h[-1])[0]
-
-
-class Around(nn.Module):
-    """Something to compile around another module."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    # Without annotations, which torch.jit.script reads, as it reads comments of this line.
-    def forward(self, x):
-        return self.module(x)[0]
 
 
 def served(module: Any) -> bool:

@@ -17,23 +17,11 @@ from torch import nn  # noqa: E402
 from torch.nn.utils import parametrizations, parametrize, prune  # noqa: E402
 
 import lstmfast.torch as ours  # noqa: E402
+from support.torch_models import Tagger  # noqa: E402
 
 T, B, INPUT, H = 5, 4, 3, 6
 CLOSE = {"rtol": 1e-5, "atol": 2e-6}
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-class Tagger(nn.Module):
-    """A model with an LSTM two levels down, and a cell beside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(INPUT, INPUT), nn.LSTM(INPUT, H, num_layers=2, bidirectional=True))
-        self.cell = nn.LSTMCell(2 * H, H)
-
-    def forward(self, x: Any) -> Any:
-        h, _ = self.body(x)
-        return self.cell(h[-1])[0]
 
 
 # --- conversion -------------------------------------------------------------------------------------------------------

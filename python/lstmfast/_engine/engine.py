@@ -69,7 +69,7 @@ class Engine(Protocol):
     features: frozenset[str]
     """Features of a cell that it supports: see `cells.check_features`."""
     projected_classes: float
-    """From this many classes on, `projected_cross_entropy` is there and needs less memory than all logits."""
+    """From this many classes on, `projected_cross_entropy` needs less memory than an array of all logits."""
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
         """A new array."""

@@ -29,7 +29,7 @@ class CudaEngine:
 
     place = _sequences.PLACE
     features = _sequences.FEATURES
-    projected_classes = math.inf
+    projected_classes = math.inf  # models keep to their own array of logits
 
     def __init__(self, on: Context) -> None:
         self._on, self._framework = on, on.framework
@@ -126,8 +126,16 @@ class CudaEngine:
         *,
         transposed: bool,
     ) -> float:
-        """Not called: see `projected_classes`."""
-        raise NotImplementedError
+        """As `Engine.projected_cross_entropy`, but of all logits at once."""
+        logits = self.empty((x.shape[0], bias.shape[0]), "float32")
+        self.linear(x, kernel.T if transposed else kernel, bias, logits)
+        loss = self.cross_entropy(logits, targets)
+        if derivatives is not None:
+            d_x, d_kernel, d_bias = derivatives
+            if transposed:
+                kernel, d_kernel = kernel.T, d_kernel.T
+            self.linear_backward(x, kernel, logits, d_x, d_kernel, d_bias)
+        return loss
 
 
 class DeviceSequence:
