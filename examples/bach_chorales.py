@@ -47,7 +47,7 @@ def read_chorales(path: str) -> list[list[Array]]:
     try:
         parts = [loadmat(path)[name][0] for name in ("traindata", "validdata", "testdata")]
         return [[piece.astype("float32").reshape(-1, KEYS) for piece in part] for part in parts]
-    except (KeyError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:  # NotImplementedError: HDF5
         raise ValueError(f"{path} is not JSB_Chorales.mat or a file like it: {error}") from None
 
 
