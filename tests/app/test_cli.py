@@ -641,7 +641,7 @@ def test_version_is_that_of_the_package(lstmfast: Run) -> None:
         ("sample RUN --top-k -1", "top_k must be at least 0, got -1"),
         ("sample RUN --length -1", "length must be at least 0, got -1"),
         ("sample RUN --streams 0", "streams must be at least 1, got 0"),
-        ("sample RUN --best-of 0", "candidates must be at least 1, got 0"),
+        ("sample RUN --best-of 0", "best_of must be at least 1, got 0"),
         ("sample RUN --best-of 2 --streams 2", "best_of writes one text, but streams is 2; give one of the two"),
         ("sample RUN --stop XYZ", "stop: character 'X' (U+0058) at position 0 is not one of the 11 characters"),
         ("sample RUN --seed -1", "seed must be 0 or more, got -1"),

@@ -51,7 +51,9 @@ def sample(argv: Sequence[str]) -> int:
     if "\r" not in (vocabulary.symbols or ("" if config.has_tokens else "\r")):
         prime, *stop = (re.sub("\r\n?", "\n", text) for text in (options.prime, *options.stop))  # as the text was read
         options = dataclasses.replace(options, prime=prime, stop=tuple(stop))
-    if options.best_of != 1:
+    if options.best_of < 1:
+        raise ValueError(f"best_of must be at least 1, got {options.best_of}")
+    if options.best_of > 1:
         if options.streams != 1:
             raise ValueError(f"best_of writes one text, but streams is {options.streams}; give one of the two")
         text = sampler.best_of(options.best_of, options.length, rng=rng, prime=options.prime, stop=options.stop)
