@@ -306,7 +306,8 @@ def started(*arguments: str | Path) -> subprocess.Popen[bytes]:
         "from lstmfast.command.main import main; sys.exit(main())"
     )
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # Unbuffered, because `communicate` does not see what a buffered read took beyond its count.
+    return subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_sample_writes_while_it_draws_and_ctrl_c_ends_it_with_what_was_drawn(trained: Path) -> None:
