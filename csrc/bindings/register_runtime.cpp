@@ -12,10 +12,10 @@
 namespace lstmfast::bindings {
 namespace {
 
-std::vector<std::string> names_where(bool (*wanted)(const Isa&)) {
+std::vector<std::string> names(const std::vector<const Isa*>& isas, bool available_only = false) {
   std::vector<std::string> names;
-  for (const Isa* isa : built_isas())
-    if (wanted(*isa)) names.emplace_back(isa->name);
+  for (const Isa* isa : isas)
+    if (!available_only || isa->machine_has()) names.emplace_back(isa->name);
   return names;
 }
 
@@ -45,8 +45,9 @@ double probe_read_bandwidth(Index size_bytes) {
 }  // namespace
 
 void register_runtime(pybind11::module_& module) {
-  module.def("built_isas", [] { return names_where([](const Isa&) { return true; }); });
-  module.def("available_isas", [] { return names_where([](const Isa& isa) { return isa.machine_has(); }); });
+  module.def("built_isas", [] { return names(built_isas()); });
+  module.def("available_isas", [] { return names(built_isas(), true); });
+  module.def("unbuilt_isas", [] { return names(unbuilt_isas()); });
   module.def("current_isa", [] { return std::string(current_isa().name); });
   module.def("get_num_threads", num_threads);
   module.def("set_num_threads", set_num_threads, pybind11::arg("threads"));

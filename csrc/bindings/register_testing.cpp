@@ -1,8 +1,11 @@
 // lstmfast._core.testing: functions for the tests. Not API.
+#include <pybind11/stl.h>
+
 #include <iterator>
 
 #include "bindings/array_args.h"
 #include "bindings/register.h"
+#include "cpu/cpu_features.h"
 #include "cpu/dispatch.h"
 #include "lstm/fingerprint.h"
 #include "lstm/products.h"
@@ -67,6 +70,8 @@ void register_testing(py::module_& module) {
   py::module_ testing = module.def_submodule("testing", "Functions for the tests of lstmfast. Not API.");
   testing.def("set_isa", [](const std::string& name) { set_isa(parse_isa(name)); }, py::arg("name"));
   testing.def("activations", activations, py::arg("kind"), py::arg("x"), py::arg("out"));
+  testing.def("cpu_features", named_cpu_features);
+  testing.def("cpu_features_by_compiler", cpu_features_by_compiler);
   testing.def("fingerprint_keys", keys_of_fingerprints);
   testing.def("rounded_product", rounded_product, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::arg("z"),
               py::arg("format"));

@@ -1,19 +1,15 @@
-// The table of ISAs, one row each. The only file that queries the CPU and names the kernels' tables.
-//
-// `__builtin_cpu_supports` executes CPUID, and XGETBV to see whether the operating system saves the registers. AMX is
-// detected by hand: compilers differ in their support, and Linux also requires a request for permission.
+// The table of ISAs, one row each: the only file that names the kernels' tables.
 #include "cpu/isa.h"
 
 #include <stdexcept>
 #include <string_view>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+
+#include "cpu/cpu_features.h"
 
 extern "C" {
 const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept;
@@ -32,46 +28,32 @@ namespace {
 
 bool every_machine_has() { return true; }
 
-#if defined(__x86_64__)
-#define LSTMFAST_CPU_SUPPORTS(feature) __builtin_cpu_supports(feature)
-#else
-#define LSTMFAST_CPU_SUPPORTS(feature) false
-#endif
-
-bool has_avx2() { return LSTMFAST_CPU_SUPPORTS("avx2") && LSTMFAST_CPU_SUPPORTS("fma"); }
-
-bool has_avx512() {
-  return LSTMFAST_CPU_SUPPORTS("avx512f") && LSTMFAST_CPU_SUPPORTS("avx512bw") && LSTMFAST_CPU_SUPPORTS("avx512dq") &&
-         LSTMFAST_CPU_SUPPORTS("avx512vl") && LSTMFAST_CPU_SUPPORTS("fma");
-}
-
-// VNNI comes in two encodings, each with a CPUID bit of its own. Compilers differ in the names that they know.
-bool has_avx2_vnni() {
-#if defined(__x86_64__)
-  constexpr unsigned kAvxVnni = 1u << 4;
-  unsigned eax, ebx, ecx, edx;
-  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kAvxVnni);
+bool has_neon() {  // part of AArch64
+#if defined(__aarch64__)
+  return true;
 #else
   return false;
 #endif
 }
 
-bool has_avx512_vnni() { return has_avx512() && LSTMFAST_CPU_SUPPORTS("avx512vnni"); }
+bool has_avx2() { return cpu_features().avx2 && cpu_features().fma; }
 
-bool has_avx512_bf16() { return has_avx512_vnni() && LSTMFAST_CPU_SUPPORTS("avx512bf16"); }
+bool has_avx512() {
+  const CpuFeatures& f = cpu_features();
+  return f.avx512f && f.avx512bw && f.avx512dq && f.avx512vl && f.fma;
+}
 
-// Whether the CPU has AMX tiles with bfloat16, the operating system saves their 8 KB and lets this process use them.
+// VNNI comes in two encodings, each with a feature of its own.
+bool has_avx2_vnni() { return has_avx2() && cpu_features().avx_vnni; }
+
+bool has_avx512_vnni() { return has_avx512() && cpu_features().avx512_vnni; }
+
+bool has_avx512_bf16() { return has_avx512_vnni() && cpu_features().avx512_bf16; }
+
 // The permission is requested once and holds for all threads and children. Linux refuses it, for example, to a process
-// whose signal handlers run on stacks too small for the tiles.
+// whose signal handlers run on stacks too small for the tiles' 8 KB.
 bool may_use_tiles() {
 #if defined(__x86_64__) && defined(__linux__)
-  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24, kSavesRegisters = 1u << 27;
-  constexpr unsigned kTileStates = 3u << 17;  // configuration and data
-  unsigned eax, ebx, ecx, edx;
-  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & kSavesRegisters)) return false;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || !(edx & kBfloat16) || !(edx & kTiles)) return false;
-  asm volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
-  if ((eax & kTileStates) != kTileStates) return false;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
@@ -80,7 +62,8 @@ bool may_use_tiles() {
 }
 
 bool has_amx() {
-  static const bool usable = has_avx512_vnni() && may_use_tiles();
+  const CpuFeatures& f = cpu_features();
+  static const bool usable = has_avx512_vnni() && f.amx_tile && f.amx_bf16 && may_use_tiles();
   return usable;
 }
 
@@ -119,7 +102,7 @@ constexpr std::string_view kBuilt = " " LSTMFAST_BUILT_ISAS " ";
 constexpr Isa kIsas[] = {
     LSTMFAST_ISA(generic512, every_machine_has, lstmfast_kernels_generic512),
     LSTMFAST_ISA(generic, every_machine_has, lstmfast_kernels_generic),
-    LSTMFAST_ISA(neon, every_machine_has, lstmfast_kernels_neon),  // part of AArch64
+    LSTMFAST_ISA(neon, has_neon, lstmfast_kernels_neon),
     LSTMFAST_ISA(avx2, has_avx2, lstmfast_kernels_avx2),
     LSTMFAST_ISA(avx2_vnni, has_avx2_vnni, avx2_kernels_with_dots),
     LSTMFAST_ISA(avx512, has_avx512, lstmfast_kernels_avx512),
@@ -135,6 +118,13 @@ std::vector<const Isa*> built_isas() {
   for (const Isa& isa : kIsas)
     if (isa.kernels != nullptr) built.push_back(&isa);
   return built;
+}
+
+std::vector<const Isa*> unbuilt_isas() {
+  std::vector<const Isa*> unbuilt;
+  for (const Isa& isa : kIsas)
+    if (isa.kernels == nullptr && isa.machine_has != every_machine_has && isa.machine_has()) unbuilt.push_back(&isa);
+  return unbuilt;
 }
 
 const Isa& parse_isa(const std::string& name) {

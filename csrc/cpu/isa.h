@@ -16,6 +16,8 @@ struct Isa {
 
 // In order of preference, the last one first: the test-only generic512, then wider and wider vectors.
 std::vector<const Isa*> built_isas();
+// Those that this machine can run, but that are not in this build.
+std::vector<const Isa*> unbuilt_isas();
 // The ISA of that name. Throws std::invalid_argument: an unknown name lists the known ones; "not in this build" and
 // "not on this CPU" are different errors.
 const Isa& parse_isa(const std::string& name);

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmfast import runtime
+from lstmfast import _core, runtime
 from lstmfast.command.display import printable
 from lstmfast.command.main import COMMANDS, main
 from lstmfast.config import DataConfig, ModelConfig, OptimizerConfig, TrainingConfig, preset
@@ -412,6 +412,16 @@ def test_info_json_says_what_is_in_use(lstmfast: Run) -> None:
 
 def test_info_is_readable(lstmfast: Run) -> None:
     assert re.search(r"^cuda +not available: .*LSTMFAST_CUDA=1", lstmfast("info")[1], re.MULTILINE)
+
+
+def test_info_warns_of_a_build_without_the_kernels_for_this_cpu(
+    lstmfast: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_core, "unbuilt_isas", lambda: ["avx2", "avx512"])
+    assert lstmfast("info")[2] == (
+        "lstmfast: this CPU has avx2, avx512, but this build has no kernels for that and is slower than it could be; "
+        "install lstmfast again, for this kind of CPU\n"
+    )
 
 
 # --- what surrounds a program -----------------------------------------------------------------------------------------

@@ -35,6 +35,11 @@ def test_longer_runs_get_larger_models(minutes: float, units: int) -> None:
     assert preset("stdlib", minutes=minutes).model.hidden_size == units
 
 
+@pytest.mark.parametrize(("characters", "units"), [(1000, 256), (1_115_394, 384), (4_000_000, 768), (8_800_000, 1024)])
+def test_shorter_texts_get_smaller_models_however_long_they_train(characters: int, units: int) -> None:
+    assert preset("stdlib", characters=characters, minutes=600.0).model.hidden_size == units
+
+
 @pytest.mark.parametrize(
     ("characters", "minutes", "dropout"),
     [(8_800_000, 2.0, 0.0), (8_800_000, 5.0, 0.3), (1_100_000, 2.0, 0.5), (1_100_000, 0.3, 0.0), (10**9, 60.0, 0.0)],

@@ -170,6 +170,11 @@ def info(argv: Sequence[str]) -> int:
         return 0
     for name, fact in facts.items():
         print(f"{name.replace('_', ' '):14}  {', '.join(fact) if isinstance(fact, list) else fact}")
+    if unbuilt := _core.unbuilt_isas():
+        streams.tell(
+            f"lstmfast: this CPU has {', '.join(unbuilt)}, but this build has no kernels for that and is slower than "
+            "it could be; install lstmfast again, for this kind of CPU"
+        )
     return 0
 
 

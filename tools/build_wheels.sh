@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Wheels for Linux without a compiler of the system: `bash tools/build_wheels.sh [FOLDER]` (default: dist).
+#
+# For x86-64 and AArch64, with glibc from 2.17 and with musl from 1.2 on, one for each CPython from 3.10 on that is on
+# PATH as python3.X, or named in $PYTHONS. Compiles with Clang from the `ziglang` package, which brings the headers of
+# both C libraries; of an interpreter only the headers are read, so that one of x86-64 serves every target. The same
+# commit gives the same bytes. Checks each wheel (auditwheel, twine, check-wheel-contents, size) and uploads nothing.
+# $TARGETS limits the targets, for example to x86_64-linux-gnu.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+folder=$(realpath -m "${1:-dist}")
+work=$PWD/build/wheels
+most_bytes=2000000
+# target of the compiler: its name here, the platform of the wheel
+declare -A compiler_target=(
+  [x86_64-linux-gnu]=x86_64-linux-gnu.2.17
+  [aarch64-linux-gnu]=aarch64-linux-gnu.2.17
+  [x86_64-linux-musl]=x86_64-linux-musl
+  [aarch64-linux-musl]=aarch64-linux-musl
+)
+declare -A wheel_platform=(
+  [x86_64-linux-gnu]=manylinux_2_17_x86_64
+  [aarch64-linux-gnu]=manylinux_2_17_aarch64
+  [x86_64-linux-musl]=musllinux_1_2_x86_64
+  [aarch64-linux-musl]=musllinux_1_2_aarch64
+)
+
+main() {
+  local python target
+  rm -rf "$work"
+  mkdir -p "$work" "$folder"
+  python3 -m venv "$work/tools"
+  "$work/tools/bin/pip" install -q ziglang 'auditwheel>=6.2' twine check-wheel-contents
+  for target in ${TARGETS:-x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl}; do
+    write_compiler "$target"
+    for python in ${PYTHONS:-$(interpreters)}; do
+      build "$python" "$target"
+    done
+  done
+  check
+}
+
+# The commands that start a CPython with headers, from 3.10 on.
+interpreters() {
+  local minor
+  for minor in {10..14}; do
+    if "python3.$minor" -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' \
+      2>/dev/null; then
+      echo "python3.$minor"
+    else
+      echo "no wheels for CPython 3.$minor: no python3.$minor with headers on PATH" >&2
+    fi
+  done
+}
+
+# One file that CMake can call as the C++ compiler of a target.
+write_compiler() {
+  cat >"$work/$1-c++" <<EOF
+#!/bin/sh
+exec '$work/tools/bin/python' -m ziglang c++ -target ${compiler_target[$1]} "\$@"
+EOF
+  chmod +x "$work/$1-c++"
+}
+
+# build PYTHON TARGET: one wheel. The suffix of the extension and the platform come from the interpreter that builds,
+# unless the environment names others; pip would then install tools of that platform too, hence the ones from before.
+build() {
+  local python=$1 target=$2 architecture=${2%%-*} name suffix
+  name=$("$python" -c 'import sys; print(sys.implementation.cache_tag)')
+  suffix=.$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
+  suffix=${suffix%%-x86_64*}-$target.so
+  if [[ ! -d $work/$name ]]; then
+    "$python" -m venv "$work/$name"
+    "$work/$name/bin/pip" install -q scikit-build-core pybind11 cmake ninja
+  fi
+  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) \
+    CXX=$work/$target-c++ LDFLAGS=-Wl,-s CXXFLAGS=-ffile-prefix-map="$PWD"=. \
+    _PYTHON_HOST_PLATFORM=linux-$architecture SETUPTOOLS_EXT_SUFFIX=$suffix \
+    "$work/$name/bin/pip" wheel -q --no-deps --no-build-isolation --wheel-dir "$work/built/$target" . \
+    --config-settings=build-dir="$work/$name-$target" --config-settings=install.strip=false \
+    --config-settings=cmake.define.CMAKE_SYSTEM_NAME=Linux \
+    --config-settings=cmake.define.CMAKE_SYSTEM_PROCESSOR="$architecture"
+  "$work/tools/bin/auditwheel" repair --plat "${wheel_platform[$target]}" --wheel-dir "$folder" \
+    "$work/built/$target"/*"-${name/cpython-/cp}-"*.whl
+}
+
+check() {
+  local wheel bytes
+  "$work/tools/bin/twine" check --strict "$folder"/*.whl
+  "$work/tools/bin/check-wheel-contents" "$folder"/*.whl
+  for wheel in "$folder"/*.whl; do
+    bytes=$(stat -c %s "$wheel")
+    printf '%9d bytes  %s\n' "$bytes" "${wheel##*/}"
+    ((bytes <= most_bytes)) || { echo "more than $most_bytes bytes" >&2 && return 1; }
+  done
+}
+
+main
