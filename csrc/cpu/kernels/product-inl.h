@@ -69,6 +69,7 @@ struct TransposedProductTiles {
   LSTMFAST_INLINE void start(Tile<T, R, N>& tile, Index m) const {
     tile.clear();
     if (!add) return;
+    LSTMFAST_UNROLL
     for (int r = 0; r < R; ++r) load_row(tile.at[r], static_cast<const T*>(args.out.row(m + r) + first), columns);
   }
 

@@ -253,6 +253,7 @@ struct BackwardTiles {
   LSTMFAST_INLINE void start(Tile<T, R, N>& d_h, Index row) const {
     if (args.recurrent_transposed) return d_h.clear();
     const Index first_unit = PanelLayout<T>::first_column(panel);
+    LSTMFAST_UNROLL
     for (int r = 0; r < R; ++r)
       load_row(d_h.at[r], args.d_h_next + (row + r - args.row_begin) * args.hidden_size + first_unit,
                {kLanes<T>, args.hidden_size - first_unit, kLanes<T>});
@@ -260,6 +261,7 @@ struct BackwardTiles {
 
   template <int R>
   LSTMFAST_INLINE void finish(const Tile<T, R, N>& d_h, Index row) const {
+    LSTMFAST_UNROLL
     for (int r = 0; r < R; ++r) {
       Vectors<T, N> d_h_of_row;
       for (int n = 0; n < N; ++n) d_h_of_row.at[n] = d_h.at[r][n];
