@@ -5,8 +5,9 @@
 #define LSTMFAST_INLINE inline __attribute__((always_inline))
 #define LSTMFAST_NOINLINE __attribute__((noinline))
 
-// Before a loop over the rows of a tile that calls a function. Clang keeps it a loop otherwise; the tile, indexed by a
-// variable, then is in memory, and every multiply-add of the product stores its sum: training takes 1.8 times as long.
+// Before a loop over the rows of a tile that does much per row. Clang keeps it a loop otherwise; the tile, indexed by a
+// variable, then is in memory, and every multiply-add of the product stores its sum: a product takes up to three times as
+// long.
 #if defined(__clang__)
 #define LSTMFAST_UNROLL _Pragma("clang loop unroll(full)")
 #else

@@ -69,6 +69,7 @@ class TileRegisters {
   LSTMFAST_INLINE void multiply_rows(int r, int row, const Bfloat16* left, const Bfloat16* right, Index to_next,
                                      Index depth_tiles) {
     Vec<float> sums[kRows][C];
+    LSTMFAST_UNROLL
     for (int i = 0; i < kRows; ++i)
       for (int c = 0; c < C; ++c) sums[i][c] = lstmfast::load(places_[2 * r + c].start(row + i));
     constexpr int kRowStep = kLeftByPairs ? 1 : 16, kPairStep = kLeftByPairs ? 16 : 1;
@@ -78,12 +79,14 @@ class TileRegisters {
         Vec<float> b[C];
         for (int c = 0; c < C; ++c)
           b[c] = lstmfast::load(reinterpret_cast<const float*>(right + c * to_next) + pair * 16);
+        LSTMFAST_UNROLL
         for (int i = 0; i < kRows; ++i) {
           const Vec<float> a = (Vec<float>)_mm512_set1_epi32(pairs[i * kRowStep + pair * kPairStep]);
           // As assembly for the reason given in avx512_vnni.cc.
           for (int c = 0; c < C; ++c) asm("vdpbf16ps %2, %1, %0" : "+v"(sums[i][c]) : "v"(a), "v"(b[c]));
         }
       }
+    LSTMFAST_UNROLL
     for (int i = 0; i < kRows; ++i)
       for (int c = 0; c < C; ++c) lstmfast::store(places_[2 * r + c].row(row + i), sums[i][c]);
   }

@@ -218,6 +218,7 @@ struct DotTiles {
     for (int c = 1; c < C; ++c)
       for (int r = 0; r < R; ++r)
         for (int n = 0; n < kGateCount; ++n) sums[0][r][n] += sums[c][r][n];
+    LSTMFAST_UNROLL
     for (int r = 0; r < R; ++r) {
       const Vec<float> scale = broadcast(row_scales[row + r]);
       float* out = z + (row + r) * W;
@@ -242,6 +243,7 @@ struct DotTiles {
     } else {
       DotWords b[kGateCount];
       for (int n = 0; n < kGateCount; ++n) b[n] = load_words(right + n * kLanes<float>);
+      LSTMFAST_UNROLL
       for (int r = 0; r < R; ++r) {
         const DotWords a = broadcast_word(left[r][k]);
         for (int n = 0; n < kGateCount; ++n) sums[r][n] = Format::multiply_add(a, b[n], sums[r][n]);
