@@ -76,13 +76,15 @@ build() {
   fi
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) \
     CXX=$work/$target-c++ LDFLAGS=-Wl,-s CXXFLAGS=-ffile-prefix-map="$PWD"=. \
-    _PYTHON_HOST_PLATFORM=linux-$architecture SETUPTOOLS_EXT_SUFFIX=$suffix \
+    _PYTHON_HOST_PLATFORM=linux-$architecture \
     "$work/$name/bin/pip" wheel -q --no-deps --no-build-isolation --wheel-dir "$work/built/$target" . \
     --config-settings=build-dir="$work/$name-$target" --config-settings=install.strip=false \
     --config-settings=cmake.define.CMAKE_SYSTEM_NAME=Linux \
-    --config-settings=cmake.define.CMAKE_SYSTEM_PROCESSOR="$architecture"
-  PATH=$work/tools/bin:$PATH auditwheel repair --plat "${wheel_platform[$target]}" --wheel-dir "$folder" \
+    --config-settings=cmake.define.CMAKE_SYSTEM_PROCESSOR="$architecture" \
+    --config-settings=cmake.define.PYTHON_MODULE_EXTENSION="$suffix"
+  PATH=$work/tools/bin:$PATH auditwheel repair --wheel-dir "$work/repaired" \
     "$work/built/$target"/*"-${name/cpython-/cp}-"*.whl
+  mv "$work"/repaired/*"-${name/cpython-/cp}-"*"${wheel_platform[$target]}".whl "$folder" # fails if it needs a later one
 }
 
 check() {

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.kernel_builds import CSRC, KERNEL_FLAGS, compile_kernels, compiler
+from support.kernel_builds import CSRC, KERNEL_FLAGS, clang, compile_kernels, compiler, gcc
 
 SUFFIXES = {".cc", ".cpp", ".cu", ".cuh", ".h"}
 SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.rglob("*") if path.suffix in SUFFIXES)
@@ -67,6 +68,45 @@ def test_a_kernel_object_exports_its_table_accessor_and_nothing_else(
     assert exported == [f"lstmfast_kernels_{name}"]
 
 
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", sorted({"avx512", "avx512_vnni", "avx512_bf16"} & set(KERNEL_FLAGS)))
+@pytest.mark.parametrize("command", [gcc(), clang()], ids=["gcc", "clang"])
+def test_products_keep_their_sums_in_registers(command: list[str] | None, name: str, tmp_path: Path) -> None:
+    if shutil.which("objdump") is None or command is None:
+        pytest.skip("needs this compiler and objdump")
+    target = tmp_path / "kernels.o"
+    compile_kernels(name, target, command=command)
+    products = [loop for loop in innermost_loops(target) if is_product(loop)]
+    stored = [sum(bool(STORED_SUM.match(line)) for line in loop) for loop in products]
+    assert (max(map(multiply_adds, products)), max(stored)) == (24, 0)
+
+
+STORED_SUM = re.compile(r"vmov\w+ +%[xyz]mm\d+,-?(0x[0-9a-f]+)?\(%r[sb]p")
+
+
+def multiply_adds(loop: list[str]) -> int:
+    """How many instructions of a loop multiply and add."""
+    return sum(bool(re.match(r"v(fmadd|pdpwssd|pdpbusd|dpbf16ps)", line)) for line in loop)
+
+
+def is_product(loop: list[str]) -> bool:
+    """Whether a loop does hardly anything but multiply and add: up to 6 rows of 4 vectors."""
+    return 16 <= multiply_adds(loop) <= 24 and len(loop) <= 4 * multiply_adds(loop)
+
+
+def innermost_loops(target: Path) -> Iterator[list[str]]:
+    """The instructions of every loop of an object that has no loop inside."""
+    shown = subprocess.run(["objdump", "-d", "--no-show-raw-insn", target], check=True, capture_output=True, text=True)
+    for function in shown.stdout.split("\n\n"):
+        lines = re.findall(r"^ *([0-9a-f]+):\s+(.*)$", function, re.MULTILINE)
+        places = {address: place for place, (address, _) in enumerate(lines)}
+        jumps = [(re.match(r"j\w+ +([0-9a-f]+)", line), place) for place, (_, line) in enumerate(lines)]
+        loops = [(places[to[1]], place) for to, place in jumps if to and places.get(to[1], place + 1) <= place]
+        for begin, end in loops:
+            if not any(begin <= first and last <= end for first, last in loops if (first, last) != (begin, end)):
+                yield [line for _, line in lines[begin : end + 1]]
+
+
 @pytest.mark.parametrize("name", KERNEL_FLAGS)
 def test_kernels_are_compiled_without_exceptions_and_run_time_types(name: str) -> None:
     assert {"-fno-exceptions", "-fno-rtti"} <= set(KERNEL_FLAGS[name])
@@ -97,9 +137,9 @@ def test_only_the_bindings_know_pybind11_and_python() -> None:
     assert {source.split("/")[0] for source in knowing} == {"bindings"}
 
 
-def test_only_isa_cc_asks_the_cpu_what_it_can_do() -> None:
+def test_only_one_file_asks_the_cpu_what_it_can_do() -> None:
     asking = r"cpuid|xgetbv|__builtin_cpu_|getauxval"
-    assert [source for source in SOURCES if re.search(asking, code(source))] == ["cpu/isa.cc"]
+    assert [source for source in SOURCES if re.search(asking, code(source))] == ["cpu/cpu_features.cc"]
 
 
 def test_only_isa_cc_and_the_kernels_themselves_name_the_table_accessors() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _BLOCKS = re.compile(
@@ -36,8 +39,22 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "c++"))
 
 
-def compile_kernels(name: str, target: Path, *, optimized: bool = True) -> None:
-    """Compile the kernels of one ISA as in the build, or without optimization."""
+def gcc() -> list[str] | None:
+    """The command of GCC, if this machine has it, with what CMakeLists.txt gives GCC alone."""
+    return ["g++", "-fno-ipa-ra"] if shutil.which("g++") else None
+
+
+def clang() -> list[str] | None:
+    """The command of Clang, of the system or in the package `ziglang`, if this machine has one."""
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++", "-g0"]
+    return ["clang++"] if shutil.which("clang++") else None
+
+
+def compile_kernels(
+    name: str, target: Path, *, optimized: bool = True, command: Sequence[str] | None = None
+) -> None:
+    """Compile the kernels of one ISA as in the build, or without optimization. command: another compiler."""
     source = CSRC / "cpu" / "kernels" / f"{name}.cc"
     flags = ["-std=c++17", "-fPIC", "-O3", *KERNEL_FLAGS[name], *([] if optimized else ["-O0"])]
-    subprocess.run([str(compiler()), *flags, "-I", CSRC, "-c", source, "-o", target], check=True)
+    subprocess.run([*(command or [str(compiler())]), *flags, "-I", CSRC, "-c", source, "-o", target], check=True)
