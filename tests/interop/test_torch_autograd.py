@@ -300,3 +300,14 @@ def test_dropout_between_layers_draws_torchs_masks(packed, bidirectional):
         output, _ = module(pack_sequence(x, enforce_sorted=False) if packed else torch.stack(x, 1))
         outputs.append((output.data if packed else output, torch.get_rng_state()))
     torch.testing.assert_close(*outputs, **CLOSE[torch.float32])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_last_c_has_a_gradient_where_torchs_has(steps: int) -> None:
+    theirs, mine = pair(proj_size=2)
+    for module in (theirs, mine):
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name == "weight_hr_l0")
+    x = torch.randn(steps, B, INPUT)
+    given = [[part.requires_grad for part in module(x)[1]] for module in (theirs, mine)]
+    assert given[1] == given[0]

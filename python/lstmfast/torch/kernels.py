@@ -257,7 +257,10 @@ class LayerFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if not keep_layer_axis:
             h_n, c_n = h_n[0], c_n[0]
-        return output, torch.from_numpy(h_n), torch.from_numpy(c_n)
+        last_c = torch.from_numpy(c_n)
+        if need[7] and not recurs and not any(need[:7]):  # only the projection, which the c of one step does not reach
+            ctx.mark_non_differentiable(last_c)
+        return output, torch.from_numpy(h_n), last_c
 
     @staticmethod
     @recording.timed
