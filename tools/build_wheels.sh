@@ -82,7 +82,8 @@ build() {
     --config-settings=cmake.define.CMAKE_SYSTEM_NAME=Linux \
     --config-settings=cmake.define.CMAKE_SYSTEM_PROCESSOR="$architecture" \
     --config-settings=cmake.define.PYTHON_MODULE_EXTENSION="$suffix"
-  PATH=$work/tools/bin:$PATH auditwheel repair --wheel-dir "$work/repaired" \
+  # musl's C library, which a system with glibc does not have, is on every system that the wheel is for.
+  PATH=$work/tools/bin:$PATH auditwheel repair --exclude libc.so --wheel-dir "$work/repaired" \
     "$work/built/$target"/*"-${name/cpython-/cp}-"*.whl
   mv "$work"/repaired/*"-${name/cpython-/cp}-"*"${wheel_platform[$target]}".whl "$folder" # fails if it needs a later one
 }
