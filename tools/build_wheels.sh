@@ -12,6 +12,8 @@ cd "$(dirname "$0")/.."
 folder=$(realpath -m "${1:-dist}")
 work=$PWD/build/wheels
 most_bytes=2000000
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH # the time that every file of a wheel gets
 # target of the compiler: its name here, the platform of the wheel
 declare -A compiler_target=(
   [x86_64-linux-gnu]=x86_64-linux-gnu.2.17
@@ -74,8 +76,7 @@ build() {
     "$python" -m venv "$work/$name"
     "$work/$name/bin/pip" install -q scikit-build-core pybind11 cmake ninja
   fi
-  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) \
-    CXX=$work/$target-c++ LDFLAGS=-Wl,-s CXXFLAGS=-ffile-prefix-map="$PWD"=. \
+  CXX=$work/$target-c++ LDFLAGS=-Wl,-s CXXFLAGS=-ffile-prefix-map="$PWD"=. \
     _PYTHON_HOST_PLATFORM=linux-$architecture \
     "$work/$name/bin/pip" wheel -q --no-deps --no-build-isolation --wheel-dir "$work/built/$target" . \
     --config-settings=build-dir="$work/$name-$target" --config-settings=install.strip=false \
