@@ -12,8 +12,9 @@ cd "$(dirname "$0")/.."
 folder=$(realpath -m "${1:-dist}")
 work=$PWD/build/wheels
 most_bytes=2000000
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
-export SOURCE_DATE_EPOCH # the time that every file of a wheel gets
+# The time that every file of a wheel gets; sources without history get that of their changelog.
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
+export SOURCE_DATE_EPOCH
 # target of the compiler: its name here, the platform of the wheel
 declare -A compiler_target=(
   [x86_64-linux-gnu]=x86_64-linux-gnu.2.17
