@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lstmfast import _core
+from lstmfast import _core, build_info
 
 CPUINFO = Path("/proc/cpuinfo")
 BASIC = ["generic"]
@@ -51,6 +51,7 @@ def test_they_are_those_that_the_compiler_finds() -> None:
 
 @pytest.mark.sweep
 @pytest.mark.skipif(not shutil.which("qemu-x86_64"), reason="qemu-x86_64 is not installed")
+@pytest.mark.skipif(bool(build_info()["sanitizer"]), reason="a sanitizer's memory has no place in the emulator")
 @pytest.mark.parametrize("cpu", EMULATED)
 def test_an_emulated_cpu_has_the_isas_of_its_features(cpu: str) -> None:
     isas = in_child("_core.available_isas()", "qemu-x86_64", "-cpu", cpu)
