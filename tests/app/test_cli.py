@@ -420,7 +420,7 @@ def test_info_warns_of_a_build_without_the_kernels_for_this_cpu(
     monkeypatch.setattr(_core, "unbuilt_isas", lambda: ["avx2", "avx512"])
     assert lstmfast("info")[2] == (
         "lstmfast: this CPU has avx2, avx512, but this build has no kernels for that and is slower than it could be; "
-        "install lstmfast again, for this kind of CPU\n"
+        "build lstmfast from source on this machine: docs/platforms.md\n"
     )
 
 

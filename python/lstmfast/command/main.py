@@ -173,7 +173,7 @@ def info(argv: Sequence[str]) -> int:
     if unbuilt := _core.unbuilt_isas():
         streams.tell(
             f"lstmfast: this CPU has {', '.join(unbuilt)}, but this build has no kernels for that and is slower than "
-            "it could be; install lstmfast again, for this kind of CPU"
+            "it could be; build lstmfast from source on this machine: docs/platforms.md"
         )
     return 0
 

@@ -18,7 +18,6 @@ _VALIDATED_CHARACTERS = 500_000  # more would take a noticeable part of a short 
 # Minutes up to which this many units are best; see docs/training.md.
 _UNITS_BY_MINUTES = ((1.0, 256), (5.0, 384), (20.0, 512), (60.0, 768))
 _UNITS_OF_LONG_RUNS = 1024
-_LEAST_UNITS = 256
 _MOST_WEIGHTS_A_CHARACTER = 0.64  # in the recurrent kernel; more learn a short text by heart
 
 _CHARACTERS_A_MINUTE = 8_000_000  # that two cores of a current CPU train on, with 384 units
@@ -84,8 +83,8 @@ def preset(
 
 def _units(characters: int, minutes: float) -> int:
     """As many as the minutes pay for and the text can teach."""
-    learnable = max(math.sqrt(_MOST_WEIGHTS_A_CHARACTER * characters / 4), _LEAST_UNITS)
     sizes = [units for _, units in _UNITS_BY_MINUTES] + [_UNITS_OF_LONG_RUNS]
+    learnable = max(math.sqrt(_MOST_WEIGHTS_A_CHARACTER * characters / 4), sizes[0])
     affordable = next((units for most, units in _UNITS_BY_MINUTES if minutes <= most), _UNITS_OF_LONG_RUNS)
     return max(units for units in sizes if units <= min(affordable, learnable))
 
