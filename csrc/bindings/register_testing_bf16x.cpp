@@ -1,6 +1,8 @@
 // lstmfast._core.testing, bf16x products: one function for each form of call. Not API.
 // Gate panels are arrays [blocks, rows, 64]. Every function returns whether the values may take this path; if not,
 // outputs are undefined.
+#include <algorithm>
+
 #include "bindings/array_args.h"
 #include "bindings/register.h"
 #include "cpu/dispatch.h"
@@ -43,7 +45,7 @@ ArrayArg<T> panels_arg(const py::object& object, const char* name) {
 }
 
 // out = (out if add, else bias or zero) + a·b; b is [columns, depth] if transposed. Rows of `out` are given by pointer,
-// or as a matrix. Column tiles [tile_begin, tile_end) only.
+// the last first, so that they are no matrix; or as a matrix. Column tiles [tile_begin, tile_end) only.
 bool product(const py::object& a, const py::object& b, const py::object& out, int parts, const py::object& bias,
              bool transposed, bool add, bool by_pointer, Index tile_begin, Index tile_end) {
   const Bf16xKernels& k = bf16x_kernels();
@@ -62,8 +64,12 @@ bool product(const py::object& a, const py::object& b, const py::object& out, in
   Bfloat16* packed = right.resize(Bf16xSizes{checked(parts)}.packed(columns, depth));
   if (!pack(b_view.data, b_view.stride, transposed ? columns : depth, transposed ? depth : columns, parts, packed))
     return false;
-  const std::vector<const float*> a_rows = pointers(a_arg.matrix(), rows);
-  const std::vector<float*> out_rows = pointers(out_arg.matrix(), rows);
+  std::vector<const float*> a_rows = pointers(a_arg.matrix(), rows);
+  std::vector<float*> out_rows = pointers(out_arg.matrix(), rows);
+  if (by_pointer) {
+    std::reverse(a_rows.begin(), a_rows.end());
+    std::reverse(out_rows.begin(), out_rows.end());
+  }
   Bf16xToRowsArgs args{};
   args.factors = {parts, rows, depth, nullptr, packed};
   args.tile_begin = tile_begin;
@@ -145,9 +151,6 @@ bool transposed_product(const py::object& a, const py::object& b, const py::obje
   const std::vector<const float*> a_rows = pointers(a_arg.matrix(), rows);
   Bf16xTransposedArgs args{};
   args.parts = checked(parts);
-  args.m_begin = m_begin;
-  args.m_end = m_end < 0 ? m : m_end;
-  args.a = a_rows.data();
   args.rows = rows;
   if (hidden > 0) {
     const ArrayArg<const float> panels = panels_arg<const float>(b, "b");
@@ -166,9 +169,9 @@ bool transposed_product(const py::object& a, const py::object& b, const py::obje
     args.b = b_arg.matrix();
   }
   out_arg.must_have_shape({m, args.columns});
-  args.out = {out_arg.matrix().row(args.m_begin), out_arg.matrix().stride};
+  const TransposedLeft<float> left{a_rows.data(), m_begin, m_end < 0 ? m : m_end, out_arg.matrix()};
   Bf16xWorkspace workspace;
-  return bf16x_transposed_to_rows(k, args, workspace);
+  return bf16x_transposed_to_rows(k, args, &left, 1, workspace);
 }
 
 }  // namespace

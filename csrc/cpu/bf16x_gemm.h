@@ -5,6 +5,7 @@
 
 #include "core/aligned_buffer.h"
 #include "cpu/bf16x_kernels.h"
+#include "cpu/kernel_table.h"
 
 namespace lstmfast {
 
@@ -16,22 +17,20 @@ struct Bf16xWorkspace {
 bool bf16x_rows_to_gates(const Bf16xKernels&, const Bf16xRows& a, Bf16xToGatesArgs product, Bf16xWorkspace&);
 bool bf16x_rows_to_rows(const Bf16xKernels&, const Bf16xRows& a, Bf16xToRowsArgs product, Bf16xWorkspace&);
 
-// Weight gradients: out[m, :] = sum over r of a[r][m] * b[r, :] for m in [m_begin, m_end), added to `out` if `add`.
-// `b` and `out` hold the columns that the caller wants: a range of gate blocks, or a plain matrix.
+// Weight gradients, as TransposedProductArgs describes them, of several left factors: each piece of `b` is packed once.
+// `b` holds the columns that the caller wants: a range of gate blocks, or a plain matrix.
 struct Bf16xTransposedArgs {
   int parts;
-  Index m_begin, m_end;
-  const float* const* a;  // [rows] -> at least m_end elements
   Index rows;
   const float* panels;      // gate panels of 16 lanes, from block_begin on; or, if null,
   MatrixView<const float> b;  // [rows, columns]
   Index block_begin, block_end;
   Index panel_block_stride;
-  MatrixView<float> out;  // row m_begin of [., columns]
   Index columns;
   Index gate_hidden_size;  // > 0 with gate panels: columns is 4 * that
   bool add;
 };
-bool bf16x_transposed_to_rows(const Bf16xKernels&, const Bf16xTransposedArgs&, Bf16xWorkspace&);
+bool bf16x_transposed_to_rows(const Bf16xKernels&, const Bf16xTransposedArgs&, const TransposedLeft<float>* left,
+                              int count, Bf16xWorkspace&);
 
 }  // namespace lstmfast

@@ -133,14 +133,17 @@ struct ProductArgs {
 // out[m, :] = sum over r of a[r][m] * b[r, :] for m in [m_begin, m_end), added to what is there if `add`: the weight
 // gradients. The sum runs over r in order, for any split of m and of the panels.
 template <typename T>
-struct TransposedProductArgs {
-  Index m_begin, m_end;
-  Index panel_begin, panel_end;
+struct TransposedLeft {
   const T* const* a;  // [rows] -> at least m_end elements
+  Index m_begin, m_end;
+  MatrixView<T> out;
+};
+template <typename T>
+struct TransposedProductArgs : TransposedLeft<T> {
+  Index panel_begin, panel_end;
   Index rows;
   const T* b;            // gate panels if gate_hidden_size > 0, plain panels else
   Index b_panel_stride;  // from one full panel to the next
-  MatrixView<T> out;
   Index columns;
   Index gate_hidden_size;
   bool add;

@@ -232,17 +232,14 @@ bool BackwardPass<T>::projection_gradients(bool add) {
   run_parallel(threads_for_work(pass_.projecting_adds(rows)), [&](int part, int parts) {
     const Range units = share(hidden, part, parts);
     TransposedProductArgs<T> product{};
-    product.m_begin = units.begin;
-    product.m_end = units.end;
     product.panel_end = d_h_panels_.panels();
-    product.a = pass_.rows.m.data() + group_.updates.begin;
     product.rows = rows;
     product.b = d_h_panels_.data();
     product.b_panel_stride = d_h_panels_.panel_stride();
-    product.out = args_.d_projection;
     product.columns = output_size;
     product.add = add;
-    if (!pass_.products->weight_gradient(product, part)) safe = false;
+    const TransposedLeft<T> m{pass_.rows.m.data() + group_.updates.begin, units.begin, units.end, args_.d_projection};
+    if (!pass_.products->weight_gradients(product, &m, 1, part)) safe = false;
   });
   return safe;
 }
@@ -275,12 +272,9 @@ bool BackwardPass<T>::weight_gradients(bool add) {
     product.columns = kGateCount * hidden;
     product.gate_hidden_size = hidden;
     product.add = add;
-    const auto multiply = [&](const T* const* a, Index columns, Range slice_of_m, MatrixView<T> out) {
-      product.a = a + first;
-      product.m_begin = columns * slice_of_m.begin / slice_of_m.end;
-      product.m_end = columns * (slice_of_m.begin + 1) / slice_of_m.end;
-      product.out = out;
-      if (!pass_.products->weight_gradient(product, part)) safe = false;
+    const auto left = [&](const T* const* a, Index columns, Range slice_of_m, MatrixView<T> out) {
+      return TransposedLeft<T>{a + first, columns * slice_of_m.begin / slice_of_m.end,
+                               columns * (slice_of_m.begin + 1) / slice_of_m.end, out};
     };
     // Adjacent blocks that this part owns entirely are done at once.
     for (Index cell = cells.begin; cell < cells.end;) {
@@ -290,8 +284,11 @@ bool BackwardPass<T>::weight_gradients(bool add) {
       product.panel_end = product.panel_begin + whole;
       cell += whole;
       if (d_recurrent) {
-        if (pass_.has_input_product()) multiply(pass_.rows.x.data(), input_size, slice, d_input);
-        multiply(pass_.rows.h_prev.data(), weights().output_size, slice, d_recurrent);
+        TransposedLeft<T> lefts[2];
+        int count = 0;
+        if (pass_.has_input_product()) lefts[count++] = left(pass_.rows.x.data(), input_size, slice, d_input);
+        lefts[count++] = left(pass_.rows.h_prev.data(), weights().output_size, slice, d_recurrent);
+        if (!pass_.products->weight_gradients(product, lefts, count, part)) safe = false;
       }
       if (slice.begin != 0) continue;
       if (args_.d_kernel && pass_.args.ids)

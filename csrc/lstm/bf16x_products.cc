@@ -108,22 +108,19 @@ class Bf16xProducts final : public Products<float> {
                           kernel == Kernel::kInput ? input_transposed_ : recurrent_transposed_, product, part);
   }
 
-  bool weight_gradient(TransposedProductArgs<float> args, int part) override {
+  bool weight_gradients(TransposedProductArgs<float> args, const TransposedLeft<float>* left, int count,
+                        int part) override {
     Bf16xTransposedArgs product{};
     product.parts = sizes_.parts;
-    product.m_begin = args.m_begin;
-    product.m_end = args.m_end;
-    product.a = args.a;
     product.rows = args.rows;
     product.panels = args.b + args.panel_begin * args.b_panel_stride;
     product.block_begin = args.panel_begin;
     product.block_end = args.panel_end;
     product.panel_block_stride = args.b_panel_stride;
-    product.out = {args.out.row(args.m_begin), args.out.stride};
     product.columns = args.columns;
     product.gate_hidden_size = args.gate_hidden_size;
     product.add = args.add;
-    return bf16x_transposed_to_rows(bf16x_, product, workspace(part));
+    return bf16x_transposed_to_rows(bf16x_, product, left, count, workspace(part));
   }
 
  private:

@@ -73,8 +73,9 @@ class DotProducts final : public Products<float> {
   bool multiply_transposed(Kernel kernel, ProductArgs<float> args, int part) override {
     return backward_->multiply_transposed(kernel, args, part);
   }
-  bool weight_gradient(TransposedProductArgs<float> args, int part) override {
-    return backward_->weight_gradient(args, part);
+  bool weight_gradients(TransposedProductArgs<float> args, const TransposedLeft<float>* left, int count,
+                        int part) override {
+    return backward_->weight_gradients(args, left, count, part);
   }
 
  private:

@@ -62,9 +62,13 @@ class FmaProducts final : public Products<T> {
     return true;
   }
 
-  bool weight_gradient(TransposedProductArgs<T> args, int part) override {
+  bool weight_gradients(TransposedProductArgs<T> args, const TransposedLeft<T>* left, int count,
+                        int part) override {
     args.workspace = workspaces_.data() + part * kTransposedWorkspace;
-    k_.transposed_product(args);
+    for (int i = 0; i < count; ++i) {
+      static_cast<TransposedLeft<T>&>(args) = left[i];
+      k_.transposed_product(args);
+    }
     return true;
   }
 

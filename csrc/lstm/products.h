@@ -50,7 +50,8 @@ class Products {
   // Gradients of z times the input's or the state's kernel, transposed. Only FmaProducts can make some panels of it.
   enum class Kernel { kInput, kRecurrent };
   virtual bool multiply_transposed(Kernel kernel, ProductArgs<T> args, int part) = 0;
-  virtual bool weight_gradient(TransposedProductArgs<T> args, int part) = 0;
+  // One for each of `count` left factors, which replace that of `args`.
+  virtual bool weight_gradients(TransposedProductArgs<T> args, const TransposedLeft<T>* left, int count, int part) = 0;
 };
 
 template <typename T>

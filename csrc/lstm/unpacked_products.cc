@@ -88,24 +88,27 @@ class UnpackedProducts final : public Products<T> {
     return true;
   }
 
-  bool weight_gradient(TransposedProductArgs<T> args, int part) override {
+  bool weight_gradients(TransposedProductArgs<T> args, const TransposedLeft<T>* left, int count,
+                        int part) override {
     const PanelSizes<T> sizes(k_);
     const Index first_unit = args.panel_begin * sizes.vector_length;
     const Index units = std::min(args.panel_end * sizes.vector_length, hidden_) - first_unit;
-    const Range values{args.m_begin, args.m_end};
     const T* const* gates = unpack_rows(args, part);
-    const auto multiply = [&](Range columns) {
+    const auto multiply = [&](const TransposedLeft<T>& each, Range columns) {
+      const Range values{each.m_begin, each.m_end};
       if (recurrent_.is_transposed)
-        k_.outer_products({columns, values, gates, args.a, args.rows, args.out, args.add});
+        k_.outer_products({columns, values, gates, each.a, args.rows, each.out, args.add});
       else
-        k_.outer_products({values, columns, args.a, gates, args.rows, args.out, args.add});
+        k_.outer_products({values, columns, each.a, gates, args.rows, each.out, args.add});
     };
-    if (units == hidden_) {
-      multiply({0, columns()});
-    } else {
-      for (int gate = 0; gate < kGateCount; ++gate) {
-        const Index first = gate * hidden_ + first_unit;
-        multiply({first, first + units});
+    for (int i = 0; i < count; ++i) {
+      if (units == hidden_) {
+        multiply(left[i], {0, columns()});
+      } else {
+        for (int gate = 0; gate < kGateCount; ++gate) {
+          const Index first = gate * hidden_ + first_unit;
+          multiply(left[i], {first, first + units});
+        }
       }
     }
     return true;
