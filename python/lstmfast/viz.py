@@ -33,6 +33,7 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _STYLES = ("-", "--", "-.", ":")
 _DIVERGING = "RdBu_r"  # white at 0; red and blue are told apart by colour-blind readers
 _MOST_LABELS = 80  # at the time axis, above which every second, third, ... is shown
+_NAME_HEIGHT = 0.1  # inches of the name of a row, in 7 points
 _TITLES = ("input gate", "forget gate", "candidate", "output gate")
 
 
@@ -247,15 +248,19 @@ def weights_by_gate(
     elif check.finite("limit", limit) <= 0:
         raise ValueError(f"limit must be above 0, got {limit:g}")
 
-    drawn: Figure = _figure(figure, 11, 5.5)
+    drawn: Figure = _figure(figure, 11, 5.5 + (0 if input_names is None else min(0.05 * input_size, 3)))
     parts = {"x": weights[:input_size], "h": weights[input_size:]}
     share = min(max(input_size / rows, 0.2), 0.8)  # of the height: neither part becomes a line
+    height = drawn.bbox.height / drawn.dpi  # in inches
+    if input_names is not None:
+        share = max(share, min(1.2 * input_size * _NAME_HEIGHT / height, 0.5))
     grid = drawn.subplots(2, order.COUNT, squeeze=False, sharex=True, sharey="row",
                            gridspec_kw={"height_ratios": [share, 1 - share], "hspace": 0.03, "wspace": 0.05})
     for line, (letter, part) in zip(grid, parts.items(), strict=True):
         for axes, name in zip(line, order.NAMES, strict=True):
             image = axes.imshow(part[:, order.columns(name, hidden_size)], cmap=_DIVERGING, vmin=-limit, vmax=limit,
                                 aspect="auto", interpolation="nearest")
+            axes.tick_params(left=axes is line[0])
         for locator in (line[0].yaxis.get_major_locator(), line[0].xaxis.get_major_locator()):
             locator.set_params(integer=True)
         line[0].set_ylabel(f"rows of {'input x' if letter == 'x' else 'previous h'}")
@@ -265,8 +270,9 @@ def weights_by_gate(
     for axes in grid[1]:
         axes.set_xlabel("unit")
     if input_names is not None:
-        grid[0, 0].set_yticks(range(input_size), list(input_names), fontsize=min(10, 130 * share * 2.6 / input_size))
-        grid[0, 0].tick_params(axis="y", length=0)
+        every = -(-input_size // max(int(0.85 * share * height / _NAME_HEIGHT), 1))
+        grid[0, 0].set_yticks(range(0, input_size, every), list(input_names[::every]))
+        grid[0, 0].tick_params(axis="y", length=0, labelsize=7 if input_size > 12 else 10)
     extend = "both" if np.abs(weights).max() > limit else "neither"
     drawn.colorbar(image, ax=grid, label="weight", extend=extend, fraction=0.03, pad=0.01)
     return drawn

@@ -285,7 +285,7 @@ def test_weights_of_zero_are_drawn(tmp_path: Path) -> None:
 def test_figures_are_drawn_where_the_caller_says(rng: np.random.Generator, tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure, out = Figure(layout="constrained"), output(rng)
+    figure, out = Figure((16, 12), layout="constrained"), output(rng)
     parts = figure.subfigures(2, 2).ravel()
     assert lf.viz.gates_over_time(out, [0], figure=parts[0]) is parts[0]
     assert lf.viz.saturation(out, figure=parts[1]) is parts[1]
