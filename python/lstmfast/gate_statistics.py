@@ -7,7 +7,7 @@ or any other library's, activated. Refuses to run an LSTM and to draw.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ class Saturation(NamedTuple):
 
 
 def gate_saturation(
-    gates: npt.NDArray[np.floating], *, lengths: npt.ArrayLike | None = None, low: float = 0.1, high: float = 0.9
+    gates: npt.NDArray[np.floating[Any]], *, lengths: npt.ArrayLike | None = None, low: float = 0.1, high: float = 0.9
 ) -> Saturation:
     """For each gate of each unit: the share of steps at which it is below `low`, and that at which it is above `high`.
 
@@ -55,7 +55,7 @@ def gate_saturation(
     return Saturation(np.mean(seen < low, axis=0), np.mean(seen > high, axis=0))
 
 
-def forget_half_life(f: npt.NDArray[np.floating], *, lengths: npt.ArrayLike | None = None) -> FloatArray:
+def forget_half_life(f: npt.NDArray[np.floating[Any]], *, lengths: npt.ArrayLike | None = None) -> FloatArray:
     """The half-life of each unit's cell state, in steps: ln 0.5 / (the mean of ln f over all steps and sequences).
 
     Every step multiplies what the cell holds by f, so after that many steps at the geometric mean of f half of it is

@@ -38,11 +38,11 @@ _TITLES = ("input gate", "forget gate", "candidate", "output gate")
 
 
 def gates_over_time(
-    gates: Output | npt.NDArray[np.floating],
+    gates: Output | npt.NDArray[np.floating[Any]],
     units: Sequence[int],
     *,
-    cells: npt.NDArray[np.floating] | None = None,
-    h: npt.NDArray[np.floating] | None = None,
+    cells: npt.NDArray[np.floating[Any]] | None = None,
+    h: npt.NDArray[np.floating[Any]] | None = None,
     row: int = 0,
     lengths: npt.ArrayLike | None = None,
     labels: Sequence[str] | None = None,
@@ -108,11 +108,12 @@ def gates_over_time(
         else:
             axes.set_ylim(bounds[0] - 0.06, bounds[1] + 0.06)
             axes.set_yticks([bounds[0], sum(bounds) / 2, bounds[1]])
-    grid[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(units), frameon=False, borderaxespad=0.1)
-    grid[-1].margins(x=0.01)
+    columns = min(len(units), 4)
+    grid[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, frameon=False, borderaxespad=0.1)
+    grid[-1].set_xlim(-0.5, steps - 0.5)
     if labels is None:
         grid[-1].set_xlabel("time step")
-        grid[-1].xaxis.get_major_locator().set_params(integer=True)
+        grid[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     else:
         every = -(-steps // _MOST_LABELS)
         grid[-1].set_xticks(range(0, steps, every), list(labels[::every]))
@@ -121,7 +122,7 @@ def gates_over_time(
 
 
 def saturation(
-    gates: Output | npt.NDArray[np.floating],
+    gates: Output | npt.NDArray[np.floating[Any]],
     *,
     lengths: npt.ArrayLike | None = None,
     low: float = 0.1,
@@ -159,7 +160,7 @@ def saturation(
 
 
 def forget_half_lives(
-    gates: Output | npt.NDArray[np.floating],
+    gates: Output | npt.NDArray[np.floating[Any]],
     *,
     lengths: npt.ArrayLike | None = None,
     bins: int = 15,
@@ -189,7 +190,7 @@ def forget_half_lives(
         axes.hist(shown, edges, color=_COLORS[0], edgecolor="white", lw=0.5)
         median = float(np.median(steps))
         if 0 < median < np.inf:
-            axes.axvline(median, color=_COLORS[1], lw=1.4, ls="--", label=f"median {median:.3g} steps")
+            axes.axvline(median, color=_COLORS[1], lw=1.4, ls="--", label=f"median {median:.3g}")
     for value, words in ((0, "0 (f was 0)"), (np.inf, "infinity (f was always 1)")):
         if count := int(np.sum(steps == value)):
             axes.plot([], [], " ", label=f"{count} {'unit' if count == 1 else 'units'} at {words}")
@@ -197,7 +198,9 @@ def forget_half_lives(
     axes.set_xlabel("half-life of the cell state in steps")
     axes.set_ylabel("units")
     axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
+    axes.set_ylim(bottom=0, top=None if shown.size else 1)
+    least, most = axes.get_xlim()
+    axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5) if most < 300 * least else (1,))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     axes.grid(alpha=0.3)
@@ -206,7 +209,7 @@ def forget_half_lives(
 
 
 def weights_by_gate(
-    kernel: LSTMCell | npt.NDArray[np.floating],
+    kernel: LSTMCell | npt.NDArray[np.floating[Any]],
     *,
     output_size: int | None = None,
     input_names: Sequence[str] | None = None,
@@ -248,12 +251,12 @@ def weights_by_gate(
     elif check.finite("limit", limit) <= 0:
         raise ValueError(f"limit must be above 0, got {limit:g}")
 
-    drawn: Figure = _figure(figure, 11, 5.5 + (0 if input_names is None else min(0.05 * input_size, 3)))
+    drawn: Figure = _figure(figure, 11, 5.5 + (0 if input_names is None else min(0.06 * input_size, 3)))
     parts = {"x": weights[:input_size], "h": weights[input_size:]}
-    share = min(max(input_size / rows, 0.2), 0.8)  # of the height: neither part becomes a line
+    share = min(max(input_size / rows, 0.25), 0.75)  # of the height: neither part becomes a line
     height = drawn.bbox.height / drawn.dpi  # in inches
     if input_names is not None:
-        share = max(share, min(1.2 * input_size * _NAME_HEIGHT / height, 0.5))
+        share = max(share, min(1.3 * input_size * _NAME_HEIGHT / height, 0.5))
     grid = drawn.subplots(2, order.COUNT, squeeze=False, sharex=True, sharey="row",
                            gridspec_kw={"height_ratios": [share, 1 - share], "hspace": 0.03, "wspace": 0.05})
     for line, (letter, part) in zip(grid, parts.items(), strict=True):
@@ -262,15 +265,15 @@ def weights_by_gate(
                                 aspect="auto", interpolation="nearest")
             axes.tick_params(left=axes is line[0])
         for locator in (line[0].yaxis.get_major_locator(), line[0].xaxis.get_major_locator()):
-            locator.set_params(integer=True)
-        line[0].set_ylabel(f"rows of {'input x' if letter == 'x' else 'previous h'}")
+            locator.set_params(integer=True, min_n_ticks=1)
+        line[0].set_ylabel(f"rows of {letter}")
     for number, axes in enumerate(grid[0]):
         axes.set_title(f"${order.LETTERS[number]}$  {_TITLES[number]}", fontsize=10)
         axes.tick_params(axis="x", length=0)
     for axes in grid[1]:
         axes.set_xlabel("unit")
     if input_names is not None:
-        every = -(-input_size // max(int(0.85 * share * height / _NAME_HEIGHT), 1))
+        every = -(-input_size // max(int(0.8 * share * height / _NAME_HEIGHT), 1))
         grid[0, 0].set_yticks(range(0, input_size, every), list(input_names[::every]))
         grid[0, 0].tick_params(axis="y", length=0, labelsize=7 if input_size > 12 else 10)
     extend = "both" if np.abs(weights).max() > limit else "neither"

@@ -1,7 +1,7 @@
 """docs/notebooks/6_lstm.ipynb: it is stored with its outputs, without errors, and small; and it runs, with fewer steps.
 
 What is stored is read as JSON, so that these claims need no Jupyter. To store it again after a change:
-`jupyter execute --inplace --NotebookClient.record_timing=False docs/notebooks/6_lstm.ipynb`.
+`python tests/support/notebooks.py docs/notebooks/6_lstm.ipynb`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from support import notebooks
 from support.documents import DOCS
 
 NOTEBOOK = DOCS / "notebooks" / "6_lstm.ipynb"
@@ -69,7 +70,6 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "is not installed: pip install '.[examples]'"
     for package in ("ipykernel", "matplotlib", "nbclient"):
         pytest.importorskip(package, reason=f"{package} {reason}")
-    import nbclient
     import nbformat
 
     for folder in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
@@ -77,7 +77,7 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (first, *_) = [cell for cell in notebook.cells if STEPS in cell.source]
     first.source = first.source.replace(STEPS, "STEPS = 250\n")
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    notebooks.run(notebook, tmp_path)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(pictures(cells)) == 5
     table = next(text_of(cell) for cell in cells if "learning rate" in text_of(cell))

@@ -219,7 +219,7 @@ def test_histogram_holds_every_unit_and_says_its_median(rng: np.random.Generator
     for low, high, count in bars[:-1]:
         assert count == np.sum((half_lives >= low) & (half_lives < high))
     assert len(bars) == 6 and sum(count for *_, count in bars) == H
-    assert axes.get_legend().get_texts()[0].get_text() == f"median {np.median(half_lives):.3g} steps"
+    assert axes.get_legend().get_texts()[0].get_text() == f"median {np.median(half_lives):.3g}"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("half-life of the cell state in steps", "units")
     assert saved(figure, tmp_path)
 
@@ -229,10 +229,10 @@ def test_histogram_holds_every_unit_and_says_its_median(rng: np.random.Generator
     ("forget", "notes"),
     [
         ([1, 1, 1], ["3 units at infinity (f was always 1)"]),
-        ([0, 0.5, 1], ["median 1 steps", "1 unit at 0 (f was 0)", "1 unit at infinity (f was always 1)"]),
-        ([0.5, 0.5, 0.5], ["median 1 steps"]),
+        ([0, 0.5, 1], ["median 1", "1 unit at 0 (f was 0)", "1 unit at infinity (f was always 1)"]),
+        ([0.5, 0.5, 0.5], ["median 1"]),
         ([0, 0, 0], ["3 units at 0 (f was 0)"]),
-        ([1e-30, 0.5, 1 - 1e-12], ["median 1 steps"]),
+        ([1e-30, 0.5, 1 - 1e-12], ["median 1"]),
     ],
 )
 def test_half_lives_without_a_place_on_the_axis_are_counted(
@@ -256,9 +256,16 @@ def test_the_four_images_are_the_columns_of_the_kernel(rng: np.random.Generator,
         assert outputs.get_xlabel() == "unit"
     titles = ["$i$  input gate", "$f$  forget gate", "$g$  candidate", "$o$  output gate"]
     assert [axes.get_title() for axes in upper] == titles
-    assert [upper[0].get_ylabel(), lower[0].get_ylabel()] == ["rows of input x", "rows of previous h"]
+    assert [upper[0].get_ylabel(), lower[0].get_ylabel()] == ["rows of x", "rows of h"]
     assert [label.get_text() for label in upper[0].get_yticklabels()] == list("abc")
     assert saved(figure, tmp_path)
+
+
+@draws
+def test_every_row_of_an_alphabet_has_its_name() -> None:
+    letters = " abcdefghijklmnopqrstuvwxyz"
+    axes = lf.viz.weights_by_gate(np.ones((27 + 64, 256)), input_names=letters).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(letters)
 
 
 @draws
