@@ -2,11 +2,11 @@
 
 NumPy arrays in, NumPy arrays out. Functions: `lstm_step`, `lstm`, `lstm_backward`. Layers: `LSTMCell`, `LSTM`,
 `Embedding`, `Linear`. Models: `CharLM`, `SequenceClassifier`. `inspect` lists the variables of a layer, a model or a
-weight file; `layouts` reads the files. Importing this loads only numpy and the extension; the trainer, the data
-pipeline, the sampler and the command line are separate modules.
+weight file; `layouts` reads the files; `viz` draws gates, states and weights. Importing this loads only numpy and the
+extension; the trainer, the data pipeline, the sampler and the command line are separate modules.
 """
 
-from lstmfast import gates, initializers, layouts, losses, optimizers, reference, schedules
+from lstmfast import gates, initializers, layouts, losses, optimizers, reference, schedules, viz
 from lstmfast._core import __version__
 from lstmfast.cells import Cell
 from lstmfast.functional import Gradients, Output, lstm, lstm_backward, lstm_step
@@ -57,4 +57,5 @@ __all__ = [
     "schedules",
     "set_matmul_precision",
     "set_num_threads",
+    "viz",
 ]

@@ -172,6 +172,21 @@ def array(
     return _unit_stride(value)
 
 
+def sequence(name: str, value: Any, features: tuple[Size, ...]) -> Array:
+    """Return a float array [time_steps, batch, *features], given as that or without batch: one sequence."""
+    ndarray(name, value, "float32 or float64")
+    wanted = ", ".join(map(str, features))
+    given = value.shape
+    value = value[:, None] if value.ndim == len(features) + 1 else value
+    try:
+        return array(name, value, ("time_steps", "batch", *features))
+    except ValueError:
+        raise ValueError(
+            f"{name} must have shape (time_steps, batch, {wanted}), or (time_steps, {wanted}) for one sequence, "
+            f"got {given}"
+        ) from None
+
+
 def has_shape(name: str, value: Array, shape: tuple[Size, ...], meaning: str = "") -> None:
     """Raise ValueError unless `value` has this shape; `meaning` names its sizes in words."""
     given = value.shape

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "lstmfast"
 FLOORS = [
     {"_core", "gates", "schedules", "_memory", "_streams"},
     {"_checks"},
-    {"initializers", "runtime", "losses", "optimizers", "compat.tf1.absent"},
+    {"gate_statistics", "initializers", "runtime", "losses", "optimizers", "compat.tf1.absent"},
     {"cells", "reference"},
     {"_engine"},
     {"cuda"},
@@ -31,7 +31,7 @@ FLOORS = [
     {"text", "distributed"},
     {"training"},
     {"layouts"},
-    {"inspection"},
+    {"inspection", "viz"},
     {"config", "trainer", "sampler", "run_folder", "data"},
     {"lstmfast"},
     {"torch", "keras", "onnx", "compat", "cuda.selftest"},
@@ -129,4 +129,5 @@ PUBLIC = {
     "ParameterBuffer", "SequenceClassifier", "__version__", "available_isas", "build_info", "explain", "gates",
     "get_matmul_precision", "get_num_threads", "initializers", "inspect", "layouts", "losses", "lstm", "lstm_backward",
     "lstm_step", "optimizers", "reference", "release_memory", "schedules", "set_matmul_precision", "set_num_threads",
+    "viz",
 }

@@ -20,7 +20,7 @@ import pytest
 from lstmfast import _core
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE_SUFFIXES = {".cc", ".h", ".md", ".py", ".pyi", ".toml", ".txt"}
+SOURCE_SUFFIXES = {".cc", ".h", ".ipynb", ".md", ".py", ".pyi", ".toml", ".txt"}
 USER_PROGRAM = ROOT / "tests" / "support" / "typing_user_program.py"
 SOURCE_FOLDERS = ("bench", "csrc", "docs", "examples", "python", "tests")
 
