@@ -22,6 +22,9 @@
 #elif defined(__APPLE__)
 #include <sys/random.h>
 #endif
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 namespace lstmfast {
 namespace {
@@ -86,6 +89,12 @@ void discard_memory(void* memory, std::size_t bytes) {
 }
 
 #endif
+
+void trim_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
+}
 
 void fill_with_random_bytes(void* memory, std::size_t size) {
   auto* bytes = static_cast<unsigned char*>(memory);

@@ -16,6 +16,8 @@ void* allocate_memory(std::size_t bytes);
 void free_memory(void* memory);
 // Back to the system: the contents of memory from allocate_memory are lost, and it must be freed all the same.
 void discard_memory(void* memory, std::size_t bytes);
+// Small blocks that malloc keeps go back to the system, where malloc can do that.
+void trim_memory();
 
 // Cryptographically secure.
 void fill_with_random_bytes(void* memory, std::size_t size);
