@@ -38,7 +38,7 @@ bool is_worth_huge_pages(std::size_t bytes) { return bytes >= kHugePage / 2; }
 // At most 256 bytes. False where the system has no such call, or forbids it.
 bool system_fills(void* memory, std::size_t size) {
 #if defined(__linux__)
-  // Not by getentropy, which glibc has from 2.25 on: linked for an earlier one, an extension that calls it cannot be loaded.
+  // Not by getentropy, which glibc has from 2.25 on: an extension that calls it cannot be loaded where glibc is older.
   return syscall(SYS_getrandom, memory, size, 0) == static_cast<ssize_t>(size);
 #elif defined(__APPLE__)
   return getentropy(memory, size) == 0;
@@ -52,8 +52,8 @@ bool system_fills(void* memory, std::size_t size) {
 
 #if defined(_WIN32)
 
-// No huge pages: they need the privilege to lock memory, which users do not have. The heap gives large blocks back to the
-// system when they are freed.
+// No huge pages: they need the privilege to lock memory, which users do not have. The heap gives large blocks back to
+// the system when they are freed.
 void* allocate_memory(std::size_t bytes) { return _aligned_malloc(bytes + kCacheLine, kCacheLine); }
 
 void free_memory(void* memory) { _aligned_free(memory); }
@@ -132,8 +132,8 @@ void call_after_fork(void (*function)()) {
 }
 
 // Linux refuses it, for example, to a process whose signal handlers run on stacks too small for the tiles' 8 KB.
-// Windows enables the registers at a thread's first tile instruction (EnableProcessOptionalXStateFeatures: "on demand"), but
-// the kernels have not been run there yet, and are not used. macOS has no CPUs with AMX.
+// Windows 11 and Server 2022 enable the registers on demand, at a thread's first use, or for all threads at once by
+// EnableProcessOptionalXStateFeatures; but the kernels have not been run there, so they are not used. Macs have no AMX.
 bool request_tile_registers() {
 #if defined(__x86_64__) && defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;

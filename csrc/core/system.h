@@ -1,6 +1,6 @@
-// What lstmfast asks of the operating system: memory, random bytes, cores, forks, tile registers. Only system.cc includes
-// a system's headers and asks which system it is compiled for; where one lacks something, it says what is done instead.
-// No threads: std::thread has them.
+// What lstmfast asks of the operating system: memory, random bytes, cores, forks, tile registers. Only system.cc
+// includes a system's headers and asks which system it is compiled for; where one lacks something, it says what is done
+// instead. No threads: std::thread has them.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// The core without Python: kernels of every ISA that this machine has against plain loops in double, the pool, memory and
-// random bytes. For platforms that have no Python to test with; prints a line for each check and returns how many failed.
+// The core without Python: kernels of every ISA that this machine has against plain loops in double, the pool, memory
+// and random bytes. For systems without a Python to test with. Prints a line for each check; returns how many failed.
 // Refuses to be the tests of the kernels: those are in tests/kernels, with all shapes, variants and tolerances.
 #include <cmath>
 #include <cstdio>
@@ -65,10 +65,18 @@ struct Layer {
   Values<T> h, h_n, c_n, d_x, d_kernel, d_bias, d_h0, d_c0;
 
   explicit Layer(const Shape& s)
-      : x(uniform<T>(s.steps * s.batch * s.input, 1, 1)), kernel(uniform<T>(s.depth() * s.columns(), 0.3, 2)),
-        bias(uniform<T>(s.columns(), 0.3, 3)), h0(uniform<T>(s.batch * s.hidden, 1, 4)),
-        c0(uniform<T>(s.batch * s.hidden, 1, 5)), h(static_cast<std::size_t>(s.steps * s.batch * s.hidden)),
-        h_n(h0.size()), c_n(c0.size()), d_x(x.size()), d_kernel(kernel.size()), d_bias(bias.size()), d_h0(h0.size()),
+      : x(uniform<T>(s.steps * s.batch * s.input, 1, 1)),
+        kernel(uniform<T>(s.depth() * s.columns(), 0.3, 2)),
+        bias(uniform<T>(s.columns(), 0.3, 3)),
+        h0(uniform<T>(s.batch * s.hidden, 1, 4)),
+        c0(uniform<T>(s.batch * s.hidden, 1, 5)),
+        h(static_cast<std::size_t>(s.steps * s.batch * s.hidden)),
+        h_n(h0.size()),
+        c_n(c0.size()),
+        d_x(x.size()),
+        d_kernel(kernel.size()),
+        d_bias(bias.size()),
+        d_h0(h0.size()),
         d_c0(c0.size()) {}
 
   std::vector<Values<T>> forward_results() const { return {h, h_n, c_n}; }
@@ -189,8 +197,11 @@ void check_layer(const std::string& name, double tolerance, MatmulPrecision prec
   for (const Shape& shape : kShapes) {
     Layer<T> layer(shape);
     Layer<double> expected(shape);
-    for (auto [to, from] : {std::pair{&expected.x, &layer.x}, {&expected.kernel, &layer.kernel},
-                            {&expected.bias, &layer.bias}, {&expected.h0, &layer.h0}, {&expected.c0, &layer.c0}})
+    for (auto [to, from] : {std::pair{&expected.x, &layer.x},
+                            {&expected.kernel, &layer.kernel},
+                            {&expected.bias, &layer.bias},
+                            {&expected.h0, &layer.h0},
+                            {&expected.c0, &layer.c0}})
       to->assign(from->begin(), from->end());
     run_plainly(shape, expected);
     run(shape, layer, precision, format);
@@ -246,7 +257,8 @@ void check_dot_products(const std::string& name, const DotKernels& dots, double 
     for (Index n = 0; n < kColumns; ++n)
       for (Index d = 0; d < kDepth; ++d)
         expected[static_cast<std::size_t>(r * kColumns + n)] +=
-            static_cast<double>(rows[static_cast<std::size_t>(r)][d]) * kernel[static_cast<std::size_t>(d * kColumns + n)];
+            static_cast<double>(rows[static_cast<std::size_t>(r)][d]) *
+            kernel[static_cast<std::size_t>(d * kColumns + n)];
   report(name, packs && difference(actual, expected) <= tolerance);
 }
 
