@@ -1,10 +1,6 @@
 // Bindings of lstm/: Sequence and Stream.
 #include <pybind11/stl.h>
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
-
 #include <atomic>
 #include <limits>
 #include <memory>
@@ -18,6 +14,7 @@
 #include "bindings/array_args.h"
 #include "bindings/register.h"
 #include "core/gates.h"
+#include "core/system.h"
 #include "cpu/dispatch.h"
 #include "lstm/fingerprint.h"
 #include "lstm/sequence.h"
@@ -595,9 +592,7 @@ void register_lstm(py::module_& module) {
     PySequence::release_all_memory();
     release_linear_workspaces();
     release_projected_loss_workspaces();
-#if defined(__GLIBC__)
-    malloc_trim(0);  // returns small blocks, below malloc's threshold, to the system
-#endif
+    trim_memory();
   }, "Free the spare memory of all sequences that are not running, and of the dense layers of this thread.");
   py::class_<PySequence>(module, "Sequence", "One direction of one LSTM layer; owns and reuses its workspace.")
       .def(py::init<bool, const py::object&>(), py::arg("reverse"), py::arg("cell"))

@@ -4,11 +4,7 @@
 #include <stdexcept>
 #include <string_view>
 
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
+#include "core/system.h"
 #include "cpu/cpu_features.h"
 
 extern "C" {
@@ -50,20 +46,9 @@ bool has_avx512_vnni() { return has_avx512() && cpu_features().avx512_vnni; }
 
 bool has_avx512_bf16() { return has_avx512_vnni() && cpu_features().avx512_bf16; }
 
-// The permission is requested once and holds for all threads and children. Linux refuses it, for example, to a process
-// whose signal handlers run on stacks too small for the tiles' 8 KB.
-bool may_use_tiles() {
-#if defined(__x86_64__) && defined(__linux__)
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
-
 bool has_amx() {
   const CpuFeatures& f = cpu_features();
-  static const bool usable = has_avx512_vnni() && f.amx_tile && f.amx_bf16 && may_use_tiles();
+  static const bool usable = has_avx512_vnni() && f.amx_tile && f.amx_bf16 && request_tile_registers();
   return usable;
 }
 

@@ -142,6 +142,18 @@ def test_only_one_file_asks_the_cpu_what_it_can_do() -> None:
     assert [source for source in SOURCES if re.search(asking, code(source))] == ["cpu/cpu_features.cc"]
 
 
+def test_only_one_file_asks_the_operating_system() -> None:
+    """csrc/cuda is for Linux alone."""
+    headers = r"windows\.h|unistd\.h|pthread\.h|sched\.h|malloc\.h|dlfcn\.h|(sys|linux|mach|asm)/.*"
+    systems = r"\b(__linux__|__gnu_linux__|__unix__|_WIN32|_WIN64|__APPLE__|__MACH__|__GLIBC__|__MINGW32__|_MSC_VER)\b"
+    asking = {
+        source
+        for source in SOURCES
+        if re.search(systems, code(source)) or any(re.fullmatch(headers, header) for header in includes(source))
+    }
+    assert {source for source in asking if not source.startswith("cuda/")} == {"core/system.cc"}
+
+
 def test_only_isa_cc_and_the_kernels_themselves_name_the_table_accessors() -> None:
     naming = {source for source in SOURCES if "lstmfast_kernels_" in code(source)}
     assert {source for source in naming if source not in KERNEL_SOURCES} == {"cpu/isa.cc"}
