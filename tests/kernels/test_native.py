@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from lstmfast import build_info
 from support.kernel_builds import compiler
 from support.native_builds import build_native_check
 
+pytestmark = pytest.mark.skipif(bool(build_info()["sanitizer"]), reason="compilers do not run under a sanitizer")
 # Optimized kernels take most of a minute to compile.
 OPTIMIZED = [pytest.param(True, marks=pytest.mark.sweep, id="as-built"), pytest.param(False, id="unoptimized")]
 
