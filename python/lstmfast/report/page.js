@@ -227,9 +227,12 @@ function selectedPlaces() {
   return places.length ? [places[0], places[places.length - 1] + 1] : null;
 }
 
+let selected = "";
+
 function showSelection() {
   const places = selectedPlaces();
-  if (!places || !passage.states) return;
+  if (!places || !passage.states || String(places) === selected) return;
+  selected = String(places);
   const [begin, end] = places;
   const chips = element("div", { class: "chips" }, ...cellsOn(begin, end).map(({ layer, cell, sign }) => element("button", {
     type: "button", onclick: () => { choose({ layer, cell }, true); showOthers(layer, cell, sign, begin, end); },
