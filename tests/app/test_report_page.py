@@ -1,4 +1,4 @@
-"""The page of `lstmfast report` in a browser: it opens without a network, computes what the library computes, and reacts."""
+"""The page of `lstmfast report` in a browser: opens without a network, computes as the library does, and reacts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from lstmfast.text.vocabulary import Vocabulary
 from lstmfast.training.config import Config
 
 playwright = pytest.importorskip("playwright.sync_api")
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
 
-TEXT = 'def f(a, b):\n    """Return the sum."""\n    return a + b  # add\n\n\nclass Three(Two):\n    x = {"k": [1, 2]}\n' * 4
+FUNCTION = 'def f(a, b):\n    """Return the sum."""\n    return a + b  # add\n\n\n'
+TEXT = (FUNCTION + 'class Three(Two):\n    x = {"k": [1, 2]}\n') * 4
 VOCABULARY = Vocabulary.characters(TEXT)
 CELLS = {
     "plain": {},
@@ -70,7 +71,9 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-def open_page(browser: Any, folder: Path, model: lf.CharLM, vocabulary: Vocabulary, passage: Passage, **context: Any) -> Opened:
+def open_page(
+    browser: Any, folder: Path, model: lf.CharLM, vocabulary: Vocabulary, passage: Passage, **context: Any
+) -> Opened:
     run = page.Run("a run", Config(), [{"step": 0, "loss": 3.0}, {"step": 5, "loss": 2.0}], "=== step 5 ===\nabc\n\n")
     beginning = int(vocabulary.encode("\n")[0])
     file = folder / "report.html"
@@ -88,7 +91,9 @@ def open_page(browser: Any, folder: Path, model: lf.CharLM, vocabulary: Vocabula
 
 
 @pytest.fixture(scope="module", params=CELLS, ids=str)
-def any_cell(browser: Any, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Opened]:
+def any_cell(
+    browser: Any, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Opened]:
     passage = Passage(VOCABULARY.encode(TEXT), list(TEXT), ())
     opened = open_page(browser, tmp_path_factory.mktemp("page"), model_of(**CELLS[request.param]), VOCABULARY, passage)
     yield opened
@@ -229,7 +234,7 @@ def test_selected_characters_find_the_cells_that_differ_there(plain: Opened) -> 
     begin = TEXT.index('"""') + 3
     plain(f"document.getSelection().setBaseAndExtent(spans[{begin}].firstChild, 0, spans[{begin + 9}].firstChild, 1)")
     plain.browser_page.wait_for_selector("#selection button")
-    first = plain("cellsOn(%d, %d)[0]" % (begin, begin + 10))
+    first = plain(f"cellsOn({begin}, {begin + 10})[0]")
     tanh_c = np.tanh(plain.network.read(plain.ids).c[0][1:])
     z = np.abs(tanh_c[begin : begin + 10].mean(axis=0) - tanh_c.mean(axis=0)) / tanh_c.std(axis=0)
     assert first["cell"] == z.argmax()
@@ -251,7 +256,7 @@ def test_a_run_of_bytes_reads_and_writes_characters_of_several(browser: Any, tmp
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_screen_scrolls_sideways(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
     passage = Passage(VOCABULARY.encode(TEXT), list(TEXT), ())
-    viewport = {"width": width, "height": 800}
-    opened = open_page(browser, tmp_path, model_of(num_layers=2), VOCABULARY, passage, viewport=viewport, color_scheme=scheme)
+    screen = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+    opened = open_page(browser, tmp_path, model_of(num_layers=2), VOCABULARY, passage, **screen)
     assert opened("document.documentElement.scrollWidth") == width
     assert opened("getComputedStyle(document.body).backgroundColor !== 'rgb(253, 252, 250)'") == (scheme == "dark")
