@@ -31,7 +31,7 @@ def report(argv: Sequence[str]) -> int:
     vocabulary = spelling(learnt)
     if options.text:
         fold, encoding = options.fold or config.data.fold, options.encoding or config.data.encoding
-        passage = passage_of(options.text, vocabulary, config, options.length, fold=fold, encoding=encoding)
+        passage = passage_of(options.text, vocabulary, options.length, fold=fold, encoding=encoding)
     else:
         cache = checkpoint_of(options.run).parent.parent / CACHE_NAME
         passage = own_passage(vocabulary, config, options.length, cache)

@@ -15,7 +15,6 @@ from lstmfast import functional, reference
 from lstmfast._checks import Array
 from lstmfast.report.network import Network, Trace
 
-
 Place = tuple[int, int]
 """A layer and a cell in it."""
 

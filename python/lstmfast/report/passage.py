@@ -41,7 +41,7 @@ class Passage:
 
 
 def passage_of(
-    sources: Sequence[str], vocabulary: Vocabulary, config: Config, length: int, *, fold: bool, encoding: str
+    sources: Sequence[str], vocabulary: Vocabulary, length: int, *, fold: bool, encoding: str
 ) -> Passage:
     """The first `length` symbols of a text, without characters that the run does not know.
 
