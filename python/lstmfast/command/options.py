@@ -26,8 +26,8 @@ ABOUT = {
     "the source of Python's own standard library.",
     "sample": "Generate text with a trained model. Only the text goes to standard output.",
     "eval": "Measure how well a trained model predicts a text.",
-    "report": "Write a page about a trained model: type and watch its cells, see which count lines or hold quotes. "
-    "One HTML file that needs no network.",
+    "report": "Write a page about a trained model: type and watch its cells, see which ones count lines or hold "
+    "quotes. One HTML file that needs no network.",
     "inspect": "List the variables of a model or weight file, their gates, and the reasons for their shapes.",
     "bench": "Compare the speed of lstmfast with that of its alternatives.",
     "info": "Describe this installation and the hardware it uses.",

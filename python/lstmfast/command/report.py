@@ -14,7 +14,7 @@ from lstmfast.command.options import ReportOptions, parse, set_up
 from lstmfast.report import page
 from lstmfast.report.passage import own_passage, passage_of, spelling
 from lstmfast.text.sources import CACHE_NAME
-from lstmfast.training.checkpoint import replace_file
+from lstmfast.training import checkpoint
 from lstmfast.training.run_folder import RunFolder, checkpoint_of, load_model
 from lstmfast.training.sampler import Sampler
 
@@ -31,10 +31,12 @@ def report(argv: Sequence[str]) -> int:
     vocabulary = spelling(learnt)
     if options.text:
         fold, encoding = options.fold or config.data.fold, options.encoding or config.data.encoding
-        passage = passage_of(options.text, vocabulary, config, options.length, fold=fold, encoding=encoding)
+        passage = passage_of(options.text, vocabulary, options.length, fold=fold, encoding=encoding)
     else:
-        cache = checkpoint_of(options.run).parent.parent / CACHE_NAME
-        passage = own_passage(vocabulary, config, options.length, cache)
+        path = checkpoint_of(options.run)
+        fingerprint = checkpoint.read_header(path).metadata.get("text_fingerprint")
+        cache = path.parent.parent / CACHE_NAME
+        passage = own_passage(vocabulary, config, options.length, cache, fingerprint=fingerprint)
     for note in passage.notes:
         streams.tell(note)
     beginning = int(vocabulary.encode(Sampler(model, vocabulary).beginning())[0])
@@ -45,7 +47,7 @@ def report(argv: Sequence[str]) -> int:
     )
     contents = page.to_html(page.contents(model, vocabulary, passage, beginning, run))
     try:
-        replace_file(out, contents)
+        checkpoint.replace_file(out, contents)
     except OSError as error:
         raise OSError(f"{out} cannot be written: {error.strerror}") from error
     streams.tell(f"{len(contents) / 1e6:.1f} MB; open it in a browser")

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lstmfast import gates as order
 from lstmfast._checks import Array
+from lstmfast.gate_statistics import gate_saturation
 
 LOW, HIGH = 0.1, 0.9
 """A gate below or above these is called shut or open, as in Karpathy, Johnson & Fei-Fei 2015."""
 
+_CANDIDATE = order.NAMES.index("cell")
 _SHIFTS = 20  # of a track along the text, to learn what chance gives
 _LEAST_DEVIATION = 1e-6  # a track or cell that moves less is constant
 
@@ -73,14 +76,17 @@ def saturation(gates: Array) -> Array:
 
     The candidate g lies between -1 and 1 and not between 0 and 1: its shares are those below -0.9 and above 0.9.
     """
-    low = np.array([LOW, LOW, -HIGH, LOW])[:, None]
-    return np.stack([(gates < low).mean(axis=0), (gates > HIGH).mean(axis=0)], axis=-1)
+    candidate = gates[:, _CANDIDATE]
+    shares = np.stack([(candidate < -HIGH).mean(axis=0), (candidate > HIGH).mean(axis=0)], axis=-1)
+    return np.insert(np.stack(gate_saturation(gates, low=LOW, high=HIGH), axis=-1), _CANDIDATE, shares, axis=0)
 
 
 def half_lives(forget: Array) -> Array:
     """Steps [H] until the forget gate [T, H] has left half of what a cell held, the mean over all moments of the text.
 
     What is more than half there at the end of the text counts as gone then, so long half-lives are lower bounds.
+    `gate_statistics.forget_half_life` is another number: that of the mean of ln f, near 0 for a cell that keeps all it
+    holds to the end of each line and then loses it.
     """
     steps = len(forget)
     with np.errstate(divide="ignore"):

@@ -52,6 +52,8 @@ def contents(model: CharLM, vocabulary: Vocabulary, passage: Passage, beginning:
 
     Raises ValueError if a weight is not finite.
     """
+    if not np.isfinite(model.parameter_buffer).all():
+        raise ValueError("the model has weights that are not finite: its training failed, and there is nothing to show")
     exact = Network.of(model)
     network = rounded(exact)
     ids = np.concatenate([[beginning], passage.ids]).astype(np.int64)

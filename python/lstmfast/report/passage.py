@@ -20,6 +20,7 @@ from lstmfast.text.tokens import AnyVocabulary
 from lstmfast.text.vocabulary import Ids, Vocabulary
 from lstmfast.training.config import Config
 
+_MOST_SYMBOLS = 0xFFFF  # pages hold ids and ranks in 16 bits
 _NAMED = 5  # unknown characters that a note names
 
 
@@ -41,7 +42,7 @@ class Passage:
 
 
 def passage_of(
-    sources: Sequence[str], vocabulary: Vocabulary, config: Config, length: int, *, fold: bool, encoding: str
+    sources: Sequence[str], vocabulary: Vocabulary, length: int, *, fold: bool, encoding: str
 ) -> Passage:
     """The first `length` symbols of a text, without characters that the run does not know.
 
@@ -69,10 +70,13 @@ def passage_of(
     return Passage(vocabulary.encode("".join(known)), known, (note, *_left_out(unknown)))
 
 
-def own_passage(vocabulary: Vocabulary, config: Config, length: int, cache_folder: Path) -> Passage:
+def own_passage(
+    vocabulary: Vocabulary, config: Config, length: int, cache_folder: Path, *, fingerprint: str | None = None
+) -> Passage:
     """The beginning of what a run was validated on, or trained on if there was no validation.
 
-    Raises ValueError with the reason if its text cannot be read as it was.
+    fingerprint: that of the text when it was learnt; where it is another one now, the note says so and claims no more.
+    Raises ValueError with the reason if the text cannot be read.
     """
 
     def load(folder: Path | None) -> Corpus:
@@ -93,6 +97,8 @@ def own_passage(vocabulary: Vocabulary, config: Config, length: int, cache_folde
         raise ValueError(f"the text of the run cannot be read: {error}; name a TEXT to read instead") from error
     ids = validation[: 2 * length] if len(validation) else training[: 2 * length]
     part = "its validation text, which it did not learn from" if len(validation) else "the text that it learnt from"
+    if fingerprint not in (None, corpus.fingerprint):
+        part = f"the {'validation' if len(validation) else 'training'} part of its text, which has changed since"
     if not config.data.valid_first and len(validation):
         ids = _from_a_line(ids, vocabulary, length)
     ids = ids[:length].copy()
@@ -102,8 +108,10 @@ def own_passage(vocabulary: Vocabulary, config: Config, length: int, cache_folde
 
 
 def spelling(vocabulary: AnyVocabulary) -> Vocabulary:
-    """The vocabulary, if its symbols are characters or bytes. Raises ValueError if not."""
+    """The vocabulary, if its symbols are characters or bytes that a page can number. Raises ValueError if not."""
     if isinstance(vocabulary, Vocabulary):
+        if vocabulary.size > _MOST_SYMBOLS:
+            raise ValueError(f"a report reads runs of up to {_MOST_SYMBOLS:,} symbols, got {vocabulary.size:,} symbols")
         return vocabulary
     raise ValueError(
         f"a report reads runs of characters and bytes, but this one has learnt {vocabulary.kind}: its page could not "

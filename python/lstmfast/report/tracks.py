@@ -17,7 +17,7 @@ Values = npt.NDArray[np.float64]
 ABOUT = {
     "position in the line": "characters since the last line break",
     "indentation": "spaces and tabs that the line begins with, so far",
-    "inside the indentation": "1 until the line has something else than spaces and tabs",
+    "inside the indentation": "1 at the spaces and tabs that a line begins with",
     "inside quotes": "1 between quotation marks",
     "inside brackets": "1 between (), [] or {}",
     "inside a comment": "1 from a # outside of quotes to the end of the line",
@@ -49,7 +49,7 @@ def _rows(text: str) -> Iterator[tuple[float, ...]]:
             marks.quote != "", marks.depth > 0, marks.in_comment,
             line.word == 1, line.word, character.isupper(), line.has_upper and not line.has_lower,
             character.isdigit(), character.isspace(),
-            not (character.isalnum() or character.isspace()), line.since_empty,
+            not (character.isalpha() or character.isdigit() or character.isspace()), line.since_empty,
         )
 
 
@@ -103,11 +103,11 @@ class _Marks:
             self.depth += 1
         elif character in ")]}":
             self.depth = max(self.depth - 1, 0)
-        elif character == "\n" and self._text[position + 1 : position + 2] == "\n":
+        elif character == "\n" and self._text[position - 1 : position] == "\n":
             self.depth = 0  # one that nobody closed ends with its paragraph
 
     def _open(self, position: int, character: str) -> None:
-        if character == "'" and self._text[position - 1 : position].isalpha() and position:  # don't
+        if character == "'" and _word_before(self._text, position).lower() not in _PREFIXES:  # don't
             return
         closing = _QUOTES[character]
         if character in "\"'" and self._text.startswith(character * 3, position):
@@ -126,9 +126,15 @@ class _Marks:
 
 
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»"}
+_PREFIXES = {"", "b", "br", "f", "fr", "r", "rb", "rf", "u"}  # of strings, such as f'{x}'
+
+
+def _word_before(text: str, position: int) -> str:
+    first = position
+    while first > 0 and text[first - 1].isalpha():
+        first -= 1
+    return text[first:position]
 
 
 def _is_apostrophe(text: str, position: int, quote: str) -> bool:
     return quote == "'" and text[position - 1 : position].isalpha() and text[position + 1 : position + 2].isalpha()
-
-
