@@ -441,6 +441,7 @@ LINES = {  # the command, its status where streams are as usual, and whether it 
     "train": ("train text.txt --out run " + " ".join(TINY), 0, False),
     "sample": ("sample RUN --length 10", 0, True),
     "eval": ("eval RUN text.txt", 0, True),
+    "report": ("report RUN text.txt", 0, True),
     "inspect": ("inspect RUN", 0, True),
     "info": ("info --json", 0, True),
     "usage": ("--help", 0, True),
@@ -611,7 +612,7 @@ def test_version_is_that_of_the_package(lstmfast: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("tarin", "the command must be one of train, sample, eval, inspect, bench, info, got 'tarin'"),
+        ("tarin", "the command must be one of train, sample, eval, report, inspect, bench, info, got 'tarin'"),
         ("train text.txt --hiden-size 3", "--hiden-size"),
         ("train text.txt --hidden-size", "--hidden-size"),
         ("train text.txt --hidden-size many", "--hidden-size"),

@@ -32,6 +32,7 @@ FLOORS = [
     {"training"},
     {"layouts"},
     {"inspection", "viz"},
+    {"report"},
     {"config", "trainer", "sampler", "run_folder", "data"},
     {"lstmfast"},
     {"torch", "keras", "onnx", "compat", "cuda.selftest"},

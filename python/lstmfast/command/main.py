@@ -1,4 +1,4 @@
-"""The command line: `lstmfast train | sample | eval | inspect | bench | info`.
+"""The command line: `lstmfast train | sample | eval | report | inspect | bench | info`.
 
 An error is one line on standard error, with exit status 2; only results go to standard output. Refuses to train and to
 sample: this reads arguments, opens folders and prints.
@@ -24,6 +24,7 @@ from lstmfast import _streams as streams
 from lstmfast.command.display import printable
 from lstmfast.command.errors import in_one_line
 from lstmfast.command.options import ABOUT, EvalOptions, InfoOptions, InspectOptions, SampleOptions, parse, set_up
+from lstmfast.command.report import report
 from lstmfast.command.train import CACHE, train
 from lstmfast.text.corpus import Corpus, load_corpus
 from lstmfast.text.files import CacheFolderError
@@ -190,6 +191,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "sample": sample,
     "eval": evaluate_text,
+    "report": report,
     "inspect": inspect,
     "bench": bench,
     "info": info,

@@ -26,6 +26,8 @@ ABOUT = {
     "the source of Python's own standard library.",
     "sample": "Generate text with a trained model. Only the text goes to standard output.",
     "eval": "Measure how well a trained model predicts a text.",
+    "report": "Write a page about a trained model: type and watch its cells, see which ones count lines or hold "
+    "quotes. One HTML file that needs no network.",
     "inspect": "List the variables of a model or weight file, their gates, and the reasons for their shapes.",
     "bench": "Compare the speed of lstmfast with that of its alternatives.",
     "info": "Describe this installation and the hardware it uses.",
@@ -122,6 +124,27 @@ class EvalOptions(MachineOptions):
     """Type in which the LSTM's weights are kept; the narrow ones are less exact, and faster where the CPU has them."""
     json: FlagCreatePairsOff[bool] = False
     """Write a JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(MachineOptions):
+    """Options of `report`."""
+
+    run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder or checkpoint file, of characters or bytes."""
+    text: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
+    """Text to show: files, folders, zip archives, http(s) addresses, or - for standard input; by default the run's own
+    validation text."""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "report.html"
+    """The page to write."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace the page if it exists."""
+    length: int = 2000
+    """Characters of the text to show, from its beginning; bytes, if the run's symbols are bytes."""
+    fold: FlagCreatePairsOff[bool] = False
+    """Reduce the text to the fixed 27 symbols, even if the run did not."""
+    encoding: str = ""
+    """Encoding of the text; by default that of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

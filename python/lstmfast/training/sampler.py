@@ -151,7 +151,7 @@ class Sampler:
         return sums / np.maximum(counts, 1)
 
     def _primer(self, prime: str) -> npt.NDArray[np.int32]:
-        return self._vocabulary.encode(prime or self._beginning(), where="prime").astype(np.int32)
+        return self._vocabulary.encode(prime or self.beginning(), where="prime").astype(np.int32)
 
     def _writers(self, streams: int, stop: str | Sequence[str]) -> list[_Writer]:
         stops = (stop,) if isinstance(stop, str) and stop else tuple(stop)
@@ -176,7 +176,7 @@ class Sampler:
             )
             yield ids, done + count == length
 
-    def _beginning(self) -> str:
+    def beginning(self) -> str:
         """The prime of a stream given none."""
         if isinstance(self._vocabulary, TokenVocabulary):
             return self._vocabulary.beginning()
