@@ -10,6 +10,7 @@
 #endif
 
 #include "cpu/cpu_features.h"
+#include "cpu/dot_kernels.h"
 
 extern "C" {
 const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept;
@@ -21,6 +22,7 @@ const lstmfast::DotKernelSet* lstmfast_kernels_avx2_vnni() noexcept;
 const lstmfast::DotKernelSet* lstmfast_kernels_avx512_vnni() noexcept;
 const lstmfast::Bf16xKernels* lstmfast_kernels_avx512_bf16() noexcept;
 const lstmfast::Bf16xKernels* lstmfast_kernels_amx() noexcept;
+const lstmfast::DotKernels* lstmfast_kernels_amx_int8() noexcept;
 }
 
 namespace lstmfast {
@@ -61,9 +63,10 @@ bool may_use_tiles() {
 #endif
 }
 
+// One row for bfloat16 and int8: every CPU so far that has tiles multiplies both in them.
 bool has_amx() {
   const CpuFeatures& f = cpu_features();
-  static const bool usable = has_avx512_vnni() && f.amx_tile && f.amx_bf16 && may_use_tiles();
+  static const bool usable = has_avx512_vnni() && f.amx_tile && f.amx_bf16 && f.amx_int8 && may_use_tiles();
   return usable;
 }
 
@@ -90,7 +93,8 @@ const Kernels* avx512_kernels_with_bf16() {
   return &kernels;
 }
 const Kernels* avx512_kernels_with_tiles() {
-  static const Kernels kernels = with_bf16x(*avx512_kernels_with_dots(), lstmfast_kernels_amx());
+  static const DotKernelSet dots{lstmfast_kernels_avx512_vnni()->int16, *lstmfast_kernels_amx_int8()};
+  static const Kernels kernels = with_bf16x(with_dots(*lstmfast_kernels_avx512(), &dots), lstmfast_kernels_amx());
   return &kernels;
 }
 
