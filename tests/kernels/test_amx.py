@@ -16,7 +16,7 @@ KERNELS = ("amx", "amx_int8", "avx512_vnni")  # the last for comparison
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="needs Linux on x86-64")
-@pytest.mark.skipif("avx512_vnni" not in _core.available_isas(), reason="this CPU lacks VNNI, which AMX kernels use too")
+@pytest.mark.skipif("avx512_vnni" not in _core.available_isas(), reason="this CPU lacks VNNI, which int8 uses too")
 @pytest.mark.parametrize("optimized", [True, False], ids=["as-built", "unoptimized"])
 @pytest.mark.parametrize("command", [gcc(), clang()], ids=["gcc", "clang"])
 def test_emulated_tile_instructions_give_the_bits_of_other_kernels(

@@ -19,8 +19,8 @@ Array = npt.NDArray[Any]
 
 EVERY_PRODUCT = True
 
-# Around the words, groups of words, pieces, tiles of rows and blocks of units that any ISA has. AMX multiplies 6 rows and
-# more in tiles of 16 rows, two from 22 rows on, and fewer in vectors.
+# Around the words, groups of words, pieces, tiles of rows and blocks of units that any ISA has. AMX multiplies 6 rows
+# and more in tiles of 16 rows, two at once from 22 rows on, and fewer in vectors.
 DEPTHS = (0, 1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 255, 256, 257, 511, 512, 513, 700, 1030)
 ROWS = (0, 1, 2, 3, 4, 5, 6, 8, 9, 15, 16, 17, 21, 22, 31, 32, 33, 37, 38, 40, 95, 96, 97, 101, 102, 200)
 
