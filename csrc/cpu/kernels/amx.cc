@@ -1,5 +1,5 @@
-// AMX tiles with bfloat16: Intel Sapphire Rapids (2023) and later. Only what AVX-512 lacks: bf16x products. Everything
-// else of this ISA is the table of avx512.cc, the int16 products of avx512_vnni.cc and the int8 products of amx_int8.cc.
+// AMX tiles with bfloat16: Intel Sapphire Rapids (2023) and later. Only what AVX-512 lacks: bf16x products. The rest of
+// this ISA is the table of avx512.cc, the int16 products of avx512_vnni.cc and the int8 products of amx_int8.cc.
 #define LSTMFAST_TILE_PRODUCT _tile_dpbf16ps
 #include "cpu/bf16x_kernels.h"
 #include "cpu/kernels/amx_tiles-inl.h"

@@ -1,4 +1,4 @@
-// AMX tiles with int8: the int8 products of the ISA `amx`. Few rows are multiplied by the VNNI that every CPU with AMX has.
+// AMX tiles with int8: the int8 products of the ISA `amx`. Few rows are multiplied by VNNI, which every CPU with AMX has.
 #define LSTMFAST_TILE_PRODUCT _tile_dpbusd
 #include "cpu/kernels/amx_tiles-inl.h"
 #include "cpu/kernels/avx512_vnni-inl.h"

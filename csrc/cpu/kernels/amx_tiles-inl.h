@@ -1,5 +1,5 @@
-// The tile registers of AMX, whatever they multiply. The including .cc defines LSTMFAST_TILE_PRODUCT first: the intrinsic
-// that does.
+// The tile registers of AMX, whatever they multiply. The including .cc defines LSTMFAST_TILE_PRODUCT first: the
+// intrinsic that does.
 #pragma once
 
 #include <immintrin.h>

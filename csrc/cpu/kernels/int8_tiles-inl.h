@@ -1,7 +1,7 @@
 // Products of int8 fours in tile registers. They read the factors as dot-inl.h packs them: a left tile is 16 rows of 16
 // words, a right tile 16 words of depth of one gate. The sums are exact, so the bits are those of every other ISA.
-// The including .cc defines `Int8TileRegisters` first: registers of 16 x 64 bytes that can configure, release, load, store
-// and multiply (unsigned times signed bytes). amx_tiles-inl.h has those of AMX, tile_registers-inl.h their stand-in.
+// The including .cc defines `Int8TileRegisters` first: registers of 16 x 64 bytes that can configure, release, load,
+// store and multiply (unsigned times signed bytes). amx_tiles-inl.h has those of AMX, tile_registers-inl.h a stand-in.
 #pragma once
 
 #include "cpu/kernels/dot-inl.h"
@@ -13,9 +13,10 @@ constexpr Index kTileSide = 16;  // rows, words of depth, and columns
 static_assert(kLanes<float> == kTileSide, "gate panels have the lanes of a tile");
 static_assert(kDotPiece % kTileSide == 0, "only the last piece of a panel ends in a smaller tile");
 
-// Fewer rows are multiplied in vectors. Calculated, not measured: 16 words of depth of a panel take four products of tiles,
-// 64 cycles however many rows are in use, or 32 cycles a row in vectors (two dot products a cycle); and the tiles of a piece
-// take 96 more to load and store their sums. So tiles gain from 6 rows on at any depth, and from 3 in whole pieces.
+// Fewer rows are multiplied in vectors. Calculated, not measured: 16 words of depth of a panel take four products of
+// tiles, 64 cycles however many rows are in use, or 32 cycles a row in vectors (two dot products a cycle); and the tiles
+// of a piece take 96 more to load and store their sums. So tiles gain from 6 rows on at any depth, and from 3 in whole
+// pieces.
 constexpr Index kFewestTileRows = 6;
 
 template <int kNumber>
@@ -66,8 +67,8 @@ class Int8TileUnit {
  private:
   static constexpr Index W = kGateCount * kTileSide;
 
-  // Up to R tiles of rows. Blocks of 2 x 2 tiles need the fewest loads; a single row tile takes all four gates, because a
-  // sum is ready for its next product only after the time of three others.
+  // Up to R tiles of rows. Blocks of 2 x 2 tiles need the fewest loads; a single row tile takes all four gates, because
+  // a sum is ready for its next product only after the time of three others.
   template <int R>
   LSTMFAST_INLINE void run(const DotTiles<Int8InTiles>& piece, const int* rest, Index row, Index count) {
     constexpr int C = kGateCount / R;
@@ -82,8 +83,8 @@ class Int8TileUnit {
   }
 
   template <int R, int C>
-  LSTMFAST_NOINLINE void multiply_block(const DotTiles<Int8InTiles>& piece, const int* left, const int* rest, Index column,
-                                        int* sums) {
+  LSTMFAST_NOINLINE void multiply_block(const DotTiles<Int8InTiles>& piece, const int* left, const int* rest,
+                                        Index column, int* sums) {
     // Read once: the compiler must assume that a tile load may access any memory.
     const Index stride = piece.stride, depth = piece.depth;
     const int *right = piece.piece + column, *starts = piece.starts + column;

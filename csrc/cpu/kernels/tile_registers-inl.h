@@ -91,7 +91,8 @@ class TileRegisters {
 
 class Int8TileRegisters : public TileRegisters {
  public:
-  // Row m, column n of kTo: += sum over k of the fours (m, k) of kLeft, unsigned, times the fours (k, n) of kRight, signed.
+  // Row m, column n of kTo: += sum over k of the fours (m, k) of kLeft times the fours (k, n) of kRight: unsigned bytes
+  // times signed ones.
   template <int kTo, int kLeft, int kRight>
   void multiply() {
     multiply_tiles(tiles_[kTo], tiles_[kLeft], tiles_[kRight]);
