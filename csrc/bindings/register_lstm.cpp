@@ -98,7 +98,11 @@ py::dict plan_of(Index time_steps, Index batch, Index input_size, Index hidden_s
   plan["hoists_input"] = choice.hoists_input;
   plan["path"] = paths[static_cast<int>(choice.path)];
   plan["refusal"] = refusals[static_cast<int>(choice.refusal)];
-  plan["has_dot_products"] = current_kernels().dots->int8.faster_than_float32;
+  const DotKernelSet& dots = *current_kernels().dots;
+  const DotKernels& dot = choice.path == Path::kInt8 ? dots.int8 : dots.int16;
+  plan["dot_unit"] = !dot.faster_than_float32    ? ""
+                     : dot.rows_read_at_once > 1 ? "tiles of AMX, and few rows by dot products of VNNI"
+                                                 : "dot products of VNNI";
   const Bf16xKernels* bf16x = current_kernels().bf16x;
   plan["bf16x_unit"] = !bf16x ? "" : bf16x->most_parts > 1 ? "tiles of AMX" : "dot products of AVX512_BF16";
   plan["bf16x_parts"] = parts;

@@ -6,6 +6,7 @@
 
 #include "core/system.h"
 #include "cpu/cpu_features.h"
+#include "cpu/dot_kernels.h"
 
 extern "C" {
 const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept;
@@ -17,6 +18,7 @@ const lstmfast::DotKernelSet* lstmfast_kernels_avx2_vnni() noexcept;
 const lstmfast::DotKernelSet* lstmfast_kernels_avx512_vnni() noexcept;
 const lstmfast::Bf16xKernels* lstmfast_kernels_avx512_bf16() noexcept;
 const lstmfast::Bf16xKernels* lstmfast_kernels_amx() noexcept;
+const lstmfast::DotKernels* lstmfast_kernels_amx_int8() noexcept;
 }
 
 namespace lstmfast {
@@ -46,9 +48,11 @@ bool has_avx512_vnni() { return has_avx512() && cpu_features().avx512_vnni; }
 
 bool has_avx512_bf16() { return has_avx512_vnni() && cpu_features().avx512_bf16; }
 
+// One row for bfloat16 and int8: every CPU so far that has tiles multiplies both in them.
 bool has_amx() {
   const CpuFeatures& f = cpu_features();
-  static const bool usable = has_avx512_vnni() && f.amx_tile && f.amx_bf16 && request_tile_registers();
+  static const bool usable =
+      has_avx512_vnni() && f.amx_tile && f.amx_bf16 && f.amx_int8 && request_tile_registers();
   return usable;
 }
 
@@ -75,7 +79,8 @@ const Kernels* avx512_kernels_with_bf16() {
   return &kernels;
 }
 const Kernels* avx512_kernels_with_tiles() {
-  static const Kernels kernels = with_bf16x(*avx512_kernels_with_dots(), lstmfast_kernels_amx());
+  static const DotKernelSet dots{lstmfast_kernels_avx512_vnni()->int16, *lstmfast_kernels_amx_int8()};
+  static const Kernels kernels = with_bf16x(with_dots(*lstmfast_kernels_avx512(), &dots), lstmfast_kernels_amx());
   return &kernels;
 }
 

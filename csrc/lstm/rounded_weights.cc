@@ -21,7 +21,8 @@ bool RoundedRows::pack(const DotKernels& dots, const float* const* rows, Index c
   // Rows a power of two apart would fall into few sets of the cache.
   constexpr Index kLine = 64 / sizeof(int);
   stride_ = (ceil_div(ceil_div(depth, dots.elements_per_word), kLine) + 1) * kLine;
-  return dots.pack_rows(rows, count, depth, words_.resize(count * stride_), stride_, scales_.resize(count));
+  int* words = words_.resize((count + dots.rows_read_at_once - 1) * stride_);
+  return dots.pack_rows(rows, count, depth, words, stride_, scales_.resize(count));
 }
 
 void RoundedRows::release() {
