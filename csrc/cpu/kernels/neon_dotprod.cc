@@ -1,10 +1,9 @@
 // NEON with FEAT_DotProd of Armv8.2: dot products of int8 fours in one instruction. AWS Graviton 2, Apple M1, Raspberry
 // Pi 5 and later.
-#include "cpu/kernels/neon-inl.h"
-
 #if !defined(__clang__)
 #pragma GCC target("arch=armv8.2-a+dotprod")  // its assembler takes the instruction for no earlier one
 #endif
+#include "cpu/kernels/neon-inl.h"
 #include "cpu/kernels/vec-inl.h"
 
 namespace lstmfast {
