@@ -16,7 +16,7 @@ import pytest
 
 # These have the float kernels of the ISA that their name begins with (tests/kernels/test_dot_products.py), and products
 # of their own: modules that concern products less exact than float32 set EVERY_PRODUCT.
-ADD_PRODUCTS = ("avx2_vnni", "avx512_vnni", "avx512_bf16")
+ADD_PRODUCTS = ("neon_dotprod", "avx2_vnni", "avx512_vnni", "avx512_bf16")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -101,8 +101,8 @@ py::dict plan_of(Index time_steps, Index batch, Index input_size, Index hidden_s
   const DotKernelSet& dots = *current_kernels().dots;
   const DotKernels& dot = choice.path == Path::kInt8 ? dots.int8 : dots.int16;
   plan["dot_unit"] = !dot.faster_than_float32    ? ""
-                     : dot.rows_read_at_once > 1 ? "tiles of AMX, and few rows by dot products of VNNI"
-                                                 : "dot products of VNNI";
+                     : dot.rows_read_at_once > 1 ? "tiles of AMX, and few rows by dot products"
+                                                 : "dot products";
   const Bf16xKernels* bf16x = current_kernels().bf16x;
   plan["bf16x_unit"] = !bf16x ? "" : bf16x->most_parts > 1 ? "tiles of AMX" : "dot products of AVX512_BF16";
   plan["bf16x_parts"] = parts;

@@ -3,10 +3,19 @@
 // Not by `__builtin_cpu_supports`: it reads a table that the compiler's run-time library fills in. Clang with a run-time
 // library that does not, as in some builds of Python packages, then finds no feature at all, without an error.
 // Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapters 13.3, 14.3 and 15.2.
+//
+// Arm lets only the operating system read its registers of features. Sources: Linux, Documentation/arch/arm64/elf_hwcaps.rst;
+// Apple, "Determining Instruction Set Characteristics".
 #include "cpu/cpu_features.h"
+
+#include <cstddef>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace lstmfast {
@@ -58,6 +67,30 @@ CpuFeatures query() {
   return f;
 }
 
+#elif defined(__aarch64__) && defined(__linux__)
+
+CpuFeatures query() {
+  constexpr unsigned long kAsimdDp = 1ul << 20;
+  CpuFeatures f{};
+  f.asimddp = (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+  return f;
+}
+
+#elif defined(__aarch64__) && defined(__APPLE__)
+
+// Absent where the system does not know the name.
+bool has_feature(const char* name) {
+  int value = 0;
+  std::size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value == 1;
+}
+
+CpuFeatures query() {
+  CpuFeatures f{};
+  f.asimddp = has_feature("hw.optional.arm.FEAT_DotProd");
+  return f;
+}
+
 #else
 
 CpuFeatures query() { return {}; }
@@ -84,7 +117,8 @@ std::map<std::string, bool> named_cpu_features() {
           {"avx512_bf16", f.avx512_bf16},
           {"amx_tile", f.amx_tile},
           {"amx_bf16", f.amx_bf16},
-          {"amx_int8", f.amx_int8}};
+          {"amx_int8", f.amx_int8},
+          {"asimddp", f.asimddp}};
 }
 
 std::map<std::string, bool> cpu_features_by_compiler() {

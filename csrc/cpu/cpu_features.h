@@ -7,14 +7,15 @@
 
 namespace lstmfast {
 
-// Named as in Linux' /proc/cpuinfo. On other architectures than x86-64 all are false.
+// Named as in Linux' /proc/cpuinfo. Those of another architecture are false.
 struct CpuFeatures {
   bool fma, avx2, avx_vnni;
   bool avx512f, avx512bw, avx512dq, avx512vl, avx512_vnni, avx512_bf16;
   bool amx_tile, amx_bf16, amx_int8;  // a process must also ask Linux for permission, see `isa.cc`
+  bool asimddp;                       // of 64-bit Arm, as all of NEON's: FEAT_DotProd in Arm's manuals
 };
 
-// Found by CPUID and XGETBV at the first call.
+// Found at the first call: by CPUID and XGETBV on x86-64; on Arm the operating system says them.
 const CpuFeatures& cpu_features();
 
 // For tests: the same by name, and as far as the compiler's `__builtin_cpu_supports` knows the names.

@@ -60,7 +60,7 @@ struct DotGateProductArgs {
 struct DotKernels {
   int elements_per_word;
   bool needs_starts;
-  bool faster_than_float32;  // whether the CPU has an instruction for these products
+  bool faster_than_float32;  // whether the CPU has an instruction for these products: NEON for those of int8 alone
   Index rows_read_at_once;   // 16 in tiles of AMX, 1 without them
 
   // Words [count][stride] and scales of rows. Returns false if a row was not rounded: its scale is NaN.

@@ -14,6 +14,7 @@ const lstmfast::Kernels* lstmfast_kernels_generic() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_neon() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_avx2() noexcept;
 const lstmfast::Kernels* lstmfast_kernels_avx512() noexcept;
+const lstmfast::DotKernelSet* lstmfast_kernels_neon_dotprod() noexcept;
 const lstmfast::DotKernelSet* lstmfast_kernels_avx2_vnni() noexcept;
 const lstmfast::DotKernelSet* lstmfast_kernels_avx512_vnni() noexcept;
 const lstmfast::Bf16xKernels* lstmfast_kernels_avx512_bf16() noexcept;
@@ -33,6 +34,8 @@ bool has_neon() {  // part of AArch64
   return false;
 #endif
 }
+
+bool has_neon_dotprod() { return has_neon() && cpu_features().asimddp; }
 
 bool has_avx2() { return cpu_features().avx2 && cpu_features().fma; }
 
@@ -66,6 +69,10 @@ Kernels with_bf16x(Kernels kernels, const Bf16xKernels* bf16x) {
 }
 
 // The same float kernels with dot products, and these with bf16x products: every CPU with AMX or BF16 has VNNI.
+const Kernels* neon_kernels_with_dots() {
+  static const Kernels kernels = with_dots(*lstmfast_kernels_neon(), lstmfast_kernels_neon_dotprod());
+  return &kernels;
+}
 const Kernels* avx2_kernels_with_dots() {
   static const Kernels kernels = with_dots(*lstmfast_kernels_avx2(), lstmfast_kernels_avx2_vnni());
   return &kernels;
@@ -93,6 +100,7 @@ constexpr Isa kIsas[] = {
     LSTMFAST_ISA(generic512, every_machine_has, lstmfast_kernels_generic512),
     LSTMFAST_ISA(generic, every_machine_has, lstmfast_kernels_generic),
     LSTMFAST_ISA(neon, has_neon, lstmfast_kernels_neon),
+    LSTMFAST_ISA(neon_dotprod, has_neon_dotprod, neon_kernels_with_dots),
     LSTMFAST_ISA(avx2, has_avx2, lstmfast_kernels_avx2),
     LSTMFAST_ISA(avx2_vnni, has_avx2_vnni, avx2_kernels_with_dots),
     LSTMFAST_ISA(avx512, has_avx512, lstmfast_kernels_avx512),

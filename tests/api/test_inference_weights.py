@@ -204,10 +204,12 @@ def test_a_model_for_inference_is_the_model_as_it_was(rng):
 def test_explain_names_the_products(isa):
     said = lf.explain(32, 10, 64, 128, weights="int8")
     assert "x, h and weights are rounded to 8 bits" in said
-    has_dots = isa.endswith(("_vnni", "_bf16")) or isa == "amx"
+    has_dots = isa.endswith(("_vnni", "_bf16", "_dotprod")) or isa == "amx"
     has_tiles = isa in ("amx", "generic512")
-    assert ("tiles of AMX" in said, "dot products of VNNI" in said) == (has_tiles, has_dots or has_tiles)
+    assert ("tiles of AMX" in said, "by dot products" in said) == (has_tiles, has_dots or has_tiles)
     medium = lf.explain(32, 10, 64, 128, matmul_precision="medium")
-    if has_dots and isa != "amx":
-        assert "x and h are rounded to 12 bits and weights to 13, multiplied by dot products of VNNI" in medium
+    if has_dots and isa not in ("amx", "neon_dotprod"):  # Arm has none of int16
+        assert "x and h are rounded to 12 bits and weights to 13, multiplied by dot products" in medium
+    if isa in ("generic", "neon", "neon_dotprod"):
+        assert "is multiplied in float32: this CPU has no faster instruction for it" in medium
     assert _core.current_isa() in medium

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support.kernel_builds import CSRC, KERNEL_FLAGS, clang, compile_kernels, compiler, gcc
+from support.kernel_builds import ARM_KERNEL_FLAGS, CSRC, KERNEL_FLAGS, clang, compile_kernels, compiler, gcc
 
 SUFFIXES = {".cc", ".cpp", ".cu", ".cuh", ".h"}
 SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.rglob("*") if path.suffix in SUFFIXES)
@@ -86,6 +86,19 @@ def test_products_keep_their_sums_in_registers(
     assert (max(map(multiply_adds, products)), max(stored)) == (largest, 0)
 
 
+@pytest.mark.sweep
+def test_dot_products_of_arm_keep_their_sums_in_registers(tmp_path: Path) -> None:
+    cross = "aarch64-linux-gnu-"
+    if shutil.which(f"{cross}g++") is None or shutil.which(f"{cross}objdump") is None:
+        pytest.skip(f"needs {cross}g++ and {cross}objdump")
+    target = tmp_path / "kernels.o"
+    command = [f"{cross}g++", "-fno-ipa-ra"]
+    compile_kernels("neon_dotprod", target, command=command, flags_of=ARM_KERNEL_FLAGS)
+    loops = list(innermost_loops(target, f"{cross}objdump"))
+    [products, *_] = [loop for loop in loops if sum(line.startswith("sdot") for line in loop) == 24]
+    assert (len(products) < 1.75 * 24, [line for line in products if line.startswith("st")]) == (True, [])
+
+
 STORED_SUM = re.compile(r"vmov\w+ +%[xyz]mm\d+,-?(0x[0-9a-f]+)?\(%r[sb]p")
 
 
@@ -99,13 +112,16 @@ def is_product(loop: list[str]) -> bool:
     return 16 <= multiply_adds(loop) <= 24 and len(loop) <= 4 * multiply_adds(loop)
 
 
-def innermost_loops(target: Path) -> Iterator[list[str]]:
+JUMP = re.compile(r"(?:j\w+|b\.\w+|cbn?z\s+\w+,)\s+([0-9a-f]+)")
+
+
+def innermost_loops(target: Path, objdump: str = "objdump") -> Iterator[list[str]]:
     """The instructions of every loop of an object that has no loop inside."""
-    shown = subprocess.run(["objdump", "-d", "--no-show-raw-insn", target], check=True, capture_output=True, text=True)
+    shown = subprocess.run([objdump, "-d", "--no-show-raw-insn", target], check=True, capture_output=True, text=True)
     for function in shown.stdout.split("\n\n"):
         lines = re.findall(r"^ *([0-9a-f]+):\s+(.*)$", function, re.MULTILINE)
         places = {address: place for place, (address, _) in enumerate(lines)}
-        jumps = [(re.match(r"j\w+ +([0-9a-f]+)", line), place) for place, (_, line) in enumerate(lines)]
+        jumps = [(JUMP.match(line), place) for place, (_, line) in enumerate(lines)]
         loops = [(places[to[1]], place) for to, place in jumps if to and places.get(to[1], place + 1) <= place]
         for begin, end in loops:
             if not any(begin <= first and last <= end for first, last in loops if (first, last) != (begin, end)):
@@ -149,7 +165,7 @@ def test_only_the_bindings_know_pybind11_and_python() -> None:
 
 
 def test_only_one_file_asks_the_cpu_what_it_can_do() -> None:
-    asking = r"cpuid|xgetbv|__builtin_cpu_|getauxval"
+    asking = r"cpuid|xgetbv|__builtin_cpu_|getauxval|sysctlbyname"
     assert [source for source in SOURCES if re.search(asking, code(source))] == ["cpu/cpu_features.cc"]
 
 

@@ -16,12 +16,22 @@ import pytest
 from lstmfast import _core, build_info
 
 CPUINFO = Path("/proc/cpuinfo")
-BASIC = ["generic"]
-EMULATED = {
-    "Nehalem": BASIC, "SandyBridge": BASIC, "Haswell": [*BASIC, "avx2"], "Haswell,-fma": BASIC, "Haswell,-avx2": BASIC
+BASIC, NEON = ["generic"], ["generic", "neon"]
+EMULATED_BY = {
+    "qemu-x86_64": {
+        "Nehalem": BASIC,
+        "SandyBridge": BASIC,
+        "Haswell": [*BASIC, "avx2"],
+        "Haswell,-fma": BASIC,
+        "Haswell,-avx2": BASIC,
+    },
+    "qemu-aarch64": {"cortex-a53": NEON, "cortex-a57": NEON, "cortex-a76": [*NEON, "neon_dotprod"]},
 }
+MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+EMULATOR = f"qemu-{MACHINE}"
+EMULATED = EMULATED_BY.get(EMULATOR, {})
 
-pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="no features to find")
+pytestmark = pytest.mark.skipif(not EMULATED, reason="no features to find")
 
 
 def in_child(expression: str, *under: str) -> Any:
@@ -36,7 +46,8 @@ def in_child(expression: str, *under: str) -> Any:
 
 @pytest.mark.skipif(not CPUINFO.exists(), reason="this system has no /proc/cpuinfo")
 def test_they_are_those_that_linux_found() -> None:
-    [flags, *_] = [line.split(":")[1].split() for line in CPUINFO.read_text().splitlines() if line.startswith("flags")]
+    lines = [line.partition(":") for line in CPUINFO.read_text().splitlines()]
+    [flags, *_] = [words.split() for name, _, words in lines if name.strip() in ("flags", "Features")]
     found = in_child("_core.testing.cpu_features()")  # natively, also when this process runs in an emulator
     assert found == {name: name in flags for name in found}
 
@@ -50,11 +61,11 @@ def test_they_are_those_that_the_compiler_finds() -> None:
 
 
 @pytest.mark.sweep
-@pytest.mark.skipif(not shutil.which("qemu-x86_64"), reason="qemu-x86_64 is not installed")
+@pytest.mark.skipif(not shutil.which(EMULATOR), reason=f"{EMULATOR} is not installed")
 @pytest.mark.skipif(bool(build_info()["sanitizer"]), reason="a sanitizer's memory has no place in the emulator")
 @pytest.mark.parametrize("cpu", EMULATED)
 def test_an_emulated_cpu_has_the_isas_of_its_features(cpu: str) -> None:
-    isas = in_child("_core.available_isas()", "qemu-x86_64", "-cpu", cpu)
+    isas = in_child("_core.available_isas()", EMULATOR, "-cpu", cpu)
     assert [isa for isa in isas if isa != "generic512"] == EMULATED[cpu]
 
 

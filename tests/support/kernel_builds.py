@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _BLOCKS = re.compile(
@@ -18,20 +18,21 @@ _BLOCKS = re.compile(
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
-def kernel_flags() -> dict[str, list[str]]:
-    """Every kernel file that this compiler can build -> its flags in CMakeLists.txt."""
+def kernel_flags(machine: str) -> dict[str, list[str]]:
+    """Every kernel file for this kind of processor -> its flags in CMakeLists.txt."""
     text = (CSRC.parent / "CMakeLists.txt").read_text()
     (common,) = re.findall(r"set\(LSTMFAST_KERNEL_FLAGS ([^)]*)\)", text)
     flags, processors = {}, ""  # processors that the lines between if and endif apply to
     for given, end, name, own in _BLOCKS.findall(text):
         if given or end:
             processors = given
-        elif re.search(processors, platform.machine()):
+        elif re.search(processors, machine):
             flags[name] = [*common.split(), *own.split()]
     return flags
 
 
-KERNEL_FLAGS = kernel_flags()
+KERNEL_FLAGS = kernel_flags(platform.machine())
+ARM_KERNEL_FLAGS = kernel_flags("aarch64")
 
 
 def compiler() -> str | None:
@@ -53,9 +54,10 @@ def clang() -> list[str] | None:
 
 
 def compile_kernels(
-    name: str, target: Path, *, optimized: bool = True, command: Sequence[str] | None = None
+    name: str, target: Path, *, optimized: bool = True, command: Sequence[str] | None = None,
+    flags_of: Mapping[str, Sequence[str]] = KERNEL_FLAGS,
 ) -> None:
-    """Compile the kernels of one ISA as in the build, or without optimization. command: another compiler."""
+    """Compile the kernels of one ISA as in the build, or without optimization. command, flags_of: another compiler."""
     source = CSRC / "cpu" / "kernels" / f"{name}.cc"
-    flags = ["-std=c++17", "-fPIC", "-O3", *KERNEL_FLAGS[name], *([] if optimized else ["-O0"])]
+    flags = ["-std=c++17", "-fPIC", "-O3", *flags_of[name], *([] if optimized else ["-O0"])]
     subprocess.run([*(command or [str(compiler())]), *flags, "-I", CSRC, "-c", source, "-o", target], check=True)

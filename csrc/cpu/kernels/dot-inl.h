@@ -5,8 +5,10 @@
 // The including .cc may define LSTMFAST_ISA_HAS_DOT_PRODUCTS and, for VecBits<float> of words,
 //   add_products_of_pairs(a, b, sum)   sum + a0*b0 + a1*b1 of int16
 //   add_products_of_fours(a, b, sum)   sum + a0*b0 + ... + a3*b3, a of unsigned and b of signed bytes
-// or LSTMFAST_ISA_HAS_PAIR_PRODUCTS and multiply_pairs(a, b), which is the first without the sum. A format whose rows are
-// multiplied in something else than vectors has a `Unit` of its own, as in int8_tiles-inl.h.
+// or LSTMFAST_ISA_HAS_PAIR_PRODUCTS and multiply_pairs(a, b), which is the first without the sum,
+// or LSTMFAST_ISA_HAS_SIGNED_FOURS and the second, of signed bytes; spread_fours(word), which makes its factor a; and
+// kHasDotProductsOfFours, whether it is one instruction. A format whose rows are multiplied in something else than vectors
+// has a `Unit` of its own, as in int8_tiles-inl.h.
 #pragma once
 
 #include "cpu/dot_kernels.h"
@@ -17,9 +19,12 @@ namespace {
 
 using DotWords = VecBits<float>;
 
-#ifndef LSTMFAST_ISA_HAS_DOT_PRODUCTS
-constexpr bool kHasDotProducts = false;
-using Shorts = short __attribute__((vector_size(kVectorBytes)));
+LSTMFAST_INLINE DotWords broadcast_word(int word) { return word - DotWords{}; }
+
+#ifdef LSTMFAST_ISA_HAS_DOT_PRODUCTS
+constexpr bool kHasDotProductsOfPairs = true, kHasDotProductsOfFours = true;
+#else
+constexpr bool kHasDotProductsOfPairs = false;
 
 #ifndef LSTMFAST_ISA_HAS_PAIR_PRODUCTS
 LSTMFAST_INLINE DotWords multiply_pairs(DotWords a, DotWords b) {
@@ -31,22 +36,34 @@ LSTMFAST_INLINE DotWords add_products_of_pairs(DotWords a, DotWords b, DotWords 
   return sum + multiply_pairs(a, b);
 }
 
+#ifndef LSTMFAST_ISA_HAS_SIGNED_FOURS
+constexpr bool kHasDotProductsOfFours = false;
+using Shorts = short __attribute__((vector_size(kVectorBytes)));
+
 // Even and odd bytes as pairs of int16.
 LSTMFAST_INLINE DotWords add_products_of_fours(DotWords a, DotWords b, DotWords sum) {
   const DotWords even = multiply_pairs(a & 0x00ff00ff, (DotWords)((Shorts)b << 8 >> 8));
   const DotWords odd = multiply_pairs((a >> 8) & 0x00ff00ff, (DotWords)((Shorts)b >> 8));
   return sum + even + odd;
 }
+#endif
+#endif
+
+#ifdef LSTMFAST_ISA_HAS_SIGNED_FOURS
+constexpr int kZeroOfFours = 0;
 #else
-constexpr bool kHasDotProducts = true;
+// Left factors are stored plus 128; sums start at minus 128 times the sum of the weights.
+constexpr int kZeroOfFours = 128;
+LSTMFAST_INLINE DotWords spread_fours(int word) { return broadcast_word(word); }
 #endif
 
 template <typename Format>
 struct DotTiles;
 
 // What rows are multiplied in: ready from the beginning to the end of a call, which has so many rows.
+template <bool kIsOneInstruction>
 struct VectorUnit {
-  static constexpr bool kIsFast = kHasDotProducts;
+  static constexpr bool kIsFast = kIsOneInstruction;
   static constexpr Index kRowsReadAtOnce = 1;
   LSTMFAST_INLINE explicit VectorUnit(Index) {}
   template <typename Format>
@@ -57,21 +74,24 @@ struct VectorUnit {
 
 // Sums of 256 products of the largest factors, 2047 * 4095, stay below 2^31.
 struct Int16Pairs {
-  using Unit = VectorUnit;
+  using Unit = VectorUnit<kHasDotProductsOfPairs>;
   static constexpr int kElements = 2, kBits = 16;
   static constexpr int kLargestLeft = 2047, kLargestRight = 4095;
   static constexpr int kZero = 0;  // of a left factor
-  LSTMFAST_INLINE static DotWords multiply_add(DotWords a, DotWords b, DotWords sum) {
+  using Left = DotWords;
+  LSTMFAST_INLINE static Left spread(int word) { return broadcast_word(word); }
+  LSTMFAST_INLINE static DotWords multiply_add(Left a, DotWords b, DotWords sum) {
     return add_products_of_pairs(a, b, sum);
   }
 };
-// Left factors are stored plus 128; sums start at minus 128 times the sum of the weights.
 struct Int8Fours {
-  using Unit = VectorUnit;
+  using Unit = VectorUnit<kHasDotProductsOfFours>;
   static constexpr int kElements = 4, kBits = 8;
   static constexpr int kLargestLeft = 127, kLargestRight = 127;
-  static constexpr int kZero = 128;
-  LSTMFAST_INLINE static DotWords multiply_add(DotWords a, DotWords b, DotWords sum) {
+  static constexpr int kZero = kZeroOfFours;
+  using Left = decltype(spread_fours(0));
+  LSTMFAST_INLINE static Left spread(int word) { return spread_fours(word); }
+  LSTMFAST_INLINE static DotWords multiply_add(Left a, DotWords b, DotWords sum) {
     return add_products_of_fours(a, b, sum);
   }
 };
@@ -80,7 +100,6 @@ LSTMFAST_INLINE DotWords load_words(const int* p) { return (DotWords)load(reinte
 LSTMFAST_INLINE void store_words(int* p, DotWords words) {
   store<float>(reinterpret_cast<float*>(p), (Vec<float>)words);
 }
-LSTMFAST_INLINE DotWords broadcast_word(int word) { return word - DotWords{}; }
 LSTMFAST_INLINE DotWords magnitude(Vec<float> x) { return (DotWords)x & 0x7fffffff; }
 
 // The nearest integers, ties to even, of numbers below 2^22.
@@ -254,8 +273,8 @@ struct DotTiles {
   LSTMFAST_INLINE static void multiply_add(DotWords (&sums)[R][kGateCount], const int* const (&left)[R], Index k,
                                            const int* right) {
     if constexpr (R <= kGateCount) {  // as in Tile
-      DotWords a[R];
-      for (int r = 0; r < R; ++r) a[r] = broadcast_word(left[r][k]);
+      typename Format::Left a[R];
+      for (int r = 0; r < R; ++r) a[r] = Format::spread(left[r][k]);
       for (int n = 0; n < kGateCount; ++n) {
         const DotWords b = load_words(right + n * kLanes<float>);
         for (int r = 0; r < R; ++r) sums[r][n] = Format::multiply_add(a[r], b, sums[r][n]);
@@ -265,7 +284,7 @@ struct DotTiles {
       for (int n = 0; n < kGateCount; ++n) b[n] = load_words(right + n * kLanes<float>);
       LSTMFAST_UNROLL
       for (int r = 0; r < R; ++r) {
-        const DotWords a = broadcast_word(left[r][k]);
+        const typename Format::Left a = Format::spread(left[r][k]);
         for (int n = 0; n < kGateCount; ++n) sums[r][n] = Format::multiply_add(a, b[n], sums[r][n]);
       }
     }

@@ -1,21 +1,19 @@
-// NEON on 64-bit Arm: 16-byte vectors, 32 registers, fused multiply-add. Every AArch64 CPU.
-#include <arm_neon.h>
-
-#include "core/inline.h"
+// NEON on 64-bit Arm. Every AArch64 CPU.
+#include "cpu/kernels/neon-inl.h"
+#include "cpu/kernels/vec-inl.h"
 
 namespace lstmfast {
 namespace {
 
-constexpr int kVectorBytes = 16;
-constexpr int kTileRows = 6;  // 6 x 4 accumulators, 4 weights, 1 broadcast: 29 of 32 registers
+constexpr bool kHasDotProductsOfFours = false;
 
-LSTMFAST_INLINE float32x4_t fused_multiply_add(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
-LSTMFAST_INLINE float64x2_t fused_multiply_add(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
+LSTMFAST_INLINE VecBits<float> spread_fours(int word) { return word - VecBits<float>{}; }
 
-#define LSTMFAST_ISA_HAS_WIDE_PRODUCTS
-using WidePairs = unsigned long long __attribute__((vector_size(kVectorBytes)));
-LSTMFAST_INLINE WidePairs multiply_low_halves(WidePairs a, WidePairs b) {
-  return (WidePairs)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
+// Four instructions for 16 products. A sum of two, at most 2 * 127 * 127, is an int16.
+LSTMFAST_INLINE VecBits<float> add_products_of_fours(VecBits<float> a, VecBits<float> b, VecBits<float> sum) {
+  const int8x16_t left = (int8x16_t)a, right = (int8x16_t)b;
+  const int16x8_t low = vmull_s8(vget_low_s8(left), vget_low_s8(right)), high = vmull_high_s8(left, right);
+  return (VecBits<float>)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
 }
 
 }  // namespace
