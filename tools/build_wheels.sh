@@ -98,7 +98,28 @@ build() {
   # musl's C library, which a system with glibc does not have, is on every system that the wheel is for.
   PATH=$work/tools/bin:$PATH auditwheel repair --exclude libc.so --wheel-dir "$work/repaired" \
     "$work/built/$target"/*"-${name/cpython-/cp}-"*.whl
+  [[ $target == *-musl ]] || check_symbols "$work/built/$target"/*"-${name/cpython-/cp}-"*.whl
   mv "$work"/repaired/*"-${name/cpython-/cp}-"*"${wheel_platform[$target]}".whl "$folder" # fails if it needs a later one
+}
+
+# A function of a later glibc than the target's has no version: auditwheel does not notice, and the extension cannot be
+# loaded where glibc lacks it. Only Python's functions have none either.
+check_symbols() {
+  "$work/tools/bin/python" - "$1" <<'EOF'
+import io, sys, zipfile
+from elftools.elf.elffile import ELFFile
+archive = zipfile.ZipFile(sys.argv[1])
+for name in archive.namelist():
+    if not name.endswith(".so"):
+        continue
+    elf = ELFFile(io.BytesIO(archive.read(name)))
+    versions = elf.get_section_by_name(".gnu.version")
+    for number, symbol in enumerate(elf.get_section_by_name(".dynsym").iter_symbols()):
+        wanted = symbol["st_shndx"] == "SHN_UNDEF" and symbol["st_info"]["bind"] == "STB_GLOBAL"
+        has_version = versions.get_symbol(number)["ndx"] not in ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
+        if wanted and not has_version and not symbol.name.startswith(("Py", "_Py")):
+            sys.exit(f"{name} needs {symbol.name}, which the target's glibc does not have")
+EOF
 }
 
 check() {

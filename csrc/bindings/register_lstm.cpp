@@ -1,10 +1,6 @@
 // Bindings of lstm/: Sequence and Stream.
 #include <pybind11/stl.h>
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
-
 #include <atomic>
 #include <limits>
 #include <memory>
@@ -18,6 +14,7 @@
 #include "bindings/array_args.h"
 #include "bindings/register.h"
 #include "core/gates.h"
+#include "core/system.h"
 #include "cpu/dispatch.h"
 #include "lstm/fingerprint.h"
 #include "lstm/sequence.h"
@@ -101,7 +98,11 @@ py::dict plan_of(Index time_steps, Index batch, Index input_size, Index hidden_s
   plan["hoists_input"] = choice.hoists_input;
   plan["path"] = paths[static_cast<int>(choice.path)];
   plan["refusal"] = refusals[static_cast<int>(choice.refusal)];
-  plan["has_dot_products"] = current_kernels().dots->int8.faster_than_float32;
+  const DotKernelSet& dots = *current_kernels().dots;
+  const DotKernels& dot = choice.path == Path::kInt8 ? dots.int8 : dots.int16;
+  plan["dot_unit"] = !dot.faster_than_float32    ? ""
+                     : dot.rows_read_at_once > 1 ? "tiles of AMX, and few rows by dot products of VNNI"
+                                                 : "dot products of VNNI";
   const Bf16xKernels* bf16x = current_kernels().bf16x;
   plan["bf16x_unit"] = !bf16x ? "" : bf16x->most_parts > 1 ? "tiles of AMX" : "dot products of AVX512_BF16";
   plan["bf16x_parts"] = parts;
@@ -595,9 +596,7 @@ void register_lstm(py::module_& module) {
     PySequence::release_all_memory();
     release_linear_workspaces();
     release_projected_loss_workspaces();
-#if defined(__GLIBC__)
-    malloc_trim(0);  // returns small blocks, below malloc's threshold, to the system
-#endif
+    trim_memory();
   }, "Free the spare memory of all sequences that are not running, and of the dense layers of this thread.");
   py::class_<PySequence>(module, "Sequence", "One direction of one LSTM layer; owns and reuses its workspace.")
       .def(py::init<bool, const py::object&>(), py::arg("reverse"), py::arg("cell"))

@@ -3,16 +3,12 @@
 // does not keep its memory forever. The contents are undefined after `resize`.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <new>
 
 #include "core/inline.h"
+#include "core/system.h"
 
 namespace lstmfast {
 
@@ -41,17 +37,15 @@ class RecentPeak {
 template <typename T>
 class AlignedBuffer {
  public:
-  static constexpr std::size_t kAlignment = 64;
-  static constexpr std::size_t kHugePage = std::size_t{2} << 20;
-
   T* resize(Index count) {
     const auto wanted = static_cast<std::size_t>(count);
     if (recent_.is_outgrown_by(wanted, capacity_, sizeof(T))) release();
     if (wanted > capacity_ || !data_) {
-      if (wanted > std::numeric_limits<std::size_t>::max() / sizeof(T) - kHugePage) throw std::bad_alloc();
+      constexpr std::size_t kMost = std::numeric_limits<std::ptrdiff_t>::max();
+      if (wanted > kMost / sizeof(T)) throw std::bad_alloc();
       data_.reset();
       capacity_ = 0;
-      data_.reset(static_cast<T*>(allocate(wanted * sizeof(T))));
+      data_.reset(static_cast<T*>(allocate_memory(wanted * sizeof(T))));
       if (!data_) throw std::bad_alloc();
       capacity_ = wanted;
     }
@@ -60,12 +54,7 @@ class AlignedBuffer {
 
   // Returns the memory to the system, not just to malloc, which may keep it.
   void release() {
-#if defined(__linux__)
-    if (size_bytes() >= kHugePage / 2) {  // it begins on a page, with malloc's own data before and after it
-      constexpr std::size_t kPage = 65536;  // the largest of any system
-      madvise(data_.get(), size_bytes() / kPage * kPage, MADV_DONTNEED);
-    }
-#endif
+    discard_memory(data_.get(), size_bytes());
     data_.reset();
     capacity_ = 0;
   }
@@ -74,20 +63,8 @@ class AlignedBuffer {
   std::size_t size_bytes() const { return capacity_ * sizeof(T); }
 
  private:
-  // Large buffers ask for huge pages: hardware prefetches a stream of weights only to the end of a page. The rest at
-  // the end has small pages.
-  static void* allocate(std::size_t bytes) {
-    const std::size_t alignment = bytes < kHugePage / 2 ? kAlignment : kHugePage;
-    void* data = nullptr;
-    if (posix_memalign(&data, alignment, bytes + kAlignment) != 0) return nullptr;
-#if defined(__linux__)
-    if (alignment == kHugePage) madvise(data, bytes, MADV_HUGEPAGE);  // refused: small pages
-#endif
-    return data;
-  }
-
   struct Free {
-    void operator()(T* p) const { std::free(p); }
+    void operator()(T* p) const { free_memory(p); }
   };
   std::unique_ptr<T, Free> data_;
   std::size_t capacity_ = 0;

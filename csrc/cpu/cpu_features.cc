@@ -54,6 +54,7 @@ CpuFeatures query() {
   f.avx512_bf16 = zmm && bit(more.eax, 5);
   f.amx_bf16 = tiles && bit(extended.edx, 22);
   f.amx_tile = tiles && bit(extended.edx, 24);
+  f.amx_int8 = tiles && bit(extended.edx, 25);
   return f;
 }
 
@@ -82,7 +83,8 @@ std::map<std::string, bool> named_cpu_features() {
           {"avx512_vnni", f.avx512_vnni},
           {"avx512_bf16", f.avx512_bf16},
           {"amx_tile", f.amx_tile},
-          {"amx_bf16", f.amx_bf16}};
+          {"amx_bf16", f.amx_bf16},
+          {"amx_int8", f.amx_int8}};
 }
 
 std::map<std::string, bool> cpu_features_by_compiler() {

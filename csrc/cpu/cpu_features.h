@@ -11,7 +11,7 @@ namespace lstmfast {
 struct CpuFeatures {
   bool fma, avx2, avx_vnni;
   bool avx512f, avx512bw, avx512dq, avx512vl, avx512_vnni, avx512_bf16;
-  bool amx_tile, amx_bf16;  // a process must also ask Linux for permission, see `isa.cc`
+  bool amx_tile, amx_bf16, amx_int8;  // a process must also ask Linux for permission, see `isa.cc`
 };
 
 // Found by CPUID and XGETBV at the first call.

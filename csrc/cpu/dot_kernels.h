@@ -26,7 +26,8 @@ constexpr Index kDotPiece = 128;
 // overflow. Those smaller than kDotSmallest count as zero.
 constexpr float kDotLargest = 0x1p48f, kDotSmallest = 0x1p-100f;
 
-// Left factor: rows of words from a call's row_begin on.
+// Left factor: rows of words from a call's row_begin on. Kernels read up to `rows_read_at_once` - 1 rows after the last,
+// and rows to the end of 16 words; what is there does not matter.
 struct DotRows {
   const int* words;
   Index stride;         // from one row to the next
@@ -60,6 +61,7 @@ struct DotKernels {
   int elements_per_word;
   bool needs_starts;
   bool faster_than_float32;  // whether the CPU has an instruction for these products
+  Index rows_read_at_once;   // 16 in tiles of AMX, 1 without them
 
   // Words [count][stride] and scales of rows. Returns false if a row was not rounded: its scale is NaN.
   bool (*pack_rows)(const float* const* rows, Index count, Index depth, int* words, Index stride, float* scales);

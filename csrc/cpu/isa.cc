@@ -4,12 +4,9 @@
 #include <stdexcept>
 #include <string_view>
 
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
+#include "core/system.h"
 #include "cpu/cpu_features.h"
+#include "cpu/dot_kernels.h"
 
 extern "C" {
 const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept;
@@ -21,6 +18,7 @@ const lstmfast::DotKernelSet* lstmfast_kernels_avx2_vnni() noexcept;
 const lstmfast::DotKernelSet* lstmfast_kernels_avx512_vnni() noexcept;
 const lstmfast::Bf16xKernels* lstmfast_kernels_avx512_bf16() noexcept;
 const lstmfast::Bf16xKernels* lstmfast_kernels_amx() noexcept;
+const lstmfast::DotKernels* lstmfast_kernels_amx_int8() noexcept;
 }
 
 namespace lstmfast {
@@ -50,20 +48,11 @@ bool has_avx512_vnni() { return has_avx512() && cpu_features().avx512_vnni; }
 
 bool has_avx512_bf16() { return has_avx512_vnni() && cpu_features().avx512_bf16; }
 
-// The permission is requested once and holds for all threads and children. Linux refuses it, for example, to a process
-// whose signal handlers run on stacks too small for the tiles' 8 KB.
-bool may_use_tiles() {
-#if defined(__x86_64__) && defined(__linux__)
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
-
+// One row for bfloat16 and int8: every CPU so far that has tiles multiplies both in them.
 bool has_amx() {
   const CpuFeatures& f = cpu_features();
-  static const bool usable = has_avx512_vnni() && f.amx_tile && f.amx_bf16 && may_use_tiles();
+  static const bool usable =
+      has_avx512_vnni() && f.amx_tile && f.amx_bf16 && f.amx_int8 && request_tile_registers();
   return usable;
 }
 
@@ -90,7 +79,8 @@ const Kernels* avx512_kernels_with_bf16() {
   return &kernels;
 }
 const Kernels* avx512_kernels_with_tiles() {
-  static const Kernels kernels = with_bf16x(*avx512_kernels_with_dots(), lstmfast_kernels_amx());
+  static const DotKernelSet dots{lstmfast_kernels_avx512_vnni()->int16, *lstmfast_kernels_amx_int8()};
+  static const Kernels kernels = with_bf16x(with_dots(*lstmfast_kernels_avx512(), &dots), lstmfast_kernels_amx());
   return &kernels;
 }
 

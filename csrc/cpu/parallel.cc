@@ -1,10 +1,6 @@
 // The pool: workers that spin, then sleep; made at first use, and again for another number of threads or after fork.
 #include "cpu/parallel.h"
 
-#include <pthread.h>
-#include <sched.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <condition_variable>
 #include <cstdlib>
@@ -15,6 +11,7 @@
 #include <vector>
 
 #include "core/float_mode.h"
+#include "core/system.h"
 
 namespace lstmfast {
 namespace {
@@ -28,14 +25,6 @@ void pause() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
-}
-
-int usable_cores() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
-#endif
-  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
 int initial_threads() {
@@ -146,7 +135,7 @@ SharedPool& get_shared_pool() {
   std::call_once(shared_pool_once, [] {
     shared_pool = new SharedPool;
     // The child of a fork has the pool's memory but not its threads, and the lock may be held by a thread that is gone.
-    pthread_atfork(nullptr, nullptr, [] { shared_pool = new SharedPool; });
+    call_after_fork([] { shared_pool = new SharedPool; });
   });
   return *shared_pool;
 }

@@ -1,11 +1,9 @@
 // The keys, and the polynomials modulo 2^61 - 1 over the kernels' sums of pieces.
 #include "lstm/fingerprint.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <random>
 
+#include "core/system.h"
 #include "cpu/parallel.h"
 
 namespace lstmfast {
@@ -31,20 +29,6 @@ std::uint64_t power(std::uint64_t base, Index exponent) {
   for (; exponent > 0; exponent /= 2, base = multiply(base, base))
     if (exponent % 2 != 0) result = multiply(result, base);
   return result;
-}
-
-void fill_with_random_bytes(void* memory, std::size_t size) {
-  auto* bytes = static_cast<unsigned char*>(memory);
-  constexpr std::size_t kMostAtOnce = 256;
-  while (size > 0) {
-    const std::size_t count = std::min(size, kMostAtOnce);
-    if (getentropy(bytes, count) != 0) {
-      std::random_device device;  // where the system call is forbidden
-      for (std::size_t i = 0; i < count; ++i) bytes[i] = static_cast<unsigned char>(device());
-    }
-    bytes += count;
-    size -= count;
-  }
 }
 
 FingerprintKeys draw_keys() {

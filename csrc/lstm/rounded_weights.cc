@@ -21,7 +21,8 @@ bool RoundedRows::pack(const DotKernels& dots, const float* const* rows, Index c
   // Rows a power of two apart would fall into few sets of the cache.
   constexpr Index kLine = 64 / sizeof(int);
   stride_ = (ceil_div(ceil_div(depth, dots.elements_per_word), kLine) + 1) * kLine;
-  return dots.pack_rows(rows, count, depth, words_.resize(count * stride_), stride_, scales_.resize(count));
+  int* words = words_.resize((count + dots.rows_read_at_once - 1) * stride_);
+  return dots.pack_rows(rows, count, depth, words, stride_, scales_.resize(count));
 }
 
 void RoundedRows::release() {
@@ -54,7 +55,7 @@ void step_in_float32(const KernelTable<float>& k, const DotKernels& dots, StepFo
 void step_forward_rounded(const KernelTable<float>& k, const DotKernels& dots, const StepForwardArgs<float>& step,
                           const DotPanels& input, const DotPanels& recurrent, RoundedWorkspace& workspace) {
   const Index begin = step.row_begin, count = step.row_end - begin;
-  auto& [x, h_prev, z] = workspace;
+  auto &x = workspace.x, &h_prev = workspace.h_prev;
   bool all = h_prev.pack(dots, step.h_prev + begin, count, step.recurrent_size);
   if (step.input_size > 0) all &= x.pack(dots, step.x + begin, count, step.input_size);
   const auto is_rounded = [&](Index row) {
@@ -69,7 +70,7 @@ void step_forward_rounded(const KernelTable<float>& k, const DotKernels& dots, c
     mine.step.row_begin = row;
     mine.step.row_end = end;
     if (end > row) run(mine);
-    if (end < step.row_end) step_in_float32(k, dots, step, end++, input, recurrent, z);
+    if (end < step.row_end) step_in_float32(k, dots, step, end++, input, recurrent, workspace.z);
     row = end;
   }
 }

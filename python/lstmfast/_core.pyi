@@ -47,8 +47,8 @@ def plan_of(
     """What a call of these sizes would do: isa; hoists_input: the input's product is computed before the steps.
 
     path: packed, unpacked, bf16x, int16, "int16 and bf16x" (backward) or int8; refusal: why float32 products are not
-    replaced by less exact ones: dtype, cell, isa, size; "" if they are; has_dot_products: the ISA has them for short
-    integers; bf16x_unit: the unit that multiplies bfloat16, "" if none.
+    replaced by less exact ones: dtype, cell, isa, size; "" if they are; dot_unit, bf16x_unit: what multiplies short
+    integers and bfloat16, "" if the ISA has no instructions for it.
     bf16x_parts of a factor and bf16x_products of them, for values up to bf16x_largest; rows_unpacked, rows_unlooked:
     the most rows that read weights in place, for weights that serve one call and for others.
     """

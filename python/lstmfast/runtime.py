@@ -166,7 +166,7 @@ def product_sentences(plan: dict[str, Any], precision: str, weights: str, *, tra
             f"{plan['bf16x_unit']}; if a value is not finite or above {largest}, the call runs in float32."
         )
     elif rounded in _ROUNDED:
-        unit = "dot products of VNNI" if plan["has_dot_products"] else "products of pairs, because this CPU has no VNNI"
+        unit = plan["dot_unit"] or "products of pairs, because this CPU has no VNNI"
         sentences.append(f"{reason}: {_ROUNDED[rounded]}, multiplied by {unit}; sums of integers are exact.")
         if training:
             unit = f"are of bfloat16, on the {plan['bf16x_unit']}" if backward else "are float32"

@@ -19,8 +19,10 @@ Array = npt.NDArray[Any]
 
 EVERY_PRODUCT = True
 
-# Around the words, groups of words, pieces, tiles of rows and blocks of units that any ISA has.
+# Around the words, groups of words, pieces, tiles of rows and blocks of units that any ISA has. AMX multiplies 6 rows
+# and more in tiles of 16 rows, two at once from 22 rows on, and fewer in vectors.
 DEPTHS = (0, 1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 255, 256, 257, 511, 512, 513, 700, 1030)
+ROWS = (0, 1, 2, 3, 4, 5, 6, 8, 9, 15, 16, 17, 21, 22, 31, 32, 33, 37, 38, 40, 95, 96, 97, 101, 102, 200)
 
 
 def multiplied(x: Array, kernel: Array, bias: Array, name: str) -> Array:
@@ -38,14 +40,15 @@ def problem(rng: np.random.Generator, rows: int, depth: int, hidden: int) -> tup
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("rows", [5, 7, 23])
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_every_depth_gives_the_bits_of_the_model(isa, rng, depth, name):
-    x, kernel, bias = problem(rng, 7, depth, 17)
+def test_every_depth_gives_the_bits_of_the_model(isa, rng, depth, rows, name):
+    x, kernel, bias = problem(rng, rows, depth, 17)
     assert_array_equal(multiplied(x, kernel, bias, name), product(x, kernel, bias, name))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 6, 8, 9, 95, 96, 97, 200])
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("hidden", [1, 3, 4, 9, 16, 33])
 def test_every_shape_of_tile_gives_the_bits_of_the_model(isa, rng, rows, hidden, name):
     x, kernel, bias = problem(rng, rows, 300, hidden)
@@ -55,8 +58,9 @@ def test_every_shape_of_tile_gives_the_bits_of_the_model(isa, rng, rows, hidden,
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("depth", [256, 512, 2048])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_largest_factors_do_not_overflow(isa, depth, sign, name):
-    x, kernel, bias = np.full((3, depth), sign, np.float32), np.ones((depth, 4), np.float32), np.zeros(4, np.float32)
+@pytest.mark.parametrize("rows", [3, 23])
+def test_largest_factors_do_not_overflow(isa, depth, rows, sign, name):
+    x, kernel, bias = np.full((rows, depth), sign, np.float32), np.ones((depth, 4), np.float32), np.zeros(4, np.float32)
     z = multiplied(x, kernel, bias, name)
     assert_array_equal(z, product(x, kernel, bias, name))
     assert_allclose(z, sign * depth, **sums(np.float32, depth))
@@ -65,7 +69,7 @@ def test_largest_factors_do_not_overflow(isa, depth, sign, name):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("size", [0.0, 1e-45, 1e-38, 1e-31, 1e-20, 1e8])
 def test_rows_and_columns_of_any_size(isa, rng, size, name):
-    x, kernel, bias = problem(rng, 3, 40, 5)
+    x, kernel, bias = problem(rng, 9, 40, 5)
     x[1], kernel[:, 2] = x[1] * np.float32(size), kernel[:, 2] * np.float32(size)
     assert_array_equal(multiplied(x, kernel, bias, name), product(x, kernel, bias, name))
 

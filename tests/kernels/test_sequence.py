@@ -226,7 +226,7 @@ def test_special_value_gives_what_the_reference_gives(isa, dtype, rng, value):
 
 def test_what_stands_past_the_end_of_a_row_does_not_matter(isa, dtype, rng):
     p = problem(rng, T, B, INPUT, H, dtype=dtype)
-    upstream, lengths = upstream_for(rng, p), np.array([3, 0, 5, 1])
+    upstream, lengths = upstream_for(rng, p), np.array([3, 0, 5, 1], np.int64)
     past = (np.arange(T)[:, None] >= lengths)[:, :, None]
     soiled = {**p, "x": np.where(past, np.nan, p["x"]).astype(dtype)}
     soiled_upstream = {**upstream, "d_h": np.where(past, np.nan, upstream["d_h"]).astype(dtype)}

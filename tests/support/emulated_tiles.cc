@@ -1,6 +1,7 @@
 // Runs the compiled AMX kernels on CPUs without AMX: each tile instruction ends in SIGILL, whose handler decodes it and
-// does what the manual says. Compares the results, bit for bit, with the stand-in of tile_registers-inl.h, which is
-// written after the same manual but shares nothing with this file. Built and started by tests/kernels/test_amx.py.
+// does what the manual says. Compares bf16x products, bit for bit, with the stand-in of tile_registers-inl.h, which is
+// written after the same manual but shares nothing with this file, and int8 products and steps with the kernels of
+// avx512_vnni.cc. Built and started by tests/kernels/test_amx.py.
 // Prints what differs; the exit status is the number of problems that did.
 #include <signal.h>
 #include <ucontext.h>
@@ -21,11 +22,16 @@ constexpr int kVectorBytes = 64;
 }
 }  // namespace lstmfast
 
+#include "cpu/dot_kernels.h"
 #include "cpu/kernels/tile_registers-inl.h"
 // After the registers it uses.
 #include "cpu/kernels/bf16x-inl.h"
 
-extern "C" const lstmfast::Bf16xKernels* lstmfast_kernels_amx() noexcept;
+extern "C" {
+const lstmfast::Bf16xKernels* lstmfast_kernels_amx() noexcept;
+const lstmfast::DotKernels* lstmfast_kernels_amx_int8() noexcept;
+const lstmfast::DotKernelSet* lstmfast_kernels_avx512_vnni() noexcept;
+}
 
 // ---- the emulator
 
@@ -61,6 +67,19 @@ float float_at(const unsigned char* p) {
   return value;
 }
 
+// TDPBUSD: unsigned bytes times signed bytes, added without saturation.
+void multiply_bytes(Tile& to, const Tile& left, const Tile& right, int rows, int depth_bytes, int column_bytes) {
+  for (int m = 0; m < rows; ++m)
+    for (int n = 0; n < column_bytes; n += 4) {
+      std::uint32_t sum;
+      std::memcpy(&sum, to.row[m] + n, 4);
+      for (int k = 0; k < depth_bytes; ++k)
+        sum += static_cast<std::uint32_t>(left.row[m][k] * static_cast<signed char>(right.row[k / 4][n + k % 4]));
+      std::memcpy(to.row[m] + n, &sum, 4);
+    }
+}
+
+// TDPBF16PS
 void multiply(Tile& to, const Tile& left, const Tile& right, int rows, int depth_bytes, int column_bytes) {
   for (int m = 0; m < rows; ++m)
     for (int n = 0; n < column_bytes; n += 4) {
@@ -160,9 +179,9 @@ void on_illegal_instruction(int, siginfo_t*, void* context) {
         std::memcpy(row, tiles[tile].row[r], static_cast<std::size_t>(bytes_of[tile]));
     }
     length = 4 + memory.bytes;
-  } else if (opcode == 0x5c && prefix == kF3 && is_register) {
+  } else if (is_register && ((opcode == 0x5c && prefix == kF3) || (opcode == 0x5e && prefix == k66))) {
     if (bytes_of[rm] / 4 != rows_of[third]) stop("shapes of factors");
-    multiply(tiles[tile], tiles[rm], tiles[third], rows_of[tile], bytes_of[rm], bytes_of[tile]);
+    (opcode == 0x5e ? multiply_bytes : multiply)(tiles[tile], tiles[rm], tiles[third], rows_of[tile], bytes_of[rm], bytes_of[tile]);
   } else {
     stop("unknown tile instruction");
   }
@@ -246,6 +265,90 @@ Results run(const Bf16xKernels& k, Index rows, Index depth, Index hidden, int pa
   return r;
 }
 
+struct Int8Results {
+  std::vector<float> z, h, c;  // of a gate product; of steps of the plain cell and of a variant
+  bool operator==(const Int8Results& other) const { return same(z, other.z) && same(h, other.h) && same(c, other.c); }
+};
+
+// Rows [begin, rows) of the left factor. `other` is in the memory that kernels may read but not use.
+Int8Results run_int8(const DotKernels& k, Index begin, Index rows, Index depth, Index hidden, std::vector<float> a,
+                     std::vector<float> panels, int other) {
+  const Index blocks = ceil_div(hidden, 16), words = ceil_div(depth, 4), stride = (ceil_div(words, 16) + 1) * 16;
+  const auto filled = [](auto value, Index count) {
+    return std::vector<decltype(value)>(static_cast<std::size_t>(count), value);
+  };
+  std::vector<int> right = filled(0, blocks * words * 64), starts = filled(0, blocks * ceil_div(words, kDotPiece) * 64);
+  std::vector<float> column_scales = filled(0.0f, blocks * 64), row_scales = filled(0.0f, rows);
+  k.pack_gates(panels.data(), depth, blocks, {right.data(), starts.data(), column_scales.data()});
+  std::vector<int> left = filled(other, (rows + k.rows_read_at_once - 1) * stride);
+  std::vector<const float*> a_rows;
+  for (Index i = 0; i < rows; ++i) a_rows.push_back(a.data() + i * depth);
+  k.pack_rows(a_rows.data(), rows, depth, left.data(), stride, row_scales.data());
+  const DotRows left_rows{left.data() + begin * stride, stride, row_scales.data() + begin};
+  const DotPanels weights{right.data(), starts.data(), column_scales.data()};
+
+  Int8Results r{filled(0.0f, blocks * rows * 64), filled(0.0f, 2 * rows * hidden), filled(0.5f, 2 * rows * hidden)};
+  DotGateProductArgs gates{{}, left_rows, weights};
+  gates.product.row_begin = begin;
+  gates.product.row_end = rows;
+  gates.product.block_end = blocks;
+  gates.product.init = panels.data();
+  gates.product.input_size = depth;
+  gates.product.z = r.z.data();
+  gates.product.z_block_stride = rows * 64;
+  k.gate_product(gates);
+
+  const CellVariant<float> variant{nullptr, 0.75f, true};
+  for (const bool plain : {true, false}) {
+    std::vector<const float*> init, c_prev;
+    std::vector<float*> h, c;
+    for (Index i = 0; i < rows; ++i) {
+      const Index at = (plain * rows + i) * hidden;
+      init.push_back(r.z.data() + i * 64);
+      h.push_back(r.h.data() + at);
+      c.push_back(r.c.data() + at);
+      c_prev.push_back(c.back());
+    }
+    DotStepArgs step{{}, left_rows, left_rows, weights, weights};
+    step.step.row_begin = begin;
+    step.step.row_end = rows;
+    step.step.block_end = blocks;
+    step.step.hidden_size = hidden;
+    step.step.init = init.data();
+    step.step.init_block_stride = rows * 64;
+    step.step.input_size = plain ? depth : 0;
+    step.step.recurrent_size = depth;
+    step.step.c_prev = c_prev.data();
+    step.step.h = h.data();
+    step.step.c = c.data();
+    step.step.descending = !plain;
+    step.step.variant = &variant;
+    (plain ? k.step_forward : k.variant_step_forward)(step);
+  }
+  return r;
+}
+
+int different_int8(std::mt19937& generator) {
+  std::normal_distribution<float> normal;
+  int different = 0;
+  const Index shapes[][4] = {{0, 5, 300, 17},  {0, 6, 1, 1},     {0, 16, 64, 16},  {0, 17, 65, 16},   {0, 22, 700, 5},
+                             {2, 32, 512, 33}, {1, 33, 511, 16}, {0, 54, 130, 40}, {5, 200, 1100, 3}, {0, 40, 60, 20}};
+  for (const auto& [begin, rows, depth, hidden] : shapes) {
+    std::vector<float> a(static_cast<std::size_t>(rows * depth));
+    std::vector<float> panels(static_cast<std::size_t>(ceil_div(hidden, 16) * depth * 64 + 64));
+    for (float& x : a) x = normal(generator);
+    for (float& x : panels) x = normal(generator);
+    const long before = instructions;
+    if (!(run_int8(*lstmfast_kernels_amx_int8(), begin, rows, depth, hidden, a, panels, 0x7f7f7f7f) ==
+          run_int8(lstmfast_kernels_avx512_vnni()->int8, begin, rows, depth, hidden, a, panels, 0))) {
+      ++different;
+      std::printf("int8: rows %td to %td, depth %td, hidden %td differ\n", begin, rows, depth, hidden);
+    }
+    if ((instructions > before) != (rows - begin >= 6)) stop("six rows and more are for tiles");
+  }
+  return different;
+}
+
 }  // namespace
 
 int main() {
@@ -269,6 +372,7 @@ int main() {
       ++different;
       std::printf("rows %td, depth %td, hidden %td, parts %d differ\n", rows, depth, hidden, parts);
     }
+  different += different_int8(generator);
   if (configured) stop("tiles not released");
   std::printf("%ld tile instructions emulated\n", instructions);
   return different;

@@ -47,7 +47,8 @@ def gcc() -> list[str] | None:
 def clang() -> list[str] | None:
     """The command of Clang, of the system or in the package `ziglang`, if this machine has one."""
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "c++", "-g0"]
+        # Unoptimized, it would otherwise check for undefined behaviour, with a library of its own.
+        return [sys.executable, "-m", "ziglang", "c++", "-g0", "-fno-sanitize=undefined"]
     return ["clang++"] if shutil.which("clang++") else None
 
 

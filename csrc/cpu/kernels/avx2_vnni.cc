@@ -6,7 +6,7 @@
 namespace lstmfast {
 namespace {
 
-// As assembly for the reason given in avx512_vnni.cc. {vex}: without it this would be an instruction of AVX-512.
+// As assembly for the reason given in avx512_vnni-inl.h. {vex}: without it this would be an instruction of AVX-512.
 template <typename Words>
 LSTMFAST_INLINE Words add_products_of_pairs(Words a, Words b, Words sum) {
   asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));

@@ -43,7 +43,7 @@ LSTMFAST_INLINE void store_first(double* p, __m512d v, Index lanes) {
   _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(lanes)), v);
 }
 
-// VPMADDWD on pairs; avx512_vnni.cc has an instruction that also adds.
+// VPMADDWD on pairs; avx512_vnni-inl.h has an instruction that also adds.
 #ifndef LSTMFAST_ISA_HAS_DOT_PRODUCTS
 #define LSTMFAST_ISA_HAS_PAIR_PRODUCTS
 template <typename Words>

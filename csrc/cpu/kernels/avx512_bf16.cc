@@ -82,7 +82,7 @@ class TileRegisters {
         LSTMFAST_UNROLL
         for (int i = 0; i < kRows; ++i) {
           const Vec<float> a = (Vec<float>)_mm512_set1_epi32(pairs[i * kRowStep + pair * kPairStep]);
-          // As assembly for the reason given in avx512_vnni.cc.
+          // As assembly for the reason given in avx512_vnni-inl.h.
           for (int c = 0; c < C; ++c) asm("vdpbf16ps %2, %1, %0" : "+v"(sums[i][c]) : "v"(a), "v"(b[c]));
         }
       }

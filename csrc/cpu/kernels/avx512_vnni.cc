@@ -1,27 +1,5 @@
-// AVX-512 with VNNI: dot products of int16 pairs and int8 fours in one instruction. Intel Cascade Lake (2019), AMD Zen 4
-// (2022) and later.
-#define LSTMFAST_ISA_HAS_DOT_PRODUCTS
-#include "cpu/kernels/avx512-inl.h"
-
-namespace lstmfast {
-namespace {
-
-// As assembly, so that weights come in a register: GCC 12 makes the load of a vector of weights part of every instruction
-// that uses it, 24 loads instead of 4, which halves the speed.
-template <typename Words>
-LSTMFAST_INLINE Words add_products_of_pairs(Words a, Words b, Words sum) {
-  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-  return sum;
-}
-template <typename Words>
-LSTMFAST_INLINE Words add_products_of_fours(Words a, Words b, Words sum) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-  return sum;
-}
-
-}  // namespace
-}  // namespace lstmfast
-
+// AVX-512 with VNNI: Intel Cascade Lake (2019), AMD Zen 4 (2022) and later.
+#include "cpu/kernels/avx512_vnni-inl.h"
 #include "cpu/kernels/dot-inl.h"
 
 extern "C" const lstmfast::DotKernelSet* lstmfast_kernels_avx512_vnni() noexcept { return &lstmfast::kDotKernels; }

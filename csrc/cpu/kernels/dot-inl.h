@@ -5,7 +5,8 @@
 // The including .cc may define LSTMFAST_ISA_HAS_DOT_PRODUCTS and, for VecBits<float> of words,
 //   add_products_of_pairs(a, b, sum)   sum + a0*b0 + a1*b1 of int16
 //   add_products_of_fours(a, b, sum)   sum + a0*b0 + ... + a3*b3, a of unsigned and b of signed bytes
-// or LSTMFAST_ISA_HAS_PAIR_PRODUCTS and multiply_pairs(a, b), which is the first without the sum.
+// or LSTMFAST_ISA_HAS_PAIR_PRODUCTS and multiply_pairs(a, b), which is the first without the sum. A format whose rows are
+// multiplied in something else than vectors has a `Unit` of its own, as in int8_tiles-inl.h.
 #pragma once
 
 #include "cpu/dot_kernels.h"
@@ -40,8 +41,23 @@ LSTMFAST_INLINE DotWords add_products_of_fours(DotWords a, DotWords b, DotWords 
 constexpr bool kHasDotProducts = true;
 #endif
 
+template <typename Format>
+struct DotTiles;
+
+// What rows are multiplied in: ready from the beginning to the end of a call, which has so many rows.
+struct VectorUnit {
+  static constexpr bool kIsFast = kHasDotProducts;
+  static constexpr Index kRowsReadAtOnce = 1;
+  LSTMFAST_INLINE explicit VectorUnit(Index) {}
+  template <typename Format>
+  LSTMFAST_INLINE void multiply(const DotTiles<Format>& piece, Index count) const {
+    for_each_row_tile(0, count, piece);
+  }
+};
+
 // Sums of 256 products of the largest factors, 2047 * 4095, stay below 2^31.
 struct Int16Pairs {
+  using Unit = VectorUnit;
   static constexpr int kElements = 2, kBits = 16;
   static constexpr int kLargestLeft = 2047, kLargestRight = 4095;
   static constexpr int kZero = 0;  // of a left factor
@@ -51,6 +67,7 @@ struct Int16Pairs {
 };
 // Left factors are stored plus 128; sums start at minus 128 times the sum of the weights.
 struct Int8Fours {
+  using Unit = VectorUnit;
   static constexpr int kElements = 4, kBits = 8;
   static constexpr int kLargestLeft = 127, kLargestRight = 127;
   static constexpr int kZero = 128;
@@ -219,15 +236,18 @@ struct DotTiles {
       for (int r = 0; r < R; ++r)
         for (int n = 0; n < kGateCount; ++n) sums[0][r][n] += sums[c][r][n];
     LSTMFAST_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const Vec<float> scale = broadcast(row_scales[row + r]);
-      float* out = z + (row + r) * W;
-      const float* start = init ? init[row + r] + init_offset : out;
-      // Not fused, because not every ISA could: all give the same bits.
-      for (int n = 0; n < kGateCount; ++n)
-        store(out + n * V, load(start + n * V) + __builtin_convertvector(sums[0][r][n], Vec<float>) * scale *
-                                                     load(column_scales + n * V));
-    }
+    for (int r = 0; r < R; ++r) add(row + r, sums[0][r]);
+  }
+
+  // z of a row += its sums, scaled. Not fused, because not every ISA could: all give the same bits.
+  LSTMFAST_INLINE void add(Index row, const DotWords (&sums)[kGateCount]) const {
+    constexpr Index V = kLanes<float>, W = kGateCount * V;
+    const Vec<float> scale = broadcast(row_scales[row]);
+    float* out = z + row * W;
+    const float* start = init ? init[row] + init_offset : out;
+    for (int n = 0; n < kGateCount; ++n)
+      store(out + n * V, load(start + n * V) + __builtin_convertvector(sums[n], Vec<float>) * scale *
+                                                   load(column_scales + n * V));
   }
 
   template <int R>
@@ -254,9 +274,9 @@ struct DotTiles {
 
 // z [rows][W] += rows [first, first + count) of the left factor times gate block `block`.
 template <typename Format>
-LSTMFAST_NOINLINE void add_dot_products(const DotRows& rows, Index depth, const DotPanels& panels, Index block,
-                                        Index first, Index count, float* z, const float* const* init = nullptr,
-                                        Index init_offset = 0) {
+LSTMFAST_NOINLINE void add_dot_products(typename Format::Unit& unit, const DotRows& rows, Index depth,
+                                        const DotPanels& panels, Index block, Index first, Index count, float* z,
+                                        const float* const* init = nullptr, Index init_offset = 0) {
   constexpr Index W = kGateCount * kLanes<float>;
   const Index words = ceil_div(depth, Format::kElements), pieces = ceil_div(words, kDotPiece);
   for (Index piece = 0; piece < pieces; ++piece) {
@@ -271,7 +291,7 @@ LSTMFAST_NOINLINE void add_dot_products(const DotRows& rows, Index depth, const 
                                  z,
                                  piece == 0 ? init : nullptr,
                                  init_offset};
-    for_each_row_tile(0, count, tiles);
+    unit.multiply(tiles, count);
   }
 }
 
@@ -280,6 +300,7 @@ void dot_step_forward(const DotStepArgs& args) {
   constexpr Index W = kGateCount * kLanes<float>;
   const StepForwardArgs<float>& step = args.step;
   alignas(64) float z[kRowsAtOnce * W];
+  typename Format::Unit unit(step.row_end - step.row_begin);
   const Index blocks = step.block_end - step.block_begin;
   for (Index n = 0; n < blocks; ++n) {
     const Index block = step.descending ? step.block_end - 1 - n : step.block_begin + n;
@@ -288,10 +309,10 @@ void dot_step_forward(const DotStepArgs& args) {
       const Index offset = first - step.row_begin, init_offset = block * step.init_block_stride;
       const float* const* init = step.init + first;
       if (step.input_size > 0) {
-        add_dot_products<Format>(args.x, step.input_size, args.input, block, offset, count, z, init, init_offset);
+        add_dot_products<Format>(unit, args.x, step.input_size, args.input, block, offset, count, z, init, init_offset);
         init = nullptr;
       }
-      add_dot_products<Format>(args.h_prev, step.recurrent_size, args.recurrent, block, offset, count, z, init,
+      add_dot_products<Format>(unit, args.h_prev, step.recurrent_size, args.recurrent, block, offset, count, z, init,
                                init_offset);
       finish_rows<float, Cell>(step, block, first, end, z);
     }
@@ -302,13 +323,14 @@ template <typename Format>
 void dot_gate_product(const DotGateProductArgs& args) {
   constexpr Index W = kGateCount * kLanes<float>;
   const GateProductArgs<float>& product = args.product;
+  typename Format::Unit unit(product.row_end - product.row_begin);
   for (Index block = product.block_begin; block < product.block_end; ++block)
     for (Index first = product.row_begin; first < product.row_end; first += kRowsAtOnce) {
       const Index end = first + kRowsAtOnce < product.row_end ? first + kRowsAtOnce : product.row_end;
       float* z = product.z + block * product.z_block_stride + (first - product.z_first_row) * W;
       for (Index r = 0; r < end - first; ++r) __builtin_memcpy(z + r * W, product.init + block * W, sizeof(float) * W);
-      add_dot_products<Format>(args.x, product.input_size, args.input, block, first - product.row_begin, end - first,
-                               z);
+      add_dot_products<Format>(unit, args.x, product.input_size, args.input, block, first - product.row_begin,
+                               end - first, z);
     }
 }
 
@@ -341,7 +363,8 @@ template <typename Format>
 constexpr DotKernels make_dot_kernels() {
   return {Format::kElements,
           Format::kZero != 0,
-          kHasDotProducts,
+          Format::Unit::kIsFast,
+          Format::Unit::kRowsReadAtOnce,
           pack_dot_rows<Format>,
           pack_dot_gates<Format>,
           dot_step_forward<Format, PlainCell>,

@@ -1,5 +1,5 @@
 // The shapes of AVX-512 and AMX from baseline instructions: slow, and built only for tests (LSTMFAST_TEST_ISAS), so
-// that the 64-byte kernels, and the bf16x products except tile instructions, also run on CPUs that have neither.
+// that the 64-byte kernels, and the bf16x and int8 products except tile instructions, also run on CPUs that have neither.
 
 #include "core/inline.h"
 
@@ -19,15 +19,17 @@ LSTMFAST_INLINE V fused_multiply_add(V a, V b, V c) {
 
 #include "cpu/kernels/kernels-inl.h"
 #include "cpu/kernels/tile_registers-inl.h"
-// bf16x-inl.h asks for the registers above.
+// These ask for the registers above.
 #include "cpu/kernels/bf16x-inl.h"
+#include "cpu/kernels/int8_tiles-inl.h"
 
 namespace lstmfast {
 namespace {
 
-constexpr Kernels kWithBf16x{kKernels.float32, kKernels.float64, kKernels.step_bfloat16, &kDotKernels, &kBf16xKernels};
+constexpr DotKernelSet kWithInt8Tiles{kDotKernels.int16, kInt8TileKernels};
+constexpr Kernels kWithTiles{kKernels.float32, kKernels.float64, kKernels.step_bfloat16, &kWithInt8Tiles, &kBf16xKernels};
 
 }  // namespace
 }  // namespace lstmfast
 
-extern "C" const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept { return &lstmfast::kWithBf16x; }
+extern "C" const lstmfast::Kernels* lstmfast_kernels_generic512() noexcept { return &lstmfast::kWithTiles; }

@@ -1,5 +1,5 @@
-// `TileRegisters` in plain vectors instead of the instructions of amx.cc, to test the code around them.
-// Eight registers of 16 rows of 64 bytes. The bits are those of the hardware, except where a product of parts or a sum
+// The tile registers of amx.cc and amx_int8.cc in plain vectors instead of their instructions, to test the code around
+// them. Eight registers of 16 rows of 64 bytes. The bits are those of the hardware, except where a product of parts or a sum
 // is below 1.2e-38 (there one rounding differs): products of two bfloat16 are exact in float32, so that adding them is
 // the one rounding of the hardware's fused operation, in the hardware's order.
 #pragma once
@@ -84,7 +84,30 @@ class TileRegisters {
     }
   }
 
+
+  friend class Int8TileRegisters;
   Vec<float> tiles_[8][16];
+};
+
+class Int8TileRegisters : public TileRegisters {
+ public:
+  // Row m, column n of kTo: += sum over k of the fours (m, k) of kLeft times the fours (k, n) of kRight: unsigned bytes
+  // times signed ones.
+  template <int kTo, int kLeft, int kRight>
+  void multiply() {
+    multiply_tiles(tiles_[kTo], tiles_[kLeft], tiles_[kRight]);
+  }
+
+ private:
+  static LSTMFAST_NOINLINE void multiply_tiles(Vec<float>* to, const Vec<float>* left, const Vec<float>* right) {
+    for (int m = 0; m < 16; ++m)
+      for (int k = 0; k < 16; ++k)
+        for (int bits = 0; bits < 32; bits += 8) {
+          const int a = ((VecBits<float>)left[m])[k] >> bits & 255;
+          const VecBits<float> b = (VecBits<float>)right[k] << (24 - bits) >> 24;
+          to[m] = (Vec<float>)((VecBits<float>)to[m] + a * b);
+        }
+  }
 };
 
 }  // namespace

@@ -34,6 +34,7 @@ from lstmfast.training.sampler import Sampler
 from lstmfast.training.trainer import evaluate
 
 _PIECE_LENGTH = 16  # draws from one flush of the output to the next: below what an eye sees, above the cost of a flush
+_SIGPIPE = 13  # signal.SIGPIPE, which Windows lacks
 
 
 def sample(argv: Sequence[str]) -> int:
@@ -217,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of the output has seen enough
         streams.settle(sys.stdout)
-        return 128 + signal.SIGPIPE
+        return 128 + _SIGPIPE
     except Exception as error:
         if "--traceback" in argv and not streams.is_closed(sys.stderr):
             raise

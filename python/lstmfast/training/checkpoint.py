@@ -94,8 +94,11 @@ def replace_file(path: str | os.PathLike[str], contents: bytes) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flush the new directory entry to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Flush the new directory entry to the disk, where the system opens folders: Windows does not."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
     finally:

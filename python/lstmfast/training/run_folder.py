@@ -215,7 +215,7 @@ def _size_on_disk(path: Path) -> int:
     """Size of a file once flushed to the disk, so that a power cut loses no lines that a checkpoint counts."""
     if not path.exists():
         return 0
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes no file that is open for reading alone
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_size
 
