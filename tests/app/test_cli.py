@@ -441,7 +441,6 @@ LINES = {  # the command, its status where streams are as usual, and whether it 
     "train": ("train text.txt --out run " + " ".join(TINY), 0, False),
     "sample": ("sample RUN --length 10", 0, True),
     "eval": ("eval RUN text.txt", 0, True),
-    "report": ("report RUN text.txt", 0, True),
     "inspect": ("inspect RUN", 0, True),
     "info": ("info --json", 0, True),
     "usage": ("--help", 0, True),

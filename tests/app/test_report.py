@@ -724,6 +724,18 @@ def test_numbers_of_the_page_are_those_of_the_rounded_model(rng: np.random.Gener
     np.testing.assert_allclose(numbers(guesses["p"], "<f4").reshape(6, 3), -np.sort(-p, axis=1), rtol=1e-6)
 
 
+def test_cells_and_gates_of_the_page_are_those_after_each_symbol_of_the_passage(rng: np.random.Generator) -> None:
+    """The counter's c is 0.02 times the position, at every symbol."""
+    vocabulary, model = Vocabulary.characters("\nab"), counter(rng)
+    text = "\n".join("ab" * int(length) for length in rng.integers(1, 12, 12))
+    data = page.contents(model, vocabulary, passage_like(text, vocabulary), 0, page.Run("run", Config()))
+    first = next(finding for finding in data["found"] if finding["track"] == "position in the line")
+    gates = rounded(Network.of(model)).read(np.array([0, *vocabulary.encode(text)])).gates[0][1:]
+    assert (first["cell"], round(first["r"], 6)) == (2, 1.0)
+    np.testing.assert_array_equal(numbers(data["saturation"][0], "<f4"), cells.saturation(gates).ravel().astype("<f4"))
+    np.testing.assert_array_equal(numbers(data["half_lives"][0], "<f4"), cells.half_lives(gates[:, 1]).astype("<f4"))
+
+
 def test_weights_of_the_page_are_those_of_the_rounded_model(rng: np.random.Generator) -> None:
     vocabulary = Vocabulary.characters("abc")
     model = lf.CharLM(3, 5, num_layers=2, embedding_size=4, cell=lf.Cell(projection_size=2, peepholes=True), rng=rng)
@@ -932,6 +944,8 @@ def test_overwrite_replaces_the_page(trained: Path, lstmfast: Run) -> None:
         ("RUN text.txt --length -5", "length must be 1 or more, got -5"),
         ("RUN text.txt --threads -1", "threads must be 0 or more, got -1"),
         ("RUN text.txt --encoding klingon", "encoding must name a text encoding that Python knows, got 'klingon'"),
+        ("RUN --fold", "--fold and --encoding say how to read a TEXT"),
+        ("RUN --encoding latin-1", "--fold and --encoding say how to read a TEXT"),
         ("RUN missing.txt", "missing.txt does not exist"),
         ("RUN empty.txt", "the text is empty"),
         ("RUN capital.txt", "the run knows none of the first 5 characters of the text, such as 'X'"),

@@ -24,6 +24,8 @@ def report(argv: Sequence[str]) -> int:
     options = parse(ReportOptions, "report", argv)
     if options.length < 1:
         raise ValueError(f"length must be 1 or more, got {options.length}")
+    if (options.fold or options.encoding) and not options.text:
+        raise ValueError("--fold and --encoding say how to read a TEXT; a run's own text is read as it was learnt")
     out = Path(options.out)
     _check_file(out, overwrite=options.overwrite)
     model, learnt, config = load_model(options.run)
