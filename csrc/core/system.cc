@@ -16,11 +16,13 @@
 #endif
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #elif defined(__APPLE__)
 #include <sys/random.h>
+#include <sys/sysctl.h>
 #endif
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -128,6 +130,20 @@ void call_after_fork(void (*function)()) {
   static_cast<void>(function);  // there is no fork
 #else
   pthread_atfork(nullptr, nullptr, function);
+#endif
+}
+
+// Sources: Linux, Documentation/arch/arm64/elf_hwcaps.rst; Apple, "Determining Instruction Set Characteristics".
+bool system_knows_dot_products() {
+#if defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20;
+  return (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+  int value = 0;
+  std::size_t size = sizeof value;  // the call fails where the system does not know the name
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, nullptr, 0) == 0 && value == 1;
+#else
+  return false;
 #endif
 }
 

@@ -1,4 +1,4 @@
-// What lstmfast asks of the operating system: memory, random bytes, cores, forks, tile registers. Only system.cc
+// What lstmfast asks of the operating system: memory, random bytes, cores, forks, features of Arm, tile registers. Only system.cc
 // includes a system's headers and asks which system it is compiled for; where one lacks something, it says what is done
 // instead. No threads: std::thread has them.
 #pragma once
@@ -27,6 +27,9 @@ int usable_cores();
 
 // Calls `function` in every child of a fork, before fork returns there.
 void call_after_fork(void (*function)());
+
+// Whether a 64-bit Arm CPU has FEAT_DotProd; false for others.
+bool system_knows_dot_products();
 
 // Asks once for the registers of AMX, for all threads and children. False if the system refuses.
 bool request_tile_registers();

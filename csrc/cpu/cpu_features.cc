@@ -3,20 +3,13 @@
 // Not by `__builtin_cpu_supports`: it reads a table that the compiler's run-time library fills in. Clang with a run-time
 // library that does not, as in some builds of Python packages, then finds no feature at all, without an error.
 // Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapters 13.3, 14.3 and 15.2.
-//
-// Arm lets only the operating system read its registers of features. Sources: Linux, Documentation/arch/arm64/elf_hwcaps.rst;
-// Apple, "Determining Instruction Set Characteristics".
 #include "cpu/cpu_features.h"
-
-#include <cstddef>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#elif defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
-#elif defined(__aarch64__) && defined(__APPLE__)
-#include <sys/sysctl.h>
 #endif
+
+#include "core/system.h"
 
 namespace lstmfast {
 namespace {
@@ -67,33 +60,14 @@ CpuFeatures query() {
   return f;
 }
 
-#elif defined(__aarch64__) && defined(__linux__)
-
-CpuFeatures query() {
-  constexpr unsigned long kAsimdDp = 1ul << 20;
-  CpuFeatures f{};
-  f.asimddp = (getauxval(AT_HWCAP) & kAsimdDp) != 0;
-  return f;
-}
-
-#elif defined(__aarch64__) && defined(__APPLE__)
-
-// Absent where the system does not know the name.
-bool has_feature(const char* name) {
-  int value = 0;
-  std::size_t size = sizeof value;
-  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value == 1;
-}
-
-CpuFeatures query() {
-  CpuFeatures f{};
-  f.asimddp = has_feature("hw.optional.arm.FEAT_DotProd");
-  return f;
-}
-
 #else
 
-CpuFeatures query() { return {}; }
+// Arm lets only the operating system read its registers of features.
+CpuFeatures query() {
+  CpuFeatures f{};
+  f.asimddp = system_knows_dot_products();
+  return f;
+}
 
 #endif
 
