@@ -7,6 +7,7 @@
 #include <mutex>
 #include <numeric>
 #include <optional>
+#include <thread>
 #include <tuple>
 #include <unordered_set>
 #include <variant>
@@ -26,20 +27,26 @@
 namespace lstmfast::bindings {
 namespace {
 
-// A workspace serves one call at a time; if two Python threads share one, this raises instead of corrupting it.
+// A workspace serves one call at a time; if two Python threads share one, this raises instead of corrupting it. It waits
+// for one whose memory is being freed: without the GIL, that may be at any moment.
+enum class Use { kNone, kCall, kRelease };
+
 class InUse {
  public:
-  InUse(std::atomic<bool>& flag, const char* what) : flag_(flag) {
-    if (flag_.exchange(true))
-      throw std::runtime_error(std::string("this ") + what +
-                               " is already running in another thread; give each thread its own");
+  InUse(std::atomic<Use>& use, const char* what) : use_(use) {
+    for (Use now = Use::kNone; !use_.compare_exchange_strong(now, Use::kCall); now = Use::kNone) {
+      if (now == Use::kCall)
+        throw std::runtime_error(std::string("this ") + what +
+                                 " is already running in another thread; give each thread its own");
+      std::this_thread::yield();
+    }
   }
-  ~InUse() { flag_.store(false); }
+  ~InUse() { use_.store(Use::kNone); }
   InUse(const InUse&) = delete;
   InUse& operator=(const InUse&) = delete;
 
  private:
-  std::atomic<bool>& flag_;
+  std::atomic<Use>& use_;
 };
 
 Index checked_hidden_size(Index gates, const char* axis) {
@@ -163,15 +170,16 @@ class PySequence {
   static void release_all_memory() {
     AllSequences& all = all_sequences();
     const std::lock_guard<std::mutex> lock(all.mutex);
-    for (PySequence* each : all.sequences)
-      if (!each->running_.exchange(true)) {
-        each->release_memory();
-        each->running_.store(false);
-      }
+    for (PySequence* each : all.sequences) {
+      Use now = Use::kNone;
+      if (!each->use_.compare_exchange_strong(now, Use::kRelease)) continue;
+      each->release_memory();
+      each->use_.store(Use::kNone);
+    }
   }
 
   std::size_t workspace_bytes() {
-    const InUse in_use(running_, "Sequence");
+    const InUse in_use(use_, "Sequence");
     std::size_t bytes = 0;
     with_sequence([&](auto& sequence) { bytes = sequence.size_bytes(); });
     return bytes;
@@ -179,7 +187,7 @@ class PySequence {
 
   void load(const py::object& kernel, const py::object& bias, const py::object& peepholes, const py::object& projection,
             bool frozen, bool serves_one_call, const std::string& format) {
-    const InUse in_use(running_, "Sequence");
+    const InUse in_use(use_, "Sequence");
     with_float_type(Pair::is(kernel) ? Pair(kernel, "kernel").second : kernel, "kernel", [&](auto type) {
       using T = decltype(type);
       SequenceWeights<T> weights = checked_weights<T>(kernel, bias, peepholes, projection);
@@ -200,7 +208,7 @@ class PySequence {
                const py::object& h0, const py::object& c0, const py::object& lengths, const py::object& resets,
                const py::object& cells, const py::object& gates, const py::object& keep_for_backward,
                const std::string& matmul_precision) {
-    const InUse in_use(running_, "Sequence");
+    const InUse in_use(use_, "Sequence");
     with_loaded_sequence("forward", [&](auto& sequence) {
       using T = typename std::decay_t<decltype(sequence)>::Value;
       const auto& weights = sequence.weights();
@@ -227,7 +235,7 @@ class PySequence {
   void restore(const py::object& x, const py::object& h, const py::object& saved, const py::object& h0,
                const py::object& c0, const py::object& lengths, const py::object& resets,
                const std::string& matmul_precision) {
-    const InUse in_use(running_, "Sequence");
+    const InUse in_use(use_, "Sequence");
     with_loaded_sequence("restore", [&](auto& sequence) {
       auto args = checked_call(sequence.weights(), x, h, h0, c0, lengths, resets, matmul_precision);
       args.keep_for_backward = true;
@@ -239,7 +247,7 @@ class PySequence {
   }
 
   void release() {
-    const InUse in_use(running_, "Sequence");
+    const InUse in_use(use_, "Sequence");
     let_go();
   }
 
@@ -253,7 +261,7 @@ class PySequence {
   void backward(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
                 const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0, const py::object& d_c0,
                 const py::object& d_peepholes, const py::object& d_projection) {
-    const InUse in_use(running_, "Sequence");
+    const InUse in_use(use_, "Sequence");
     if (!kept_for_backward_)
       throw std::runtime_error("backward needs a forward with keep_for_backward=True, or a restore, before it");
     with_sequence([&](auto& sequence) {
@@ -436,7 +444,7 @@ class PySequence {
   const py::object cell_;
   const std::tuple<Cell<float>, Cell<double>> cells_;
   const bool has_peepholes_, has_projection_;
-  std::atomic<bool> running_{false};
+  std::atomic<Use> use_{Use::kNone};
   bool kept_for_backward_ = false;
   py::tuple weights_, kept_;  // arrays kept alive
 };
@@ -480,7 +488,7 @@ class PyStream {
   }
 
   py::array step(const py::object& x) {
-    const InUse in_use(running_, "Stream");
+    const InUse in_use(use_, "Stream");
     with_stream([&](auto& stream) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(stream.h())>>;
       const Index batch = stream.batch(), input_size = stream.input_size();
@@ -503,12 +511,12 @@ class PyStream {
   }
 
   void reset() {
-    const InUse in_use(running_, "Stream");
+    const InUse in_use(use_, "Stream");
     with_stream([](auto& stream) { stream.reset(); });
   }
 
   py::tuple state() {
-    const InUse in_use(running_, "Stream");
+    const InUse in_use(use_, "Stream");
     py::tuple result;
     with_stream([&](auto& stream) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(stream.h())>>;
@@ -520,7 +528,7 @@ class PyStream {
 
   void set_state(const py::tuple& state) {
     if (state.size() != 2) throw py::value_error("state must be (h, c), got " + std::to_string(state.size()) + " items");
-    const InUse in_use(running_, "Stream");
+    const InUse in_use(use_, "Stream");
     with_stream([&](auto& stream) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(stream.h())>>;
       const Shape shape{stream.layers(), stream.batch(), stream.hidden_size()};
@@ -532,7 +540,7 @@ class PyStream {
 
   void generate(const py::object& projection_kernel, const py::object& projection_bias, const py::object& token,
                 const py::object& uniforms, double temperature, Index top_k, double top_p, const py::object& out) {
-    const InUse in_use(running_, "Stream");
+    const InUse in_use(use_, "Stream");
     if (!(temperature >= 0))
       throw py::value_error("temperature must be at least 0, got " + std::to_string(temperature));
     if (top_k < 0) throw py::value_error("top_k must be at least 0, got " + std::to_string(top_k));
@@ -574,7 +582,7 @@ class PyStream {
   }
 
   std::variant<Holder<float>, Holder<double>> stream_;
-  std::atomic<bool> running_{false};
+  std::atomic<Use> use_{Use::kNone};
   py::array out_;
   void* out_data_ = nullptr;
 };
