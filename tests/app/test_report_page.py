@@ -157,6 +157,11 @@ def test_surprise_and_guesses_are_the_librarys(plain: Opened) -> None:
     assert_array_equal(best[:, 0], trace.logits[:-1].argmax(axis=-1))
 
 
+def test_a_text_of_one_character_has_a_page(browser: Any, tmp_path: Path) -> None:
+    opened = open_page(browser, tmp_path, model_of(), VOCABULARY, Passage(VOCABULARY.encode("d"), ["d"], ()))
+    assert (opened.errors, opened("spans.length")) == ([], 1)
+
+
 def test_the_page_of_a_trained_model_guesses_as_the_model_does(browser: Any, tmp_path: Path) -> None:
     model = lf.CharLM(VOCABULARY.size, 32, rng=np.random.default_rng(0))
     ids = VOCABULARY.encode(TEXT)
@@ -170,7 +175,9 @@ def test_the_page_of_a_trained_model_guesses_as_the_model_does(browser: Any, tmp
     exact = Network.of(model).read(opened.ids)
     own = np.array(opened("passage.states.map((states) => network.logits(states).reduce((best, l, k, all) => "
                           "(l > all[best] ? k : best), 0))"))
-    assert np.mean(own == exact.logits.argmax(axis=-1)) >= 0.99
+    int8, _ = model.inference(weights="int8")(np.ascontiguousarray(opened.ids[:, None].astype(np.int32)))
+    for logits in (exact.logits, int8.reshape(len(own), -1)):
+        assert np.mean(own == logits.argmax(axis=-1)) >= 0.99
     c = np.array(opened("passage.states.map((states) => Array.from(states[0].c.map(Math.tanh)))"))
     assert np.abs(c - np.tanh(exact.c[0])).max() < 0.1 and np.abs(c - np.tanh(exact.c[0])).mean() < 0.01
 

@@ -5,6 +5,7 @@ Refuses to analyse (see `lstmfast.report`). Whatever can be wrong with the file 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,9 +64,8 @@ def _check_file(out: Path, *, overwrite: bool) -> None:
         raise IsADirectoryError(f"{out} is a folder: name a file with --out")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists: give --overwrite to replace it, or another --out")
-    probe = out.with_name(f"{out.name}.tmp")
     try:
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
     except OSError as error:
         raise OSError(f"{out} cannot be written: {error.strerror}") from error
