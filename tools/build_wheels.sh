@@ -72,9 +72,23 @@ interpreters() {
 write_compiler() {
   cat >"$work/$1-c++" <<EOF
 #!/bin/sh
-exec '$work/tools/bin/python' -m ziglang c++ -target ${compiler_target[$1]} "\$@"
+exec '$work/tools/bin/python' -m ziglang c++ -target ${compiler_target[$1]} -isystem '$work/headers' "\$@"
 EOF
   chmod +x "$work/$1-c++"
+}
+
+# Debian's pyconfig.h includes <ARCHITECTURE-linux-gnu/python3.X/pyconfig.h>, which lies where this compiler does not look.
+# That of this machine stands for every target: all have 64 bits.
+link_headers() {
+  local include own architecture
+  include=$("$1" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+  own=${include%/*}/$(uname -m)-linux-gnu/${include##*/}
+  for architecture in x86_64 aarch64; do
+    mkdir -p "$work/headers/$architecture-linux-gnu"
+    if [[ -e $own ]]; then
+      ln -sfn "$own" "$work/headers/$architecture-linux-gnu/${include##*/}"
+    fi
+  done
 }
 
 # build PYTHON TARGET: one wheel. The suffix of the extension and the platform would be those of the interpreter that
@@ -84,6 +98,7 @@ build() {
   name=$("$python" -c 'import sys; print(sys.implementation.cache_tag)')
   suffix=.$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
   suffix=${suffix%%-x86_64*}-$target.so
+  link_headers "$python"
   if [[ ! -d $work/$name ]]; then
     "$python" -m venv "$work/$name"
     "$work/$name/bin/pip" install -q scikit-build-core pybind11 cmake ninja
