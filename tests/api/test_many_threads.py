@@ -1,4 +1,4 @@
-"""Many Python threads at once, each with layers of its own: nothing that they share, with the GIL or without, mixes them."""
+"""Many Python threads at once, each with layers of its own: they share nothing that mixes, with the GIL or without."""
 
 from __future__ import annotations
 
