@@ -145,8 +145,8 @@ def _left_out(unknown: Counter[str]) -> list[str]:
     named = ", ".join(f"{character!r} ({count:,})" for character, count in unknown.most_common(_NAMED))
     more = f" and {len(unknown) - _NAMED:,} others" if len(unknown) > _NAMED else ""
     count = unknown.total()
-    are = "character was" if count == 1 else "characters were"
-    return [f"{count:,} {are} left out, because the run does not know them: {named}{more}."]
+    are, them = ("character was", "it") if count == 1 else ("characters were", "them")
+    return [f"{count:,} {are} left out, because the run does not know {them}: {named}{more}."]
 
 
 def _unit(vocabulary: Vocabulary) -> str:
