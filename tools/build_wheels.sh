@@ -35,6 +35,7 @@ fail() {
 }
 
 main() {
+  [[ $PWD != *' '* ]] || fail "CMake takes no compiler from a path with spaces: $PWD"
   local python target targets=${TARGETS:-x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl}
   for target in $targets; do
     [[ -v compiler_target[$target] ]] || fail "unknown target '$target'; known are ${!compiler_target[*]}"
