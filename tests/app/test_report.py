@@ -948,7 +948,7 @@ def test_overwrite_replaces_the_page(trained: Path, lstmfast: Run) -> None:
         ("RUN --encoding latin-1", "--fold and --encoding say how to read a TEXT"),
         ("RUN missing.txt", "missing.txt does not exist"),
         ("RUN empty.txt", "the text is empty"),
-        ("RUN capital.txt", "the run knows none of the first 5 characters of the text, such as 'X'"),
+        ("RUN unknown.txt", "the run knows none of the first 5 characters of the text, such as 'Z'"),
         ("RUN latin.txt", "byte 0xe9 at offset 2 is not valid utf-8"),
         ("", "RUN"),
         ("nowhere text.txt", "checkpoint nowhere does not exist"),
@@ -963,7 +963,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(
     Path("full/notes.txt").touch()
     Path("mine.html").write_text("mine")
     Path("empty.txt").touch()
-    Path("capital.txt").write_text("XXXXX")
+    Path("unknown.txt").write_text("ZÄZÄZ", encoding="utf-8")  # none is in TEXT
     Path("latin.txt").write_bytes(b"af\xe9")
     before = files()
     status, out, err = lstmfast("report", *(trained if word == "RUN" else word for word in arguments.split()))
