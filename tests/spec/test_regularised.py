@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -25,7 +24,7 @@ CASES = pairwise(REGULARISERS | HOOKS | CALLS)
 ALL_ON = {
     "dropout": "h, per step", "zoneout": "both", "weight_dropout": True, "layer_norm": "products", "carry": True,
     "learnt_state": True, "peepholes": True, "projection": True, "cell_clip": True,
-}  # fmt: skip
+}
 cases = pytest.mark.parametrize("case", CASES, ids=name_of)
 
 
@@ -43,7 +42,7 @@ cases = pytest.mark.parametrize("case", CASES, ids=name_of)
         ),
     ],
     ids=["zeros", "ones", "pi"],
-)  # fmt: skip
+)
 def test_philox_gives_the_known_answers_of_random123(counter, key, words):
     assert_array_equal(reference.philox(np.array(counter, np.uint32), key), words)
 
@@ -70,7 +69,7 @@ def test_share_of_dropped_values_is_the_rate(rate):
         (reference.Noise(5, 1), 2, 7), (reference.Noise(5, 1), 1, 8),
     ],
     ids=["seed", "high half of the seed", "layer", "purpose", "step"],
-)  # fmt: skip
+)
 def test_masks_of_another_seed_layer_purpose_or_step_are_independent(other):
     one = reference.masks(reference.Noise(5, 1), 1, 7, 0.5, (100, 1000))
     assert abs(np.mean(one == reference.masks(*other, 0.5, (100, 1000))) - 0.5) < 5 * 0.5 / np.sqrt(one.size)
@@ -93,10 +92,8 @@ def outputs(case: dict[str, Any], **changes: Any) -> reference.Output:
 def test_dropout_of_h_scales_what_the_product_reads_and_not_what_is_returned():
     case = {"dropout": "h"}
     p, _, options = problem_of(case, SIZES)
-    factors = np.where(
-        reference.masks(reference.Noise(options["seed"], options["layer"]), reference.RECURRENT_DROPOUT, 0, 0.4, (B, H)),
-        0, 1 / 0.6,
-    )  # fmt: skip
+    noise = reference.Noise(options["seed"], options["layer"])
+    factors = np.where(reference.masks(noise, reference.RECURRENT_DROPOUT, 0, 0.4, (B, H)), 0, 1 / 0.6)
     h, c = p["h0"], p["c0"]
     expected = []
     for x in p["x"]:
@@ -268,7 +265,7 @@ def row_by_row(torch: Any, p: dict[str, Any], options: dict[str, Any]) -> tuple[
 
 
 def draws(torch: Any, options: dict[str, Any]) -> Callable[..., Any]:
-    """A function of purpose, step, rate and shape: factors of dropout, or shares that stay; as expected in inference."""
+    """A function of purpose, step, rate and shape: factors of dropout, or shares that stay; expected in inference."""
 
     def draw(purpose: int, step: int, rate: float, shape: tuple[int, int]) -> Any:
         is_zoneout = purpose in (reference.ZONEOUT_H, reference.ZONEOUT_C)
@@ -283,7 +280,7 @@ def draws(torch: Any, options: dict[str, Any]) -> Callable[..., Any]:
 def one_step(
     torch: Any, x: Any, h: Any, c: Any, recurrent: Any, p: dict[str, Any], options: dict[str, Any],
     draw: Callable[..., Any], t: int,
-) -> tuple[Any, Any]:  # fmt: skip
+) -> tuple[Any, Any]:
     """The next h and c of one row."""
     step, epsilon = options.get("first_step", 0) + t, options["layer_norm_epsilon"]
 
