@@ -10,14 +10,16 @@ import itertools
 import random
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import lstmfast as lf
+from lstmfast import _core
 from support.oracles import problem, random_lengths, random_resets
-from support.sequences import upstream_for
+from support.sequences import Outputs, strided, upstream_for
 
 Array = npt.NDArray[Any]
 Case = dict[str, Any]
@@ -141,3 +143,96 @@ def run_package(p: dict[str, Array], upstream: dict[str, Array], **options: Any)
     d = lf.lstm_backward(out, **upstream)
     results = {name: getattr(out, name) for name in ("h", "h_n", "c_n", "cells", "gates")}
     return results | {f"d_{name}": value for name, value in vars(d).items() if value is not None}
+
+
+# Arrays that the extension takes together.
+GROUPS = {"norms": ("norm_gain", "cell_gain", "cell_shift"), "initial": ("initial_h", "initial_c")}
+
+
+def cell_of(p: dict[str, Array], options: dict[str, Any]) -> lf.Cell:
+    """The cell that has these arrays and options of `lstm`."""
+    of_cell = {field.name for field in fields(lf.Cell)}
+    return lf.Cell(
+        projection_size=p["projection"].shape[1] if "projection" in p else None,
+        peepholes="peepholes" in p,
+        layer_norm={1: "gates", 2: "products"}[len(p["norm_gain"])] if "norm_gain" in p else None,
+        learn_initial_state="initial_h" in p,
+        **{name: value for name, value in options.items() if name in of_cell},
+    )
+
+
+def run_core(
+    p: dict[str, Array],
+    upstream: dict[str, Array] | None,
+    *,
+    outputs: Outputs | None = None,
+    sequence: _core.Sequence | None = None,
+    transposed: bool = False,
+    restored: bool = False,
+    weights: str = "float32",
+    matmul_precision: str = "highest",
+    **options: Any,
+) -> dict[str, Array]:
+    """As `run_package`, by the extension itself, into `outputs`; without upstream, outputs alone.
+
+    transposed: the weights lie as in PyTorch. restored: what the forward pass saved goes to another sequence, which
+    runs the backward pass; there are no cells then.
+    """
+    dtype, outputs = p["kernel"].dtype, outputs or Outputs()
+    (time_steps, batch), hidden = p["x"].shape[:2], p["bias"].shape[0] // 4
+    cell = cell_of(p, options)
+    output = cell.output_size(hidden)
+    states = {"h": (batch, output), "c": (batch, hidden)}
+    noise = (options["seed"], options["layer"], options["first_step"]) if "seed" in options else None
+    call = {"x": p["x"], **{name: p[name] for name in ("h0", "c0") if name in p}}
+    call |= {name: options[name] for name in ("lengths", "resets")}
+    call |= {"matmul_precision": matmul_precision, "noise": noise}
+    loaded = {name: p[name] for name in ("kernel", "peepholes", "projection") if name in p}
+    if transposed:
+        kernels = np.split(p["kernel"], [p["kernel"].shape[0] - output])
+        loaded["kernel"] = tuple(strided(part.T) for part in kernels)
+        loaded |= {"projection": strided(p["projection"].T)} if "projection" in p else {}
+    for name, parts in GROUPS.items():
+        loaded |= {name: tuple(p[part] for part in parts)} if parts[0] in p else {}
+
+    results = {
+        "h": outputs.strided("h", (time_steps, *states["h"]), dtype),
+        "h_n": outputs.strided("h_n", states["h"], dtype),
+        "c_n": outputs.strided("c_n", states["c"], dtype),
+        "gates": outputs.contiguous("gates", (time_steps, batch, 4, hidden), dtype),
+    }
+    keep: Any = upstream is not None
+    if restored:
+        updates = time_steps * batch if options["lengths"] is None else int(np.sum(options["lengths"]))
+        rows = len(p.get("norm_gain", ()))
+        keep = np.empty(_core.saved_size(updates, hidden, "projection" in p, dtype == np.float64, rows), dtype)
+    else:
+        results["cells"] = outputs.strided("cells", (time_steps, batch, hidden), dtype)
+    sequence = sequence or _core.Sequence(options["reverse"], cell)
+    sequence.load(bias=p["bias"], weights=weights, **loaded)
+    sequence.forward(**call, **results, keep_for_backward=keep)
+    if upstream is None:
+        return results
+    if restored:
+        sequence = _core.Sequence(options["reverse"], cell)
+        sequence.load(bias=None, **loaded)
+        sequence.restore(**call, h=results["h"].copy(), saved=keep.copy())
+
+    d: dict[str, Any] = {
+        "bias": outputs.contiguous("d_bias", p["bias"].shape, dtype),
+        "h0": outputs.strided("d_h0", states["h"], dtype),
+        "c0": outputs.strided("d_c0", states["c"], dtype),
+    }
+    if p["x"].ndim == 3:
+        d["x"] = outputs.strided("d_x", p["x"].shape, dtype)
+    for name, value in loaded.items():
+        parts = value if isinstance(value, tuple) else (value,)
+        made = tuple(outputs.contiguous(f"d_{name}[{k}]", part.shape, dtype) for k, part in enumerate(parts))
+        d[name] = made if isinstance(value, tuple) else made[0]
+    sequence.backward(**upstream, **{f"d_{name}": value for name, value in d.items()})
+    if transposed:
+        d["kernel"] = np.concatenate([part.T for part in d["kernel"]])
+        d |= {"projection": d["projection"].T} if "projection" in d else {}
+    for name, parts in GROUPS.items():
+        d |= dict(zip(parts, d.pop(name, ()), strict=False))
+    return results | {f"d_{name}": value for name, value in d.items()}
