@@ -565,7 +565,7 @@ def _by_gate(z: FloatArray) -> FloatArray:
 
 def _join_gates(z: FloatArray) -> FloatArray:
     """[..., 4, H] -> [..., 4H]."""
-    return z.reshape(*z.shape[:-2], -1)
+    return z.reshape(*z.shape[:-2], z.shape[-2] * z.shape[-1])
 
 
 def _pair(zoneout: float | tuple[float, float] | None) -> tuple[float, float]:
