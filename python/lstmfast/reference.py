@@ -310,7 +310,7 @@ def masks(noise: Noise, purpose: int, step: int, rate: float, shape: tuple[int, 
 
 
 def philox(counter: npt.NDArray[np.uint32], key: tuple[int, int]) -> npt.NDArray[np.uint32]:
-    """Philox4x32-10: four random 32-bit words [..., 4] for every counter [..., 4], under a key of two words.
+    """Philox4x32-10: four random 32-bit words for every counter, both [N, ..., 4], under a key of two words.
 
     Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3" (Random123).
     """

@@ -196,6 +196,40 @@ def test_workspace_used_before_for_other_sizes_gives_the_same_bits(isa, dtype, c
         assert_array_equal(value, expected[name], err_msg=name)
 
 
+def test_weights_that_were_dropped_in_training_are_whole_again_in_inference(isa, dtype):
+    p, _, options = problem_of({"weight_dropout": True}, (5, 8, 4, 9), dtype)
+    h, h_n, c_n = np.empty((5, 8, 9), dtype), np.empty((8, 9), dtype), np.empty((8, 9), dtype)
+    sequence = _core.Sequence(False, cell_of(p, options))
+    sequence.load(p["kernel"], p["bias"], frozen=True)
+    sequence.forward(p["x"], h, h_n, c_n)
+    expected = h.copy()
+    sequence.forward(p["x"], h, h_n, c_n, noise=(1, 0, 0))
+    assert not np.array_equal(h, expected)
+    sequence.forward(p["x"], h, h_n, c_n)
+    assert_array_equal(h, expected)
+
+
+@both_cells
+def test_training_forward_that_keeps_nothing_gives_the_same_bits(isa, dtype, case):
+    p, _, options = problem_of(case, (4, 3, 2, 5), dtype)
+    assert_array_equal(lf.lstm(**p, **options).h, lf.lstm(**p, **options, keep_for_backward=True).h)
+
+
+@both_cells
+def test_rows_do_not_know_each_other_nor_what_is_past_their_end(isa, dtype, case):
+    p, upstream, options = problem_of(case, (5, 4, 3, 9), dtype)
+    options["lengths"] = np.array([3, 0, 5, 4])
+    expected = run_package(p, upstream, **options)
+    past = (np.arange(5)[:, None] >= options["lengths"])[:, :, None]
+    soiled = {**p, "x": np.where(past, np.nan, p["x"]).astype(dtype)}
+    for name, value in run_package(soiled, upstream, **options).items():
+        assert_array_equal(value, expected[name], err_msg=name)
+    soiled["x"][1, 2] = np.nan
+    found = run_package(soiled, upstream, **options)
+    assert_array_equal(np.delete(found["h"], 2, 1), np.delete(expected["h"], 2, 1))
+    assert_array_equal(np.delete(found["d_x"], 2, 1), np.delete(expected["d_x"], 2, 1))
+
+
 @both_cells
 def test_gradients_asked_for_again_are_the_same(isa, case):
     p, upstream, options = problem_of(case, (4, 3, 2, 5))
