@@ -25,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_importing_the_adapters_loads_none_of_their_packages():
-    code = "import sys, lstmfast.integrations; print([n for n in ('sb3_contrib', 'stanza', 'torchrl') if n in sys.modules])"
+    names = "'sb3_contrib', 'stanza', 'torchrl'"
+    code = f"import sys, lstmfast.integrations; print([name for name in ({names}) if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -319,6 +320,7 @@ class SteppingLSTM(nn.Module):
         bounds = torch.nn.functional.pad(input.batch_sizes.cumsum(0), (1, 0)).tolist()
         spans = list(zip(bounds[:-1], bounds[1:], strict=True))
         states: list[tuple[Any, Any]] = []
+        outputs: list[Any] = []
         for k, cell in enumerate(self.cells):
             layer, reverse = divmod(k, self.num_directions)
             if not reverse:
