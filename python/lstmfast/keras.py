@@ -19,8 +19,9 @@ import numpy as np
 from keras import ops
 
 from lstmfast import _checks as check
-from lstmfast import functional
+from lstmfast import functional, runtime
 from lstmfast._checks import Array
+from lstmfast._engine import cpu
 from lstmfast.cells import Cell
 
 Arrays = tuple[Array, ...]
@@ -64,13 +65,14 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
         super().__init__(units, *args, **kwargs)
         self.matmul_precision = None if matmul_precision is None else check.matmul_precision(matmul_precision)
         _refuse_what_the_kernels_lack(self, kwargs.get("implementation", 2))
-        self._options = Cell(
-            forget_bias=0.0, recurrent_dropout=self.cell.recurrent_dropout, recurrent_dropout_of=recurrent_dropout_of,
-            recurrent_dropout_per_step=recurrent_dropout_per_step,
-            zoneout=tuple(zoneout) if isinstance(zoneout, (list, tuple)) else zoneout,
-            weight_dropout=weight_dropout, layer_norm=layer_norm, layer_norm_epsilon=layer_norm_epsilon,
-            layer_norm_carry=layer_norm_carry, learn_initial_state=learn_initial_state,
-        )
+        options: dict[str, Any] = {
+            "recurrent_dropout": self.cell.recurrent_dropout, "recurrent_dropout_of": recurrent_dropout_of,
+            "recurrent_dropout_per_step": recurrent_dropout_per_step,
+            "zoneout": tuple(zoneout) if isinstance(zoneout, Sequence) else zoneout, "weight_dropout": weight_dropout,
+            "layer_norm": layer_norm, "layer_norm_epsilon": layer_norm_epsilon, "layer_norm_carry": layer_norm_carry,
+            "learn_initial_state": learn_initial_state,
+        }
+        self._options = Cell(forget_bias=0.0, **options)
         if self._options.features:
             if self.stateful and learn_initial_state:
                 raise ValueError("learn_initial_state must be False for a stateful layer, whose first states are zero")
@@ -81,9 +83,9 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
 
     def _take_over_options(self) -> None:
         """Exchange Keras' cell for one with our weights, without the masks of recurrent dropout, which Keras draws."""
-        config = {**self.cell.get_config(), "recurrent_dropout": 0.0}
+        cell: Any = self.cell
         del self.cell  # so that Keras forgets its weights
-        self.cell = _Cell(self._options, **config)
+        self.cell = _Cell(self._options, **{**cell.get_config(), "recurrent_dropout": 0.0})
 
     @property
     def recurrent_dropout(self) -> float:
@@ -106,7 +108,7 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
             norms = self.cell.norm_gain, self.cell.cell_gain, self.cell.cell_shift
             tensors += [ops.convert_to_tensor(values, dtype=self.compute_dtype) for values in norms]
         others = [] if mask is None else [ops.cast(mask, "bool")]
-        is_random = bool(training and set(self._options.features) & _RANDOM)
+        is_random = bool(training and self._options.is_random)
         if is_random:
             others.append(self.cell.seed_generator.next())
         backend = keras.backend.backend()
@@ -116,7 +118,7 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
             zero_where_masked=self.zero_output_for_mask,
             state_before_first=backend == "jax",
             matmul_precision=self.matmul_precision,
-            cell=self._options if is_random else replace(self._options, recurrent_dropout=0.0, weight_dropout=0.0),
+            cell=replace(self._options, learn_initial_state=False),  # Keras hands over every state
             has_mask=mask is not None,
             is_random=is_random,
         )
@@ -125,11 +127,12 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that recreate this layer."""
-        options = {name: getattr(self._options, name) for name in _OPTIONS}
+        given = {name: getattr(self._options, name) for name in _OPTIONS}
+        # Without the default ones, so that Keras' own layer takes these settings where it can.
+        options = {name: value for name, value in given.items() if value != getattr(Cell, name)}
         return {**super().get_config(), "matmul_precision": self.matmul_precision, **options}
 
 
-_RANDOM = {"recurrent_dropout", "zoneout", "weight_dropout"}  # features that draw masks in training
 _OPTIONS = (
     "recurrent_dropout_of", "recurrent_dropout_per_step", "zoneout", "weight_dropout", "layer_norm",
     "layer_norm_epsilon", "layer_norm_carry", "learn_initial_state",
@@ -530,24 +533,15 @@ class _Loop:
         x = self._in_order(x)
         rows = None if mask is None else _Rows(self._in_order(mask))
         x = x if rows is None else rows.close_up(x)
-        out = functional.lstm(
+        out = cpu.lstm(
             # The states are copied: a stateful layer overwrites them before the backward pass reads them.
-            x.swapaxes(0, 1), np.concatenate([kernel, recurrent_kernel]), bias, h0.copy(), c0.copy(),
-            lengths=None if rows is None else rows.lengths,
-            keep_for_backward=keep_for_backward, matmul_precision=self.matmul_precision, **self._options(rest, seed),
+            x.swapaxes(0, 1), np.concatenate([kernel, recurrent_kernel]), bias, h0.copy(), c0.copy(), cell=self.cell,
+            norms=(rest[0], rest[1], rest[2]) if rest else None, noise=None if seed is None else (seed, 0, 0),
+            lengths=None if rows is None else rows.lengths, keep_for_backward=keep_for_backward,
+            matmul_precision=runtime.resolve_matmul_precision(self.matmul_precision),
         )
         outputs = np.ascontiguousarray(self._outputs(out, rows, h0))
         return (outputs, out.h_n, out.c_n), _Tape(out, rows, len(kernel), bool(rest))
-
-    def _options(self, norms: list[Array], seed: int | None) -> dict[str, Any]:
-        """The arguments of `lstmfast.lstm` for the cell."""
-        cell = self.cell
-        names = ("recurrent_dropout", "recurrent_dropout_of", "recurrent_dropout_per_step", "zoneout", "weight_dropout")
-        options: dict[str, Any] = {name: getattr(cell, name) for name in names if getattr(cell, name)}
-        if norms:
-            options |= dict(zip(("norm_gain", "cell_gain", "cell_shift"), norms, strict=True))
-            options |= {"layer_norm_epsilon": cell.layer_norm_epsilon, "layer_norm_carry": cell.layer_norm_carry}
-        return options if seed is None else {**options, "seed": seed}
 
     def backward_of(self, tape: _Tape, d_outputs: Array, d_h_n: Array, d_c_n: Array) -> Arrays:
         """Return the derivatives by the float arrays of the `run` that kept this tape."""

@@ -466,7 +466,6 @@ class Own(keras.layers.LSTM):
 
 
 LEFT: dict[str, tuple[Any, str]] = {
-    "recurrent_dropout": (lambda: lstm(recurrent_dropout=0.25, name="it"), "it: recurrent_dropout must be 0, got 0.25"),
     "activation": (lambda: lstm(activation="relu", name="it"), "it: activation must be tanh, got relu"),
     "implementation": (
         lambda: lstm(dropout=0.5, implementation=1, name="it"), "it: implementation must be 2 where there is dropout"
@@ -669,7 +668,10 @@ y.sum().backward()
         ({"activation": "relu"}, "activation must be tanh, got relu"),
         ({"activation": None}, "activation must be tanh, got linear"),
         ({"recurrent_activation": "hard_sigmoid"}, "recurrent_activation must be sigmoid, got hard_sigmoid"),
-        ({"recurrent_dropout": 0.25}, "recurrent_dropout must be 0, got 0.25"),
+        ({"recurrent_dropout": 0.25, "dropout": 0.5, "implementation": 1}, "implementation must be 2 where"),
+        ({"recurrent_dropout": 1.0}, "recurrent_dropout must be"),
+        ({"layer_norm": "rows"}, "layer_norm must be"),
+        ({"learn_initial_state": True, "stateful": True}, "learn_initial_state must be False for a stateful layer"),
         ({"dropout": 0.5, "implementation": 1}, "implementation must be 2 where there is dropout, got 1"),
         ({"use_cudnn": True}, "use_cudnn must be 'auto' or False, got True"),
         ({"dtype": "bfloat16"}, "dtype must compute in float32 or float64, got bfloat16"),

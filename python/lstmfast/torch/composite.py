@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,29 +115,30 @@ class _Masks:
         self._noise, self._like = variant.noise, x
         time_steps, batch = x.shape[:2]
         if cell.recurrent_dropout:
-            of_h = cell.recurrent_dropout_of == "h"
+            drops_h = cell.recurrent_dropout_of == "h"
             steps = time_steps if cell.recurrent_dropout_per_step else None
-            units = output_size if of_h else hidden_size
+            units = output_size if drops_h else hidden_size
             mask = self._drawn(_OF_H, steps, batch, units, cell.recurrent_dropout)
-            self.h, self.g = (mask, None) if of_h else (None, mask)
+            self.h, self.g = (mask, None) if drops_h else (None, mask)
         if cell.zoneout is not None:
             purposes = zip((_ZONEOUT_H, _ZONEOUT_C), (output_size, hidden_size), cell.zoneout, strict=True)
-            kept = [self._drawn(purpose, time_steps, batch, units, rate) for purpose, units, rate in purposes]
-            self.zones = (kept[0] == 0).to(x.dtype), (kept[1] == 0).to(x.dtype)
+            of_h, of_c = (self._drawn(purpose, time_steps, batch, units, rate) for purpose, units, rate in purposes)
+            self.zones = of_h, of_c
         if cell.weight_dropout:
             drawn = self._drawn(_OF_WEIGHTS, None, output_size, 4 * hidden_size, cell.weight_dropout)
             self.weights = drawn[0].t()
 
     def _drawn(self, purpose: int, time_steps: int | None, rows: int, units: int, rate: float) -> Tensor:
-        """Masks [time_steps or 1, rows, units] of 0 and 1 / (1 - rate); one for all steps without time_steps."""
+        """Masks [time_steps or 1, rows, units], one for all steps without time_steps.
+
+        They hold 0 and 1 / (1 - rate), for zoneout 1 where the earlier value is kept and 0 elsewhere.
+        """
         seed, layer, first_step = self._noise
         steps = [0] if time_steps is None else [(first_step + t) % 2**32 for t in range(time_steps)]
-        is_float64 = self._like.dtype is torch.float64
-        found = [
-            torch.from_numpy(_core.testing.mask(seed, layer, purpose, step, 0, rows, units, rate, is_float64))
-            for step in steps
-        ]
-        return torch.stack(found).to(device=self._like.device, dtype=self._like.dtype)
+        found = np.empty((len(steps), rows, units), np.float64 if self._like.dtype is torch.float64 else np.float32)
+        for values, step in zip(found, steps, strict=True):
+            _core.testing.mask(values, seed, layer, purpose, step, rate)
+        return torch.from_numpy(found).to(device=self._like.device, dtype=self._like.dtype)
 
 
 def _at(mask: Tensor, t: int) -> Tensor:

@@ -23,18 +23,12 @@ from lstmfast.torch import arguments, composite, kernels, paths, recording, serv
 from lstmfast.torch.calls import CallOptions, Extras, Noise, Result, Variant, Weights
 
 CELL = "_cell"  # of a module of lstmfast.torch.LSTM: the cell, if it is not torch's
-_RANDOM = ("recurrent_dropout", "zoneout", "weight_dropout")
 _functorch = torch._C._functorch
 
 
 def cell_of(module: nn.Module) -> Cell | None:
     """The cell of a module with such options; None for any other module."""
     return getattr(module, CELL, None) if serving.is_ours(module) else None
-
-
-def is_random(cell: Cell) -> bool:
-    """Whether training draws masks."""
-    return any(getattr(cell, name) for name in _RANDOM)
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
@@ -230,7 +224,7 @@ def _words(cell: Cell) -> str:
 
 def _noise(module: nn.Module, cell: Cell, seed: int | None, first_step: int) -> Noise | None:
     """The noise of a call, its layer still 0; None in inference and for cells without any."""
-    if not (module.training and is_random(cell)):
+    if not (module.training and cell.is_random):
         return None
     if torch.jit.is_tracing() or paths.is_exporting():
         raise RuntimeError(
