@@ -62,18 +62,6 @@ WeightFormat weight_format_of(const std::string& word) {
   throw py::value_error("weights must be float32, bfloat16 or int8, got " + word);
 }
 
-// Reads everything from the cell except peepholes, which are arrays and come with the weights.
-template <typename T>
-Cell<T> cell_of(const py::object& cell) {
-  const auto clip = cell.attr("cell_clip").cast<std::optional<double>>();
-  if (clip && !(*clip > 0)) throw py::value_error("cell.cell_clip must be above 0, got " + std::to_string(*clip));
-  Cell<T> found{};
-  found.forget_bias = static_cast<T>(cell.attr("forget_bias").cast<double>());
-  found.variant.cell_clip = static_cast<T>(clip.value_or(std::numeric_limits<double>::infinity()));
-  found.variant.coupled_gates = cell.attr("coupled_gates").cast<bool>();
-  return found;
-}
-
 // An argument that may be a pair of arrays.
 struct Pair {
   py::object first, second;
@@ -89,12 +77,51 @@ struct Pair {
   static bool is(const py::object& object) { return py::isinstance<py::tuple>(object); }
 };
 
+LayerNorm layer_norm_of(const py::object& word) {
+  if (word.is_none()) return LayerNorm::kNone;
+  const auto kind = word.cast<std::string>();
+  if (kind == "products") return LayerNorm::kProducts;
+  if (kind == "gates") return LayerNorm::kGates;
+  throw py::value_error("cell.layer_norm must be None, products or gates, got " + kind);
+}
+
+double checked_rate(const py::object& rate, const char* name) {
+  const auto value = rate.cast<double>();
+  if (!(value >= 0 && value < 1))
+    throw py::value_error("cell." + std::string(name) + " must lie in [0, 1), got " + std::to_string(value));
+  return value;
+}
+
+// Reads everything from the cell except peepholes, which are arrays and come with the weights.
+template <typename T>
+Cell<T> cell_of(const py::object& cell) {
+  const auto clip = cell.attr("cell_clip").cast<std::optional<double>>();
+  if (clip && !(*clip > 0)) throw py::value_error("cell.cell_clip must be above 0, got " + std::to_string(*clip));
+  Cell<T> found{};
+  found.forget_bias = static_cast<T>(cell.attr("forget_bias").cast<double>());
+  found.variant.cell_clip = static_cast<T>(clip.value_or(std::numeric_limits<double>::infinity()));
+  found.variant.coupled_gates = cell.attr("coupled_gates").cast<bool>();
+  found.recurrent_dropout = checked_rate(cell.attr("recurrent_dropout"), "recurrent_dropout");
+  found.drops_candidate = cell.attr("recurrent_dropout_of").cast<std::string>() == "g";
+  found.drops_per_step = cell.attr("recurrent_dropout_per_step").cast<bool>();
+  if (const py::object zoneout = cell.attr("zoneout"); !zoneout.is_none()) {
+    const Pair rates(zoneout, "cell.zoneout");
+    found.zoneout_of_h = checked_rate(rates.first, "zoneout");
+    found.zoneout_of_c = checked_rate(rates.second, "zoneout");
+  }
+  found.weight_dropout = checked_rate(cell.attr("weight_dropout"), "weight_dropout");
+  found.layer_norm = layer_norm_of(cell.attr("layer_norm"));
+  found.layer_norm_epsilon = static_cast<T>(cell.attr("layer_norm_epsilon").cast<double>());
+  found.carries_norm = cell.attr("layer_norm_carry").cast<bool>();
+  return found;
+}
+
 // What a call of these sizes would do, for `explain`.
 py::dict plan_of(Index time_steps, Index batch, Index input_size, Index hidden_size, const std::string& dtype,
-                 const std::string& matmul_precision, bool is_plain, bool token_input, bool training,
+                 const std::string& matmul_precision, bool is_plain, bool is_projected, bool token_input, bool training,
                  const std::string& weights) {
-  CallShape call{time_steps, batch, time_steps * batch, token_input ? 0 : input_size, hidden_size, is_plain, 0,
-                 precision_of(matmul_precision), weight_format_of(weights), false, training};
+  CallShape call{time_steps, batch, time_steps * batch, token_input ? 0 : input_size, hidden_size, is_plain,
+                 is_projected, 0, precision_of(matmul_precision), weight_format_of(weights), false, training};
   if (call.weights == WeightFormat::kBFloat16) call.precision = MatmulPrecision::kMedium;
   const Choice choice = dtype == "float32" ? choose_path(kernels<float>(), call) : choose_path(kernels<double>(), call);
   const char* const refusals[] = {"", "dtype", "cell", "isa", "size"};
@@ -153,7 +180,8 @@ class PySequence {
         cell_(cell),
         cells_{cell_of<float>(cell), cell_of<double>(cell)},
         has_peepholes_(cell.attr("peepholes").cast<bool>()),
-        has_projection_(!cell.attr("projection_size").is_none()) {
+        has_projection_(!cell.attr("projection_size").is_none()),
+        learns_initial_state_(cell.attr("learn_initial_state").cast<bool>()) {
     AllSequences& all = all_sequences();
     const std::lock_guard<std::mutex> lock(all.mutex);
     all.sequences.insert(this);
@@ -186,11 +214,14 @@ class PySequence {
   }
 
   void load(const py::object& kernel, const py::object& bias, const py::object& peepholes, const py::object& projection,
-            bool frozen, bool serves_one_call, const std::string& format) {
+            bool frozen, bool serves_one_call, const std::string& format, const py::object& norms,
+            const py::object& initial) {
     const InUse in_use(use_, "Sequence");
     with_float_type(Pair::is(kernel) ? Pair(kernel, "kernel").second : kernel, "kernel", [&](auto type) {
       using T = decltype(type);
       SequenceWeights<T> weights = checked_weights<T>(kernel, bias, peepholes, projection);
+      add_norms(norms, weights);
+      add_initial_state(initial, weights);
       weights.are_frozen = frozen;
       weights.serve_one_call = serves_one_call;
       weights.format = weight_format_of(format);
@@ -201,19 +232,19 @@ class PySequence {
       std::get<Sequence<T>>(sequence_).load(weights);
     });
     let_go();
-    weights_ = py::make_tuple(kernel, bias, peepholes, projection);
+    weights_ = py::make_tuple(kernel, bias, peepholes, projection, norms, initial);
   }
 
   void forward(const py::object& x, const py::object& h, const py::object& h_n, const py::object& c_n,
                const py::object& h0, const py::object& c0, const py::object& lengths, const py::object& resets,
                const py::object& cells, const py::object& gates, const py::object& keep_for_backward,
-               const std::string& matmul_precision) {
+               const std::string& matmul_precision, const py::object& noise) {
     const InUse in_use(use_, "Sequence");
     with_loaded_sequence("forward", [&](auto& sequence) {
       using T = typename std::decay_t<decltype(sequence)>::Value;
       const auto& weights = sequence.weights();
       if (!weights.bias) throw py::type_error("bias must be a NumPy array for forward, got None in load");
-      SequenceForwardArgs<T> args = checked_call(weights, x, h, h0, c0, lengths, resets, matmul_precision);
+      SequenceForwardArgs<T> args = checked_call(weights, x, h, h0, c0, lengths, resets, matmul_precision, noise);
       const Index steps = args.time_steps, batch = args.batch, hidden = weights.hidden_size;
       args.h_n = required<T>(h_n, "h_n").must_have_shape({batch, weights.output_size}).matrix();
       args.c_n = required<T>(c_n, "c_n").must_have_shape({batch, hidden}).matrix();
@@ -221,7 +252,7 @@ class PySequence {
       args.gates = ArrayArg<T>(gates, "gates").must_have_shape({steps, batch, kGateCount, hidden}).sequence(2);
       const bool is_bool = py::isinstance<py::bool_>(keep_for_backward);
       args.keep_for_backward = !is_bool || keep_for_backward.is(py::bool_(true));
-      if (!is_bool) args.saved = checked_saved(weights, args, keep_for_backward, "keep_for_backward");
+      if (!is_bool) args.saved = checked_saved<T>(weights, args, keep_for_backward, "keep_for_backward");
       if (!is_bool && args.cells) throw py::value_error("cells must be None if keep_for_backward is an array");
       keep(args, py::make_tuple(x, h0, c0, lengths, h, cells, keep_for_backward));
       {
@@ -234,12 +265,13 @@ class PySequence {
 
   void restore(const py::object& x, const py::object& h, const py::object& saved, const py::object& h0,
                const py::object& c0, const py::object& lengths, const py::object& resets,
-               const std::string& matmul_precision) {
+               const std::string& matmul_precision, const py::object& noise) {
     const InUse in_use(use_, "Sequence");
     with_loaded_sequence("restore", [&](auto& sequence) {
-      auto args = checked_call(sequence.weights(), x, h, h0, c0, lengths, resets, matmul_precision);
+      using T = typename std::decay_t<decltype(sequence)>::Value;
+      auto args = checked_call(sequence.weights(), x, h, h0, c0, lengths, resets, matmul_precision, noise);
       args.keep_for_backward = true;
-      args.saved = checked_saved(sequence.weights(), args, saved, "saved");
+      args.saved = checked_saved<T>(sequence.weights(), args, saved, "saved");
       keep(args, py::make_tuple(x, h0, c0, lengths, h, saved));
       const py::gil_scoped_release release;
       sequence.restore(args);
@@ -260,12 +292,14 @@ class PySequence {
 
   void backward(const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n, const py::object& d_x,
                 const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0, const py::object& d_c0,
-                const py::object& d_peepholes, const py::object& d_projection) {
+                const py::object& d_peepholes, const py::object& d_projection, const py::object& d_norms,
+                const py::object& d_initial) {
     const InUse in_use(use_, "Sequence");
     if (!kept_for_backward_)
       throw std::runtime_error("backward needs a forward with keep_for_backward=True, or a restore, before it");
     with_sequence([&](auto& sequence) {
-      backward_of(sequence, d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, d_peepholes, d_projection);
+      backward_of(sequence, d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, d_peepholes, d_projection,
+                  d_norms, d_initial);
     });
   }
 
@@ -322,13 +356,65 @@ class PySequence {
     return weights;
   }
 
+  // The arrays of a layer normalisation: norm_gain, cell_gain, cell_shift.
+  template <typename T>
+  struct NormArrays {
+    T *norm_gain, *cell_gain, *cell_shift;
+  };
+  template <typename T>
+  NormArrays<T> checked_norms(const py::object& norms, Index hidden, const char* name) const {
+    const auto arrays = py::reinterpret_borrow<py::tuple>(norms);
+    if (!py::isinstance<py::tuple>(norms) || arrays.size() != 3)
+      throw py::type_error(std::string(name) + " must be a tuple of norm_gain, cell_gain and cell_shift");
+    const Index products = std::get<0>(cells_).layer_norm == LayerNorm::kProducts ? 2 : 1;
+    return {required<T>(arrays[0], "norm_gain").must_have_shape({products, kGateCount * hidden}).contiguous(),
+            required<T>(arrays[1], "cell_gain").must_have_shape({hidden}).contiguous(),
+            required<T>(arrays[2], "cell_shift").must_have_shape({hidden}).contiguous()};
+  }
+
+  template <typename T>
+  void add_norms(const py::object& norms, SequenceWeights<T>& weights) const {
+    const bool has_norms = std::get<0>(cells_).layer_norm != LayerNorm::kNone;
+    if (has_norms == norms.is_none())
+      throw py::type_error(std::string("norms must be ") +
+                           (has_norms ? "arrays for a cell with layer normalisation, got None"
+                                      : "None for a cell without layer normalisation"));
+    if (!has_norms) return;
+    const auto arrays = checked_norms<const T>(norms, weights.hidden_size, "norms");
+    weights.norm_gain = arrays.norm_gain;
+    weights.cell_gain = arrays.cell_gain;
+    weights.cell_shift = arrays.cell_shift;
+  }
+
+  template <typename T>
+  void add_initial_state(const py::object& initial, SequenceWeights<T>& weights) const {
+    if (learns_initial_state_ == initial.is_none())
+      throw py::type_error(std::string("initial must be ") +
+                           (learns_initial_state_ ? "a pair for a cell that learns its initial state, got None"
+                                                  : "None for a cell that does not learn its initial state"));
+    if (!learns_initial_state_) return;
+    const Pair pair(initial, "initial");
+    weights.initial_h = required<const T>(pair.first, "initial_h").must_have_shape({weights.output_size}).contiguous();
+    weights.initial_c = required<const T>(pair.second, "initial_c").must_have_shape({weights.hidden_size}).contiguous();
+  }
+
+  // The seed, the number of the layer and that of its first time step.
+  static Noise checked_noise(const py::object& noise) {
+    if (noise.is_none()) return {};
+    const auto parts = py::reinterpret_borrow<py::tuple>(noise);
+    if (!py::isinstance<py::tuple>(noise) || parts.size() != 3)
+      throw py::type_error("noise must be None or a tuple of seed, layer and first step");
+    return {true, parts[0].cast<unsigned long long>(), parts[1].cast<unsigned>(), parts[2].cast<unsigned>()};
+  }
+
   // The common arguments of forward and restore.
   template <typename T>
   static SequenceForwardArgs<T> checked_call(const SequenceWeights<T>& weights, const py::object& x,
                                              const py::object& h, const py::object& h0, const py::object& c0,
                                              const py::object& lengths, const py::object& resets,
-                                             const std::string& matmul_precision) {
+                                             const std::string& matmul_precision, const py::object& noise) {
     SequenceForwardArgs<T> args{};
+    args.noise = checked_noise(noise);
     const Index output = weights.output_size;
     if (py::isinstance<py::array>(x) && holds<int>(x)) {
       const ArrayArg<const int> ids(x, "x");
@@ -360,11 +446,12 @@ class PySequence {
   }
 
   template <typename T>
-  static T* checked_saved(const SequenceWeights<T>& weights, const SequenceForwardArgs<T>& args,
-                          const py::object& saved, const char* name) {
+  T* checked_saved(const SequenceWeights<T>& weights, const SequenceForwardArgs<T>& args, const py::object& saved,
+                   const char* name) const {
     const Index *lengths = args.lengths, batch = args.batch;
     const Index updates = lengths ? std::accumulate(lengths, lengths + batch, Index{0}) : args.time_steps * batch;
-    const Index size = Sequence<T>::saved_size(updates, weights.hidden_size, weights.has_projection());
+    const Index size = Sequence<T>::saved_size(updates, weights.hidden_size, weights.has_projection(),
+                                               std::get<0>(cells_).layer_norm);
     return required<T>(saved, name).must_have_shape({size}).contiguous();
   }
 
@@ -383,7 +470,8 @@ class PySequence {
   template <typename T>
   void backward_of(Sequence<T>& sequence, const py::object& d_h, const py::object& d_h_n, const py::object& d_c_n,
                    const py::object& d_x, const py::object& d_kernel, const py::object& d_bias, const py::object& d_h0,
-                   const py::object& d_c0, const py::object& d_peepholes, const py::object& d_projection) {
+                   const py::object& d_c0, const py::object& d_peepholes, const py::object& d_projection,
+                   const py::object& d_norms, const py::object& d_initial) {
     const SequenceWeights<T>& weights = sequence.weights();
     const SequenceForwardArgs<T>& call = sequence.last_call();
     const Index steps = call.time_steps, batch = call.batch, columns = kGateCount * weights.hidden_size;
@@ -419,6 +507,19 @@ class PySequence {
       args.d_transposed.projection = d_projection_arg.must_have_shape({outputs, hidden}).matrix();
     else
       args.d_projection = d_projection_arg.must_have_shape({hidden, outputs}).matrix();
+    if (!d_norms.is_none()) {
+      if (!weights.norm_gain) throw py::value_error("d_norms must be None without layer normalisation");
+      const auto arrays = checked_norms<T>(d_norms, hidden, "d_norms");
+      args.d_norm_gain = arrays.norm_gain;
+      args.d_cell_gain = arrays.cell_gain;
+      args.d_cell_shift = arrays.cell_shift;
+    }
+    if (!d_initial.is_none()) {
+      if (!weights.initial_h) throw py::value_error("d_initial must be None without learnt initial states");
+      const Pair pair(d_initial, "d_initial");
+      args.d_initial_h = required<T>(pair.first, "d_initial[0]").must_have_shape({outputs}).contiguous();
+      args.d_initial_c = required<T>(pair.second, "d_initial[1]").must_have_shape({hidden}).contiguous();
+    }
     const py::gil_scoped_release release;
     sequence.backward(args);
   }
@@ -443,7 +544,7 @@ class PySequence {
   const bool reverse_;
   const py::object cell_;
   const std::tuple<Cell<float>, Cell<double>> cells_;
-  const bool has_peepholes_, has_projection_;
+  const bool has_peepholes_, has_projection_, learns_initial_state_;
   std::atomic<Use> use_{Use::kNone};
   bool kept_for_backward_ = false;
   py::tuple weights_, kept_;  // arrays kept alive
@@ -591,15 +692,20 @@ class PyStream {
 
 void register_lstm(py::module_& module) {
   const py::none none;
-  module.def("saved_size", [](Index updates, Index hidden_size, bool has_projection, bool is_float64) {
-    return is_float64 ? Sequence<double>::saved_size(updates, hidden_size, has_projection)
-                      : Sequence<float>::saved_size(updates, hidden_size, has_projection);
+  module.def("saved_size", [](Index updates, Index hidden_size, bool has_projection, bool is_float64,
+                              int normalized_products) {
+    const LayerNorm norm = normalized_products == 0   ? LayerNorm::kNone
+                           : normalized_products == 1 ? LayerNorm::kGates
+                                                      : LayerNorm::kProducts;
+    return is_float64 ? Sequence<double>::saved_size(updates, hidden_size, has_projection, norm)
+                      : Sequence<float>::saved_size(updates, hidden_size, has_projection, norm);
   }, "Number of values that a forward pass of this many row updates stores in `saved` for backward.",
-      py::arg("updates"), py::arg("hidden_size"), py::arg("has_projection"), py::arg("is_float64"));
+      py::arg("updates"), py::arg("hidden_size"), py::arg("has_projection"), py::arg("is_float64"),
+      py::arg("normalized_products") = 0);
   module.def("fingerprint", fingerprint, py::arg("values"));
   module.def("plan_of", plan_of, py::arg("time_steps"), py::arg("batch"), py::arg("input_size"), py::arg("hidden_size"),
-             py::arg("dtype"), py::arg("matmul_precision"), py::arg("is_plain"), py::arg("token_input"),
-             py::arg("training"), py::arg("weights"));
+             py::arg("dtype"), py::arg("matmul_precision"), py::arg("is_plain"), py::arg("is_projected"),
+             py::arg("token_input"), py::arg("training"), py::arg("weights"));
   module.def("release_memory", [] {
     PySequence::release_all_memory();
     release_linear_workspaces();
@@ -610,15 +716,15 @@ void register_lstm(py::module_& module) {
       .def(py::init<bool, const py::object&>(), py::arg("reverse"), py::arg("cell"))
       .def("load", &PySequence::load, py::arg("kernel"), py::arg("bias"), py::arg("peepholes") = none,
            py::arg("projection") = none, py::arg("frozen") = false, py::arg("serves_one_call") = false,
-           py::arg("weights") = "float32")
+           py::arg("weights") = "float32", py::arg("norms") = none, py::arg("initial") = none)
       // Callers need not name arguments: pybind11 creates a string to look up each name, 100 ns.
       .def("forward", &PySequence::forward, py::arg("x"), py::arg("h"), py::arg("h_n"), py::arg("c_n"),
            py::arg("h0") = none, py::arg("c0") = none, py::arg("lengths") = none, py::arg("resets") = none,
            py::arg("cells") = none, py::arg("gates") = none, py::arg("keep_for_backward") = false,
-           py::arg("matmul_precision") = "highest")
+           py::arg("matmul_precision") = "highest", py::arg("noise") = none)
       .def("restore", &PySequence::restore, py::arg("x"), py::arg("h"), py::arg("saved"), py::arg("h0") = none,
            py::arg("c0") = none, py::arg("lengths") = none, py::arg("resets") = none,
-           py::arg("matmul_precision") = "highest")
+           py::arg("matmul_precision") = "highest", py::arg("noise") = none)
       // A copy or unpickled Sequence has the same cell, but has not run and holds no weights.
       .def(py::pickle([](const PySequence& sequence) { return sequence.state(); },
                       [](const py::tuple& state) {
@@ -630,7 +736,7 @@ void register_lstm(py::module_& module) {
       .def("backward", &PySequence::backward, py::arg("d_h") = none, py::arg("d_h_n") = none,
            py::arg("d_c_n") = none, py::arg("d_x") = none, py::arg("d_kernel") = none, py::arg("d_bias") = none,
            py::arg("d_h0") = none, py::arg("d_c0") = none, py::arg("d_peepholes") = none,
-           py::arg("d_projection") = none);
+           py::arg("d_projection") = none, py::arg("d_norms") = none, py::arg("d_initial") = none);
   py::class_<PyStream>(module, "Stream", "A stack of layers advanced one step at a time; weights packed, state inside.")
       .def(py::init<const std::vector<py::object>&, const std::vector<py::object>&, Index, bool, double,
                     const std::string&>(),

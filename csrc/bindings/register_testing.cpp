@@ -8,6 +8,7 @@
 #include "cpu/cpu_features.h"
 #include "cpu/dispatch.h"
 #include "lstm/fingerprint.h"
+#include "lstm/masks.h"
 #include "lstm/products.h"
 
 namespace lstmfast::bindings {
@@ -58,6 +59,23 @@ void rounded_product(const py::object& x, const py::object& kernel, const py::ob
   k.unpack_gates(product.z, product.z_block_stride, hidden, z_rows.data(), rows);
 }
 
+// out [rows, units]: the factors of a dropout, or of a zoneout for purposes 1 and 2, of the rows from 0 on.
+void mask(const py::object& out, unsigned long long seed, unsigned layer, unsigned purpose, unsigned step, double rate) {
+  with_float_type(out, "out", [&](auto type) {
+    using T = decltype(type);
+    const ArrayArg<T> arg(out, "out");
+    const MatrixView<T> rows = arg.must_have_ndim(2, "[rows, units]").matrix();
+    MaskArgs<T> args = mask_of<T>({true, seed, layer, 0}, static_cast<MaskPurpose>(purpose), rate);
+    args.step = step;
+    args.unit_end = arg.size(1);
+    for (Index r = 0; r < arg.size(0); ++r) {
+      args.row = static_cast<unsigned>(r);
+      args.factors = rows.row(r);
+      kernels<T>().fill_mask(args);
+    }
+  });
+}
+
 py::tuple keys_of_fingerprints() {
   const FingerprintKeys& keys = fingerprint_keys();
   return py::make_tuple(py::make_tuple(keys.points[0], keys.points[1]),
@@ -73,6 +91,8 @@ void register_testing(py::module_& module) {
   testing.def("cpu_features", named_cpu_features);
   testing.def("cpu_features_by_compiler", cpu_features_by_compiler);
   testing.def("fingerprint_keys", keys_of_fingerprints);
+  testing.def("mask", mask, py::arg("out"), py::arg("seed"), py::arg("layer"), py::arg("purpose"), py::arg("step"),
+              py::arg("rate"));
   testing.def("rounded_product", rounded_product, py::arg("x"), py::arg("kernel"), py::arg("bias"), py::arg("z"),
               py::arg("format"));
   register_testing_bf16x(testing);

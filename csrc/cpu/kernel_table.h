@@ -30,8 +30,42 @@ struct CellVariant {
   T cell_clip;         // infinity: none
   bool coupled_gates;  // f = 1 - i; the forget gate's product is ignored
 
-  // Whether the variant kernels must run. bf16x products and weights read in place support plain cells only.
+  // Whether the variant kernels must run. Weights read in place support plain cells only.
   LSTMFAST_INLINE bool has_hooks() const { return peepholes || coupled_gates || cell_clip < T(__builtin_huge_val()); }
+};
+
+// Factors of a step's rows, each [rows] -> [hidden_size], or null.
+template <typename T>
+struct CellMasks {
+  const T* const* candidate;  // of g on its way to c
+  const T* const* kept_cell;  // zoneout: the share of c_prev in c, which h and the output's peephole do not see
+};
+
+// Factors of one row: word j of units [unit_begin, unit_end) becomes `below` if it is smaller than `threshold`, else
+// `above`. The words are those of Philox4x32-10 (Salmon et al. 2011) with this key and these last three of its counter;
+// `reference.py` has their order. Equal on every ISA.
+template <typename T>
+struct MaskArgs {
+  unsigned key[2], row, step, stream;
+  unsigned threshold;
+  T below, above;
+  Index unit_begin, unit_end;
+  T* factors;  // of unit 0
+};
+
+// Completes the gradient of a row's h, for units [unit_begin, unit_end). The next step's share of it is
+//   from_next = d_h * next_mask + kept,
+// and the whole is d_h = from_next + d_h_out + d_h_extra, of which with zoneout `kept` = d_h * share belongs to the state
+// before, and the rest to what the step computed.
+template <typename T>
+struct StateGradientArgs {
+  Index unit_begin, unit_end;
+  T* d_h;
+  const T *d_h_out, *d_h_extra;
+  const T* next_mask;  // or null
+  T* kept;             // or null, and then there is no zoneout; carried from step to step
+  const T* share;
+  T* d_initial;  // or null; receives `from_next`, which then does not flow to this row: the next step begins anew
 };
 
 // One LSTM step for rows [row_begin, row_end) and gate blocks [block_begin, block_end):
@@ -55,7 +89,8 @@ struct StepForwardArgs {
   T* gates;  // gate panels, indexed by row: activated i f g o; may overlap init; null: not wanted
   Index gate_block_stride;
   bool descending;  // from the last block to the first, which starts with weights still in cache from the last step
-  const CellVariant<T>* variant;  // for variant_step_forward only
+  const CellVariant<T>* variant;  // for variant_step_forward only, and so are these
+  CellMasks<T> masks;
 };
 
 // The same step with weights in bfloat16: [block][row][2][V] words, the halves of the first word gates 0 (low) and 1
@@ -100,7 +135,9 @@ struct StepBackwardArgs {
   Index gate_block_stride;
   T* d_gates;  // gate panels, from row `d_gates_first_row` on: gradient of z
   Index d_gate_block_stride, d_gates_first_row;
-  const CellVariant<T>* variant;  // for variant_step_backward only
+  const CellVariant<T>* variant;  // for variant_step_backward only, and so are these
+  CellMasks<T> masks;
+  T* const* new_c;  // [rows] -> [hidden_size], written: c before zoneout, if `c` is not that; or null
 };
 
 // Gradients of peepholes for gate blocks [block_begin, block_end): every row's gradient of a gate's z times the c that
@@ -205,6 +242,11 @@ struct KernelTable {
   void (*variant_step_forward)(const StepForwardArgs<T>&);
   void (*variant_step_backward)(const StepBackwardArgs<T>&);
   void (*peephole_gradients)(const PeepholeGradientArgs<T>&);
+  void (*fill_mask)(const MaskArgs<T>&);
+  void (*complete_state_gradient)(const StateGradientArgs<T>&);
+  // out = a * b, and out = share * a + (1 - share) * b; out may be one of them.
+  void (*multiply)(const T* a, const T* b, Index count, T* out);
+  void (*mix)(const T* share, const T* a, const T* b, Index count, T* out);
   void (*product)(const ProductArgs<T>&);
   void (*transposed_product)(const TransposedProductArgs<T>&);
 

@@ -15,7 +15,17 @@ struct PanelSizes {
   Index gate_width() const { return kGateCount * vector_length; }
   Index gate_depth(Index hidden) const { return gate_blocks(hidden) * gate_width(); }  // columns of padded gates
   Index panels(Index columns) const { return ceil_div(columns, kPanelVectors * vector_length); }
+  Range units_of_blocks(Range blocks, Index hidden) const { return units_of(blocks, vector_length, hidden); }
+  Range units_of_panels(Range panels, Index columns) const {
+    return units_of(panels, kPanelVectors * vector_length, columns);
+  }
   Index padded(Index columns) const { return ceil_div(columns, vector_length) * vector_length; }
+
+ private:
+  static Range units_of(Range parts, Index width, Index columns) {
+    const auto limited = [&](Index part) { return part * width < columns ? part * width : columns; };
+    return {limited(parts.begin), limited(parts.end)};
+  }
 };
 
 }  // namespace lstmfast

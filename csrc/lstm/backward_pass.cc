@@ -36,7 +36,7 @@ bool BackwardPass<T>::run(const SequenceBackwardArgs<T>& given) {
     const Range group_steps{std::max<Index>(end - at_once, 0), end};
     begin_group({pass_.plan.step_begin[group_steps.begin], pass_.plan.step_begin[group_steps.end]});
     // Products that read the weights come before those that write as much: with few rows some weights are still cached.
-    if (!(pass_.weights.is_plain() ? step_through(group_steps) : variant_step_through(group_steps)) ||
+    if (!(pass_.is_plain() ? step_through(group_steps) : variant_step_through(group_steps)) ||
         (group_steps.begin == 0 && !initial_state_gradients()) || !input_gradients() ||
         !weight_gradients(end < steps) || !projection_gradients(end < steps))
       return false;
@@ -47,6 +47,8 @@ bool BackwardPass<T>::run(const SequenceBackwardArgs<T>& given) {
 template <typename T>
 void BackwardPass<T>::finish() const {
   const SequenceWeights<T>& w = weights();
+  if (args_.d_kernel && pass_.weights.drops_weights())
+    pass_.weights.drop({args_.d_kernel.row(w.input_size), args_.d_kernel.stride});
   const auto& [d_input, d_recurrent, d_projection] = args_.d_transposed;
   if (d_recurrent && args_.d_kernel) {
     const T* d_kernel = args_.d_kernel.data;
@@ -72,6 +74,8 @@ void BackwardPass<T>::zero_outputs() const {
   for (Index i = 0; i < zero_rows; ++i) std::fill_n(args_.d_kernel.row(i), columns(), T(0));
   if (args_.d_bias) std::fill_n(args_.d_bias, columns(), T(0));
   if (args_.d_peepholes) std::fill_n(args_.d_peepholes, kPeepholeCount * hidden, T(0));
+  if (args_.d_initial_h) std::fill_n(args_.d_initial_h, w.output_size, T(0));
+  if (args_.d_initial_c) std::fill_n(args_.d_initial_c, hidden, T(0));
   for (Index i = 0; args_.d_projection && steps == 0 && i < hidden; ++i)
     std::fill_n(args_.d_projection.row(i), w.output_size, T(0));
   for (Index b = 0; args_.d_x && pass_.plan.is_ragged() && b < forward.batch; ++b)
@@ -93,8 +97,16 @@ Index BackwardPass<T>::begin_groups() {
   T* d_gates = d_gates_.resize(blocks * group_.block_stride);
   for (Index block = 0; block < blocks; ++block)
     std::fill_n(d_gates + block * group_.block_stride + group_.rows * width, width, T(0));
-  if (pass_.weights.is_plain()) return at_once;
+  if (pass_.is_plain()) return at_once;
   const auto count = static_cast<std::size_t>(updates);
+  if (pass_.masks.state) {
+    dropped_.resize(group_.rows * w.output_size);
+    rows_.dropped.resize(count);
+  }
+  if (pass_.masks.zoneout_of_c) {
+    new_c_.resize(group_.rows * w.hidden_size);
+    rows_.new_c.resize(count);
+  }
   d_h_total_.resize(group_.rows * w.output_size);
   rows_.d_h_total.resize(count);
   rows_.nothing.assign(count, pass_.zeros.data());
@@ -124,6 +136,31 @@ void BackwardPass<T>::point_gradients() {
                               : pass_.zeros.data();
     rows_.d_c_out[r] = d_c + update.batch * hidden;
   }
+  if (pass_.masks.zoneout_of_h) {
+    const Index size = pass_.plan.batch * weights().output_size;
+    std::fill_n(kept_.resize(size), size, T(0));
+  }
+  point_initial_gradients();
+}
+
+// Where the gradients of learnt states go after which rows began anew.
+template <typename T>
+void BackwardPass<T>::point_initial_gradients() {
+  rows_.d_initial_h.clear();
+  if (!args_.d_initial_h || !pass_.args.resets) return;
+  const Index rows = pass_.updates(), hidden = weights().hidden_size, output_size = weights().output_size;
+  rows_.d_initial_h.assign(static_cast<std::size_t>(rows), nullptr);
+  const auto is_reset = [](const RowUpdate& update) { return update.reset; };
+  const auto& updates = pass_.plan.updates;
+  const auto resets = static_cast<Index>(std::count_if(updates.begin(), updates.end(), is_reset));
+  T *d_h = d_initial_h_.resize(resets * output_size), *d_c = d_initial_c_.resize(resets * hidden);
+  for (Index r = 0; r < rows; ++r) {
+    if (!updates[r].reset) continue;
+    rows_.d_c_out[r] = d_c;
+    if (updates[r].previous >= 0) rows_.d_initial_h[updates[r].previous] = d_h;
+    d_h += output_size;
+    d_c += hidden;
+  }
 }
 
 // The step after the group, if any, was the first of the group before; it moves behind this group's rows.
@@ -142,7 +179,8 @@ void BackwardPass<T>::begin_group(Range updates) {
   const T* zeros = d_gates_.data() + group_.rows * width;
   for (Index r = updates.begin; r < updates.end; ++r) {
     const RowUpdate& update = pass_.plan.updates[r];
-    const bool nothing = update.next < 0 || pass_.plan.updates[update.next].reset;
+    const bool is_cut = update.next >= 0 && pass_.plan.updates[update.next].reset && rows_.d_initial_h.empty();
+    const bool nothing = update.next < 0 || is_cut;
     rows_.d_gates_next[r] = nothing ? zeros : d_gates_.data() + (update.next - updates.begin) * width;
     rows_.d_gates[r] = d_gates_.data() + (r - updates.begin) * width;
   }
@@ -167,6 +205,8 @@ StepBackwardArgs<T> BackwardPass<T>::step_args() const {
   step.d_gate_block_stride = group_.block_stride;
   step.d_gates_first_row = group_.updates.begin;
   step.variant = pass_.variant();
+  step.masks = pass_.cell_masks();
+  step.new_c = pass_.masks.zoneout_of_c ? rows_.new_c.data() : nullptr;
   return step;
 }
 
@@ -183,8 +223,39 @@ bool BackwardPass<T>::step_through(Range steps) {
   return safe;
 }
 
-// In two or three phases, because a projection is between product and cells: the gradient of h is completed by that of
-// the output and kept for the projection's own gradient, passes the projection, and then the cells.
+// From the product of the step after to the whole gradient of h, and the masks that the next rows to come need.
+template <typename T>
+void BackwardPass<T>::complete_state_gradients(Range updates, Range units) {
+  Masks<T>& masks = pass_.masks;
+  const Index output_size = weights().output_size;
+  for (Index r = updates.begin; r < updates.end; ++r) {
+    const RowUpdate& update = pass_.plan.updates[r];
+    StateGradientArgs<T> row{units.begin, units.end, rows_.d_h_total[r], rows_.d_h[r], rows_.d_h_extra[r]};
+    if (masks.state && update.next >= 0) row.next_mask = masks.state.row(update.batch);
+    if (!rows_.d_initial_h.empty()) row.d_initial = rows_.d_initial_h[r];
+    if (masks.zoneout_of_h) {
+      row.kept = kept_.data() + update.batch * output_size;
+      const bool is_cut = update.next >= 0 && pass_.plan.updates[update.next].reset && !row.d_initial;
+      if (is_cut) std::fill(row.kept + units.begin, row.kept + units.end, T(0));
+      masks.zoneout_of_h.draw(update, units);
+      row.share = masks.zoneout_of_h.row(update.batch);
+    }
+    pass_.k->complete_state_gradient(row);
+    if (!masks.state) continue;
+    masks.state.draw(update, units);
+    pass_.k->multiply(pass_.rows.h_prev[r] + units.begin, masks.state.row(update.batch) + units.begin,
+                      units.end - units.begin, rows_.dropped[r] + units.begin);
+  }
+}
+
+template <typename T>
+void BackwardPass<T>::draw_cell_masks(Range updates, Range units) {
+  for (Mask<T>* mask : {&pass_.masks.candidate, &pass_.masks.zoneout_of_c})
+    for (Index r = updates.begin; *mask && r < updates.end; ++r) mask->draw(pass_.plan.updates[r], units);
+}
+
+// In two or three phases, because masks or a projection are between product and cells: the gradient of h is completed
+// by that of the output and kept for the projection's own gradient, passes the projection, and then the cells.
 template <typename T>
 bool BackwardPass<T>::variant_step_through(Range steps) {
   const Index hidden = weights().hidden_size, output_size = weights().output_size, first = group_.updates.begin;
@@ -201,25 +272,26 @@ bool BackwardPass<T>::variant_step_through(Range steps) {
   for (Index r = first; r < group_.updates.end; ++r) {
     rows_.d_h_total[r] = d_h_total_.data() + (r - first) * output_size;
     if (pass_.weights.projection()) rows_.d_m[r] = d_m_.data() + (r - first) * hidden;
+    if (pass_.masks.state) rows_.dropped[r] = dropped_.data() + (r - first) * output_size;
+    if (pass_.masks.zoneout_of_c) rows_.new_c[r] = new_c_.data() + (r - first) * hidden;
   }
+  std::atomic<bool> safe{true};
   const Phase coming_back{sizes.panels(output_size), [&](Index, Range updates, Range panels, int part) {
     const ProductArgs<T> mine = for_panels(for_rows(product, updates), panels);
-    pass_.products->multiply_transposed(Products<T>::Kernel::kRecurrent, mine, part);
-    const Index panel_width = kPanelVectors * sizes.vector_length;
-    const Index begin = panels.begin * panel_width, end = std::min(panels.end * panel_width, output_size);
-    for (Index r = updates.begin; r < updates.end; ++r)
-      for (Index j = begin; j < end; ++j) rows_.d_h_total[r][j] += rows_.d_h[r][j] + rows_.d_h_extra[r][j];
+    if (!pass_.products->multiply_transposed(Products<T>::Kernel::kRecurrent, mine, part)) safe = false;
+    complete_state_gradients(updates, sizes.units_of_panels(panels, output_size));
   }};
   const Phase cells{sizes.panels(hidden), [&](Index, Range updates, Range panels, int) {
     if (pass_.weights.projection())
       projection_transposed_.multiply(updates, panels, rows_.d_h_total.data(), nullptr, rows_.d_m.data());
+    draw_cell_masks(updates, sizes.units_of_panels(panels, hidden));
     StepBackwardArgs<T> mine = for_panels(for_rows(step, updates), panels);
     mine.d_h_next = (pass_.weights.projection() ? d_m_.data() : d_h_total_.data()) + (updates.begin - first) * hidden;
     step.variant ? pass_.k->variant_step_backward(mine) : pass_.k->step_backward(mine);
   }};
   const double work = pass_.multiply_adds(pass_.plan.batch, output_size) + pass_.projecting_adds(pass_.plan.batch);
   for_each_step(pass_.plan, Order::kBackward, steps, pass_.division(work), coming_back, cells);
-  return true;
+  return safe;
 }
 
 template <typename T>
@@ -287,7 +359,8 @@ bool BackwardPass<T>::weight_gradients(bool add) {
         TransposedLeft<T> lefts[2];
         int count = 0;
         if (pass_.has_input_product()) lefts[count++] = left(pass_.rows.x.data(), input_size, slice, d_input);
-        lefts[count++] = left(pass_.rows.h_prev.data(), weights().output_size, slice, d_recurrent);
+        const T* const* h_prev = pass_.masks.state ? rows_.dropped.data() : pass_.rows.h_prev.data();
+        lefts[count++] = left(h_prev, weights().output_size, slice, d_recurrent);
         if (!pass_.products->weight_gradients(product, lefts, count, part)) safe = false;
       }
       if (slice.begin != 0) continue;
@@ -300,7 +373,8 @@ bool BackwardPass<T>::weight_gradients(bool add) {
       if (args_.d_peepholes)
         pass_.k->peephole_gradients({product.panel_begin, product.panel_end, rows, hidden, d_gates_.data(),
                                      group_.block_stride, pass_.rows.c_prev.data() + first,
-                                     pass_.rows.c.data() + first, args_.d_peepholes});
+                                     (step_args().new_c ? rows_.new_c.data() : pass_.rows.c.data()) + first,
+                                     args_.d_peepholes});
     }
   });
   return safe;
@@ -335,34 +409,66 @@ bool BackwardPass<T>::input_gradients() {
   return multiply_transposed(Products<T>::Kernel::kInput, product, rows);
 }
 
+// Whether a row began with the learnt state: after a reset, or because no other was given.
+template <typename T>
+bool BackwardPass<T>::is_learnt(Index batch_row, bool was_given) const {
+  const Index first = pass_.plan.first_of_row[batch_row];
+  return args_.d_initial_h && (!was_given || (first >= 0 && pass_.plan.updates[first].reset));
+}
+
 template <typename T>
 bool BackwardPass<T>::initial_state_gradients() {
-  const Index hidden = weights().hidden_size, output_size = weights().output_size;
+  const Index batch = pass_.args.batch, hidden = weights().hidden_size, output_size = weights().output_size;
+  const auto add = [](const T* values, Index count, T* sums) {
+    for (Index j = 0; j < count; ++j) sums[j] += values[j];
+  };
+  const bool learns = args_.d_initial_h;
+  if (!args_.d_h0 && !args_.d_c0 && !learns) return true;
+  MatrixView<T> d_h0 = args_.d_h0;
+  if (!d_h0 && learns) d_h0 = {d_h0_.resize(batch * output_size), output_size};
   std::vector<const T*> first_gates;
   std::vector<T*> d_h0_rows;
-  for (Index b = 0; b < pass_.args.batch && (args_.d_h0 || args_.d_c0); ++b) {
+  for (Index b = 0; b < batch; ++b) {
     const Index first = pass_.plan.first_of_row[b];
     const bool untouched = first < 0;  // a row without steps hands its final state's gradient on
     const bool cut = !untouched && pass_.plan.updates[first].reset;
-    if (args_.d_c0) {
-      const T* source = untouched ? (args_.d_c_n ? args_.d_c_n.row(b) : pass_.zeros.data()) : d_c_.data() + b * hidden;
-      std::copy_n(cut ? pass_.zeros.data() : source, hidden, args_.d_c0.row(b));
-    }
-    if (!args_.d_h0) continue;
-    if (untouched || cut) {
-      std::copy_n(untouched && args_.d_h_n ? args_.d_h_n.row(b) : pass_.zeros.data(), output_size, args_.d_h0.row(b));
+    const T* d_c = !untouched ? rows_.d_c_out[first] : args_.d_c_n ? args_.d_c_n.row(b) : pass_.zeros.data();
+    if (is_learnt(b, static_cast<bool>(pass_.args.c0))) add(d_c, hidden, args_.d_initial_c);
+    if (args_.d_c0) std::copy_n(cut ? pass_.zeros.data() : d_c, hidden, args_.d_c0.row(b));
+    if (!d_h0) continue;
+    if (untouched || (cut && !learns)) {
+      std::copy_n(untouched && args_.d_h_n ? args_.d_h_n.row(b) : pass_.zeros.data(), output_size, d_h0.row(b));
     } else {
       first_gates.push_back(rows_.d_gates[first]);
-      d_h0_rows.push_back(args_.d_h0.row(b));
+      d_h0_rows.push_back(d_h0.row(b));
     }
   }
-  if (d_h0_rows.empty()) return true;
-  ProductArgs<T> product{};
-  product.a = first_gates.data();
-  product.block_stride = group_.block_stride;
-  product.out = d_h0_rows.data();
-  product.columns = output_size;
-  return multiply_transposed(Products<T>::Kernel::kRecurrent, product, static_cast<Index>(d_h0_rows.size()));
+  if (!d_h0_rows.empty()) {
+    ProductArgs<T> product{};
+    product.a = first_gates.data();
+    product.block_stride = group_.block_stride;
+    product.out = d_h0_rows.data();
+    product.columns = output_size;
+    if (!multiply_transposed(Products<T>::Kernel::kRecurrent, product, static_cast<Index>(d_h0_rows.size())))
+      return false;
+  }
+  for (Index b = 0; d_h0 && b < batch; ++b) {
+    const Index first = pass_.plan.first_of_row[b];
+    const bool cut = first >= 0 && pass_.plan.updates[first].reset;
+    T* row = d_h0.row(b);
+    if (first >= 0 && !(cut && !learns)) {
+      if (pass_.masks.state) pass_.k->multiply(row, pass_.masks.state.row(b), output_size, row);
+      if (pass_.masks.zoneout_of_h) add(kept_.data() + b * output_size, output_size, row);
+    }
+    if (is_learnt(b, static_cast<bool>(pass_.args.h0))) add(row, output_size, args_.d_initial_h);
+    if (cut) std::fill_n(row, output_size, T(0));
+  }
+  for (Index r = 0; !rows_.d_initial_h.empty() && r < pass_.updates(); ++r) {
+    if (!rows_.d_initial_h[r]) continue;
+    add(rows_.d_initial_h[r], output_size, args_.d_initial_h);
+    add(rows_.d_c_out[pass_.plan.updates[r].next], hidden, args_.d_initial_c);
+  }
+  return true;
 }
 
 template class BackwardPass<float>;

@@ -24,7 +24,9 @@ class BackwardPass {
   // Calls body for every buffer.
   template <typename Body>
   void for_each_workspace(const Body& body) {
-    for (auto* buffer : {&d_kernel_, &d_projection_, &d_gates_, &d_c_, &d_h_total_, &d_m_}) body(*buffer);
+    for (auto* buffer : {&d_kernel_, &d_projection_, &d_gates_, &d_c_, &d_h_total_, &d_m_, &kept_, &dropped_, &new_c_,
+                         &d_initial_h_, &d_initial_c_, &d_h0_})
+      body(*buffer);
     for (auto* matrix : {&projection_transposed_, &d_h_panels_}) body(*matrix);
   }
   void release_rows() { rows_ = {}; }
@@ -37,11 +39,16 @@ class BackwardPass {
   };
   struct Rows {  // vectors of [updates]
     std::vector<const T*> d_h, d_h_extra, d_c_in, d_gates_next, d_gates, nothing;  // nothing: zeros
-    std::vector<T*> d_c_out, d_h_total, d_m, out;
+    std::vector<T*> d_c_out, d_h_total, d_m, out, dropped, new_c;
+    std::vector<T*> d_initial_h;  // null where a row's next step goes on with its state
   };
 
   void zero_outputs() const;
   void point_gradients();
+  void point_initial_gradients();
+  void complete_state_gradients(Range updates, Range units);
+  void draw_cell_masks(Range updates, Range units);
+  bool is_learnt(Index row, bool was_given) const;
   Index begin_groups();
   void begin_group(Range updates);
   bool step_through(Range steps);
@@ -63,6 +70,9 @@ class BackwardPass {
   Rows rows_;
   AlignedBuffer<T> d_kernel_, d_projection_;  // before they are transposed
   AlignedBuffer<T> d_gates_, d_c_, d_h_total_, d_m_;
+  AlignedBuffer<T> kept_;              // [batch, P] gradient of h that passes through zoneout
+  AlignedBuffer<T> dropped_, new_c_;   // of a group: h of the step before after its dropout; c before zoneout
+  AlignedBuffer<T> d_initial_h_, d_initial_c_, d_h0_;  // of learnt states, for each reset; of states that were not given
   PackedMatrix<T> projection_transposed_, d_h_panels_;
 };
 

@@ -79,7 +79,7 @@ class Bf16xProducts final : public Products<float> {
     args.init = z.rows;
     args.init_block_stride = z.block_stride;
     args.recurrent_size = 0;
-    k_.step_forward(args);
+    args.variant ? k_.variant_step_forward(args) : k_.step_forward(args);
     return true;
   }
 
@@ -101,7 +101,8 @@ class Bf16xProducts final : public Products<float> {
 
   bool multiply_transposed(Kernel kernel, ProductArgs<float> args, int part) override {
     Bf16xToRowsArgs product{};
-    product.tile_end = ceil_div(args.columns, kBf16xColumns);
+    product.tile_begin = args.panel_begin * kPanelVectors;
+    product.tile_end = std::min(args.panel_end * kPanelVectors, ceil_div(args.columns, kBf16xColumns));
     product.rows = args.out + args.row_begin;
     product.columns = args.columns;
     return multiply_gates(args.a + args.row_begin, args.block_stride, args.row_end - args.row_begin,

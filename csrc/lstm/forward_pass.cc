@@ -18,7 +18,7 @@ Index ForwardPass<T>::steps_at_once(bool keeps_preactivations) const {
 }
 
 template <typename T>
-StepForwardArgs<T> ForwardPass<T>::step_args() const {
+StepForwardArgs<T> ForwardPass<T>::step_args() {
   const SequenceWeights<T>& w = pass_.weights.given();
   const RowPointers<T>& rows = pass_.rows;
   const bool hoists = pass_.choice.hoists_input;
@@ -29,6 +29,13 @@ StepForwardArgs<T> ForwardPass<T>::step_args() const {
   step.x = rows.x.data();
   step.input_size = hoists ? 0 : pass_.weights.input_rows();
   step.h_prev = rows.h_prev.data();
+  if (pass_.masks.state) {
+    T* dropped = dropped_.resize(pass_.plan.batch * w.output_size);
+    dropped_rows_.resize(static_cast<std::size_t>(pass_.updates()));
+    for (Index r = 0; r < pass_.updates(); ++r)
+      dropped_rows_[r] = dropped + pass_.plan.updates[r].batch * w.output_size;
+    step.h_prev = dropped_rows_.data();
+  }
   step.recurrent_size = w.output_size;
   step.c_prev = rows.c_prev.data();
   step.h = w.has_projection() ? rows.m.data() : rows.h.data();
@@ -36,7 +43,39 @@ StepForwardArgs<T> ForwardPass<T>::step_args() const {
   step.gates = keeps_gates() ? pass_.gates : nullptr;
   step.gate_block_stride = pass_.updates() * pass_.gate_width();
   step.variant = pass_.variant();
+  step.masks = pass_.cell_masks();
   return step;
+}
+
+// Recurrent dropout of h, before the product.
+template <typename T>
+void ForwardPass<T>::drop_states(Range updates, Range units) {
+  Mask<T>& mask = pass_.masks.state;
+  for (Index r = updates.begin; r < updates.end; ++r) {
+    const RowUpdate& update = pass_.plan.updates[r];
+    mask.draw(update, units);
+    T* dropped = dropped_.data() + update.batch * pass_.weights.given().output_size;
+    pass_.k->multiply(pass_.rows.h_prev[r] + units.begin, mask.row(update.batch) + units.begin, units.end - units.begin,
+                      dropped + units.begin);
+  }
+}
+
+template <typename T>
+void ForwardPass<T>::draw_cell_masks(Range updates, Range units) {
+  for (Mask<T>* mask : {&pass_.masks.candidate, &pass_.masks.zoneout_of_c})
+    for (Index r = updates.begin; *mask && r < updates.end; ++r) mask->draw(pass_.plan.updates[r], units);
+}
+
+// Zoneout of h, after its projection.
+template <typename T>
+void ForwardPass<T>::keep_states(Range updates, Range units) {
+  Mask<T>& mask = pass_.masks.zoneout_of_h;
+  for (Index r = updates.begin; r < updates.end; ++r) {
+    const RowUpdate& update = pass_.plan.updates[r];
+    mask.draw(update, units);
+    T* h = pass_.rows.h[r] + units.begin;
+    pass_.k->mix(mask.row(update.batch) + units.begin, pass_.rows.h_prev[r] + units.begin, h, units.end - units.begin, h);
+  }
 }
 
 template <typename T>
@@ -94,18 +133,25 @@ bool ForwardPass<T>::run() {
       step.init_block_stride = z.block_stride;
       if (!multiply_inputs(group, z)) return false;
     }
+    const Index panels = sizes.panels(output_size);
+    const Phase dropping{pass_.masks.state ? panels : 0, [&](Index, Range updates, Range mine, int) {
+      drop_states(updates, sizes.units_of_panels(mine, output_size));
+    }};
     const Phase cells{sizes.gate_blocks(hidden), [&](Index t, Range updates, Range blocks, int part) {
+      draw_cell_masks(updates, sizes.units_of_blocks(blocks, hidden));
       StepForwardArgs<T> mine = for_rows(step, updates);
       mine.block_begin = blocks.begin;
       mine.block_end = blocks.end;
       mine.descending = (steps_before_ + t) % 2 == 1;  // the weights read last are still in cache
       if (!pass_.products->step_forward(mine, z, part)) safe = false;
     }};
-    const Index panels_of_h = pass_.weights.projection() ? sizes.panels(output_size) : 0;
-    const Phase projecting{panels_of_h, [&](Index, Range updates, Range panels, int) {
-      pass_.weights.packed_projection().multiply(updates, panels, pass_.rows.m.data(), nullptr, pass_.rows.h.data());
+    const Phase projecting{pass_.weights.projection() ? panels : 0, [&](Index, Range updates, Range mine, int) {
+      pass_.weights.packed_projection().multiply(updates, mine, pass_.rows.m.data(), nullptr, pass_.rows.h.data());
     }};
-    for_each_step(plan, Order::kForward, steps, how, cells, projecting);
+    const Phase keeping{pass_.masks.zoneout_of_h ? panels : 0, [&](Index, Range updates, Range mine, int) {
+      keep_states(updates, sizes.units_of_panels(mine, output_size));
+    }};
+    for_each_step(plan, Order::kForward, steps, how, dropping, cells, projecting, keeping);
   }
   return safe;
 }
@@ -115,11 +161,10 @@ void ForwardPass<T>::finish() {
   const SequenceForwardArgs<T>& args = pass_.args;
   const SequencePlan& plan = pass_.plan;
   const Index hidden = pass_.weights.given().hidden_size, output_size = pass_.weights.given().output_size;
-  const T* zeros = pass_.zeros.data();
   for (Index b = 0; b < args.batch; ++b) {
     const Index last = plan.last_of_row[b];
-    const T* h = last >= 0 ? pass_.rows.h[last] : args.h0 ? args.h0.row(b) : zeros;
-    const T* c = last >= 0 ? pass_.rows.c[last] : args.c0 ? args.c0.row(b) : zeros;
+    const T* h = last >= 0 ? pass_.rows.h[last] : args.h0 ? args.h0.row(b) : pass_.initial_h();
+    const T* c = last >= 0 ? pass_.rows.c[last] : args.c0 ? args.c0.row(b) : pass_.initial_c();
     std::copy_n(h, output_size, args.h_n.row(b));
     if (c != args.c_n.row(b)) std::copy_n(c, hidden, args.c_n.row(b));
   }

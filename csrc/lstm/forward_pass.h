@@ -24,22 +24,28 @@ class ForwardPass {
   template <typename Body>
   void for_each_workspace(const Body& body) {
     body(z_);
+    body(dropped_);
   }
   void release_rows() {
     z_rows_ = {};
+    dropped_rows_ = {};
     gate_rows_ = {};
   }
 
  private:
   Index steps_at_once(bool keeps_preactivations) const;
-  StepForwardArgs<T> step_args() const;
+  StepForwardArgs<T> step_args();
+  void drop_states(Range updates, Range units);
+  void draw_cell_masks(Range updates, Range units);
+  void keep_states(Range updates, Range units);
   Preactivations<T> preactivations_of(Range updates);
   bool multiply_inputs(Range updates, const Preactivations<T>& z);
   bool keeps_gates() const { return pass_.args.keep_for_backward || pass_.args.gates; }
 
   Pass<T>& pass_;
   AlignedBuffer<T> z_;  // pre-activations of a group of steps
-  std::vector<const T*> z_rows_;
+  AlignedBuffer<T> dropped_;  // h of the step before after its dropout, [batch, P]
+  std::vector<const T*> z_rows_, dropped_rows_;
   std::vector<T*> gate_rows_;
   Index steps_before_ = 0;  // of all forward passes
 };

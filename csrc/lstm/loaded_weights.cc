@@ -3,6 +3,9 @@
 
 #include <algorithm>
 
+#include "cpu/parallel.h"
+#include "lstm/masks.h"
+
 namespace lstmfast {
 
 template <typename T>
@@ -13,8 +16,9 @@ void LoadedWeights<T>::load(const SequenceWeights<T>& weights) {
 }
 
 template <typename T>
-void LoadedWeights<T>::begin(const KernelTable<T>& k, bool takes_ids) {
+void LoadedWeights<T>::begin(const KernelTable<T>& k, bool takes_ids, const Noise& noise) {
   k_ = &k;
+  noise_ = noise;
   takes_ids_ = takes_ids;
   input_rows_ = takes_ids ? 0 : given_.input_size;
   kernel_view_ = given_.kernel;
@@ -29,16 +33,16 @@ void LoadedWeights<T>::begin(const KernelTable<T>& k, bool takes_ids) {
 template <typename T>
 KernelPart<T> LoadedWeights<T>::input_kernel(const Products<T>& products, Index rows) const {
   if (reads_transposed(products)) return {given_.transposed.input, rows, true};
-  if (!variant().coupled_gates || input_rows_ == 0) return {kernel_view_, rows};
-  return {{without_forget_gate_.data(), kGateCount * given_.hidden_size}, rows};
+  if (!changes_kernel() || input_rows_ == 0) return {kernel_view_, rows};
+  return {{changed_.data(), kGateCount * given_.hidden_size}, rows};
 }
 
 template <typename T>
 KernelPart<T> LoadedWeights<T>::recurrent_kernel(const Products<T>& products) const {
   const Index columns = kGateCount * given_.hidden_size;
   if (reads_transposed(products)) return {given_.transposed.recurrent, given_.output_size, true};
-  if (!variant().coupled_gates) return {{kernel_view_.row(given_.input_size), kernel_view_.stride}, given_.output_size};
-  return {{without_forget_gate_.data() + input_rows_ * columns, columns}, given_.output_size};
+  if (!changes_kernel()) return {{kernel_view_.row(given_.input_size), kernel_view_.stride}, given_.output_size};
+  return {{changed_.data() + input_rows_ * columns, columns}, given_.output_size};
 }
 
 template <typename T>
@@ -95,7 +99,7 @@ Fingerprint LoadedWeights<T>::fingerprint() const {
 template <typename T>
 void LoadedWeights<T>::copy_for(const Products<T>& products) {
   if (given_.transposed) transpose(!reads_transposed(products));
-  if (variant().coupled_gates) leave_out_forget_gate();
+  if (changes_kernel()) change_kernel();
 }
 
 template <typename T>
@@ -113,13 +117,32 @@ void LoadedWeights<T>::transpose(bool with_kernel) {
 
 // Unused weights may hold anything: zeros replace them, so that a NaN there reaches neither h nor gradients.
 template <typename T>
-void LoadedWeights<T>::leave_out_forget_gate() {
+void LoadedWeights<T>::change_kernel() {
   const Index hidden = given_.hidden_size, columns = kGateCount * hidden, rows = input_rows_ + given_.output_size;
-  T* copy = without_forget_gate_.resize(rows * columns);
+  T* copy = changed_.resize(rows * columns);
   for (Index r = 0; r < rows; ++r, copy += columns) {
     std::copy_n(kernel_view_.row(given_.input_size - input_rows_ + r), columns, copy);
-    std::fill_n(copy + kForgetGate * hidden, hidden, T(0));
+    if (variant().coupled_gates) std::fill_n(copy + kForgetGate * hidden, hidden, T(0));
   }
+  if (drops_weights()) drop({changed_.data() + input_rows_ * columns, columns});
+}
+
+template <typename T>
+void LoadedWeights<T>::drop(MatrixView<T> recurrent_kernel) const {
+  const Index columns = kGateCount * given_.hidden_size, rows = given_.output_size;
+  // A word takes about as long as 10 multiply-adds.
+  run_parallel(threads_for_work(10.0 * static_cast<double>(rows * columns)), [&](int part, int parts) {
+    std::vector<T> factors(static_cast<std::size_t>(columns));
+    MaskArgs<T> mask = mask_of<T>(noise_, MaskPurpose::kWeightDropout, cell_.weight_dropout);
+    mask.unit_end = columns;
+    mask.factors = factors.data();
+    const Range mine = share(rows, part, parts);
+    for (Index r = mine.begin; r < mine.end; ++r) {
+      mask.row = static_cast<unsigned>(r);
+      k_->fill_mask(mask);
+      k_->multiply(recurrent_kernel.row(r), factors.data(), columns, recurrent_kernel.row(r));
+    }
+  });
 }
 
 template <typename T>

@@ -21,12 +21,17 @@ class LoadedWeights {
 
   void load(const SequenceWeights<T>& weights);
   const SequenceWeights<T>& given() const { return given_; }
+  const Cell<T>& cell() const { return cell_; }
   const CellVariant<T>& variant() const { return cell_.variant; }
+  // Whether a cell's step backward goes from the product to the gates in registers, as far as weights decide it.
   bool is_plain() const { return !variant().has_hooks() && !given_.has_projection(); }
 
   // Everything below is for one pass, which begins here.
-  void begin(const KernelTable<T>& k, bool takes_ids);
+  void begin(const KernelTable<T>& k, bool takes_ids, const Noise& noise);
   Index input_rows() const { return input_rows_; }  // multiplied by x
+  bool drops_weights() const { return noise_.is_on && cell_.weight_dropout > 0; }
+  // Multiplies the recurrent kernel, or its gradient, [P, 4H], by the mask of weight dropout.
+  void drop(MatrixView<T> recurrent_kernel) const;
   MatrixView<const T> projection() const { return projection_view_; }
   // The kernel as these products see it. `rows` of the input's part: 0 if there is no product with it.
   KernelPart<T> input_kernel(const Products<T>& products, Index rows) const;
@@ -37,7 +42,7 @@ class LoadedWeights {
   // Packs all other weights in `products` unless they are current, which is checked if they can serve another call.
   // Returns whether these products accept the values.
   bool pack(Products<T>& products, Path path, int generation, bool serves_one_call);
-  // Copies weights that products cannot use as given: transposed ones, and the forget gate's if it is coupled.
+  // Copies weights that products cannot use as given: transposed ones, those of a coupled forget gate, dropped ones.
   void copy_for(const Products<T>& products);
 
   const StartingValues<T>& starting_values() const { return starting_values_; }
@@ -51,7 +56,7 @@ class LoadedWeights {
   }
   template <typename Body>
   void for_each_copy(const Body& body) {
-    for (auto* buffer : {&kernel_, &projection_, &without_forget_gate_}) body(*buffer);
+    for (auto* buffer : {&kernel_, &projection_, &changed_}) body(*buffer);
   }
 
  private:
@@ -73,20 +78,22 @@ class LoadedWeights {
   bool are_packed(Packed& wanted, bool serves_one_call);
   Fingerprint fingerprint() const;
   void transpose(bool with_kernel);
-  void leave_out_forget_gate();
+  bool changes_kernel() const { return variant().coupled_gates || drops_weights(); }
+  void change_kernel();
   const T* sum_of_biases();
   bool reads_transposed(const Products<T>& products) const {
-    return given_.transposed && products.takes_transposed() && !variant().coupled_gates;
+    return given_.transposed && products.takes_transposed() && !changes_kernel();
   }
 
   Cell<T> cell_;
   SequenceWeights<T> given_{};
   const KernelTable<T>* k_ = nullptr;
   bool takes_ids_ = false;
+  Noise noise_{};
   Index input_rows_ = 0;
   MatrixView<const T> kernel_view_, projection_view_;  // as given, or the copies
   AlignedBuffer<T> kernel_, projection_;               // of transposed weights
-  AlignedBuffer<T> without_forget_gate_;  // the kernel with zeros in the columns that coupled gates do not read
+  AlignedBuffer<T> changed_;  // the kernel with zeros in columns that coupled gates do not read, and weights dropped
   AlignedBuffer<T> bias_;                 // the sum of two
   StartingValues<T> starting_values_;
   PackedMatrix<T> packed_projection_;

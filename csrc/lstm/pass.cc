@@ -11,7 +11,8 @@ template <typename T>
 void Pass<T>::begin(const SequenceForwardArgs<T>& given, bool reverse) {
   args = given;
   k = &kernels<T>();
-  weights.begin(*k, static_cast<bool>(args.ids));
+  weights.begin(*k, static_cast<bool>(args.ids), args.noise);
+  masks.begin(*k, weights.cell(), args.noise, args.batch, weights.given().hidden_size, weights.given().output_size);
   plan.build(args.time_steps, args.batch, args.lengths, args.resets, reverse);
   use(choose_path(*k, shape()));
   const SequenceWeights<T>& w = weights.given();
@@ -41,9 +42,10 @@ void Pass<T>::use(const Choice& wanted) {
 template <typename T>
 CallShape Pass<T>::shape() const {
   const SequenceWeights<T>& w = weights.given();
-  const bool once = args.keep_for_backward || w.serve_one_call;
+  const bool once = serves_one_call();
   const Index rows_unpacked = once ? kRowsUnpacked : w.are_frozen ? 0 : kRowsUnlooked;
-  return {plan.steps(), plan.batch, updates(), weights.input_rows(), w.hidden_size, weights.is_plain(), rows_unpacked,
+  return {plan.steps(), plan.batch, updates(), weights.input_rows(), w.hidden_size, is_plain() && !weights.drops_weights(),
+          w.has_projection(), rows_unpacked,
           precision(), w.format, once, args.keep_for_backward};
 }
 
@@ -64,8 +66,12 @@ void Pass<T>::point_rows() {
     rows.m.resize(count);
     for (Index r = 0; r < updates(); ++r) rows.m[r] = m + (args.keep_for_backward ? r : plan.updates[r].batch) * hidden;
   }
+  rows.candidate_masks.resize(masks.candidate ? count : 0);
+  rows.kept_cells.resize(masks.zoneout_of_c ? count : 0);
   for (Index r = 0; r < updates(); ++r) {
     const RowUpdate& update = plan.updates[r];
+    if (masks.candidate) rows.candidate_masks[r] = masks.candidate.row(update.batch);
+    if (masks.zoneout_of_c) rows.kept_cells[r] = masks.zoneout_of_c.row(update.batch);
     rows.init[r] = args.ids ? starting_values.of_id(r, rows.ids[r]) : starting_values.of_all();
     rows.x[r] = args.ids ? nullptr : args.x.row(update.time, update.batch);
     rows.h[r] = args.h.row(update.time, update.batch);
@@ -73,13 +79,14 @@ void Pass<T>::point_rows() {
                 : args.keep_for_backward ? cells + r * hidden
                                          : args.c_n.row(update.batch);
     if (update.reset) {
-      rows.h_prev[r] = rows.c_prev[r] = zeros.data();
+      rows.h_prev[r] = initial_h();
+      rows.c_prev[r] = initial_c();
     } else if (update.previous >= 0) {
       rows.h_prev[r] = rows.h[update.previous];
       rows.c_prev[r] = rows.c[update.previous];
     } else {
-      rows.h_prev[r] = args.h0 ? args.h0.row(update.batch) : zeros.data();
-      rows.c_prev[r] = args.c0 ? args.c0.row(update.batch) : zeros.data();
+      rows.h_prev[r] = args.h0 ? args.h0.row(update.batch) : initial_h();
+      rows.c_prev[r] = args.c0 ? args.c0.row(update.batch) : initial_c();
     }
   }
 }

@@ -8,6 +8,7 @@
 #include "core/aligned_buffer.h"
 #include "cpu/panel_sizes.h"
 #include "lstm/loaded_weights.h"
+#include "lstm/masks.h"
 #include "lstm/paths.h"
 #include "lstm/sequence_args.h"
 #include "lstm/sequence_plan.h"
@@ -21,6 +22,7 @@ struct RowPointers {
   std::vector<int> ids;
   std::vector<const T*> init, x, h_prev, c_prev;
   std::vector<T*> h, c, m;  // m: h before its projection
+  std::vector<const T*> candidate_masks, kept_cells;  // empty without such a mask
 };
 
 template <typename T>
@@ -39,6 +41,7 @@ struct Pass {
   void for_each_kept(const Body& body) {
     body(saved);
     body(zeros);
+    masks.for_each(body);
     weights.for_each_copy(body);
   }
 
@@ -47,6 +50,10 @@ struct Pass {
   // bfloat16 weights are the one part that "medium" multiplies.
   MatmulPrecision precision() const {
     return weights.given().format == WeightFormat::kBFloat16 ? MatmulPrecision::kMedium : args.precision;
+  }
+  // Whether no other call will use the weights that this one packs.
+  bool serves_one_call() const {
+    return args.keep_for_backward || weights.given().serve_one_call || weights.drops_weights();
   }
   bool has_input_product() const { return weights.input_rows() > 0; }
   double multiply_adds(Index rows, Index depth) const {
@@ -61,12 +68,25 @@ struct Pass {
     if (choice.path == Path::kUnpacked) return {1, false};
     return divide_steps(plan, multiply_adds_per_step, k->tile_rows);
   }
-  const CellVariant<T>* variant() const { return weights.variant().has_hooks() ? &weights.variant() : nullptr; }
+  const CellVariant<T>* variant() const {
+    return weights.variant().has_hooks() || masks.any_in_cells() ? &weights.variant() : nullptr;
+  }
+  CellMasks<T> cell_masks() const {
+    return {masks.candidate ? rows.candidate_masks.data() : nullptr,
+            masks.zoneout_of_c ? rows.kept_cells.data() : nullptr};
+  }
+  // Whether backward is the plain cell's, in which the gradient of h goes from product to gates in registers.
+  bool is_plain() const { return weights.is_plain() && !masks.any() && !(learns_initial_state() && args.resets); }
+  bool learns_initial_state() const { return weights.given().initial_h != nullptr; }
+  // What a row begins with that has no earlier step.
+  const T* initial_h() const { return learns_initial_state() ? weights.given().initial_h : zeros.data(); }
+  const T* initial_c() const { return learns_initial_state() ? weights.given().initial_c : zeros.data(); }
 
   SequenceForwardArgs<T> args{};
   const KernelTable<T>* k = nullptr;
   SequencePlan plan;
   LoadedWeights<T> weights;
+  Masks<T> masks;
   ProductsByPath<T> paths;
   Choice choice{};
   Products<T>* products = nullptr;  // in use

@@ -24,7 +24,7 @@ bool reads_weights_unpacked(const CallShape& call) {
 template <typename T>
 Refusal bf16x_refusal(const CallShape& call) {
   if (!std::is_same_v<T, float>) return Refusal::kDtype;
-  if (!call.is_plain) return Refusal::kCell;
+  if (call.is_projected) return Refusal::kCell;
   if (!current_kernels().bf16x) return Refusal::kIsa;
   if (!bf16x_products_pay(call.precision, call.batch, call.hidden_size)) return Refusal::kSize;
   return Refusal::kNone;

@@ -18,7 +18,8 @@ struct CallShape {
   Index updates;     // rows of all steps
   Index input_size;  // 0 with ids, which need no product
   Index hidden_size;
-  bool is_plain;
+  bool is_plain;      // nothing is between the products and the gates: weights may be read in place
+  bool is_projected;  // h is
   Index rows_unpacked;  // up to this many updates, weights are read in place: one of the two below, or 0
   MatmulPrecision precision;
   WeightFormat weights;

@@ -47,7 +47,7 @@ class Products {
   virtual bool multiply_inputs(GateProductArgs<T> args, int part) = 0;
   virtual bool step_forward(StepForwardArgs<T> args, const Preactivations<T>& z, int part) = 0;
   virtual bool step_backward(StepBackwardArgs<T> args, int part) = 0;
-  // Gradients of z times the input's or the state's kernel, transposed. Only FmaProducts can make some panels of it.
+  // Gradients of z times the input's or the state's kernel, transposed.
   enum class Kernel { kInput, kRecurrent };
   virtual bool multiply_transposed(Kernel kernel, ProductArgs<T> args, int part) = 0;
   // One for each of `count` left factors, which replace that of `args`.
@@ -60,11 +60,11 @@ std::unique_ptr<Products<T>> make_fma_products(const KernelTable<T>& k);
 // only. Gradients are transposed if the weights are.
 template <typename T>
 std::unique_ptr<Products<T>> make_unpacked_products(const KernelTable<T>& k);
-// Plain cells only.
+// Cells without a projection only.
 std::unique_ptr<Products<float>> make_bf16x_products(const KernelTable<float>& k, const Bf16xKernels& bf16x,
                                                      MatmulPrecision precision);
 
-// For every cell, if `backward` is: forward on factors rounded to short integers, backward by other products.
+// For the cells that `backward` is for: forward on factors rounded to short integers, backward by other products.
 std::unique_ptr<Products<float>> make_dot_products(const KernelTable<float>& k, const DotKernels& dots,
                                                    std::unique_ptr<Products<float>> backward);
 

@@ -7,8 +7,8 @@
 namespace lstmfast {
 
 template <typename T>
-Index Sequence<T>::saved_size(Index updates, Index hidden_size, bool has_projection) {
-  return updates * (PanelSizes<T>(kernels<T>()).gate_depth(hidden_size) + (has_projection ? 2 : 1) * hidden_size);
+Index Sequence<T>::saved_size(Index updates, Index hidden_size, bool has_projection, LayerNorm norm) {
+  return updates * (PanelSizes<T>(kernels<T>()).gate_depth(hidden_size) + (has_projection ? 2 : 1) * hidden_size) + 0 * static_cast<int>(norm);
 }
 
 template <typename T>
@@ -21,8 +21,7 @@ void Sequence<T>::begin(const SequenceForwardArgs<T>& args) {
 
 template <typename T>
 bool Sequence<T>::pack_weights() {
-  const bool serves_one_call = pass_.args.keep_for_backward || weights().serve_one_call;
-  return pass_.weights.pack(*pass_.products, pass_.choice.path, pass_.paths.generation(), serves_one_call);
+  return pass_.weights.pack(*pass_.products, pass_.choice.path, pass_.paths.generation(), pass_.serves_one_call());
 }
 
 template <typename T>

@@ -21,7 +21,7 @@ class Sequence {
   Sequence& operator=(const Sequence&) = delete;
 
   // How many values `saved` must have room for: gates and cells of every update, and h before a projection.
-  static Index saved_size(Index updates, Index hidden_size, bool has_projection);
+  static Index saved_size(Index updates, Index hidden_size, bool has_projection, LayerNorm norm);
 
   // The weights of all later calls. Does not read them: every forward checks whether its packed weights are current.
   void load(const SequenceWeights<T>& weights) { pass_.weights.load(weights); }

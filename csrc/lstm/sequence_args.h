@@ -19,11 +19,27 @@ struct TransposedWeights {
 // In what follows: T = time_steps, B = batch, I = input_size (the vocabulary if ids are given), H = hidden_size.
 // P = output_size: the size of the projection, or H without one.
 
-// What is computed, apart from the weights.
+enum class LayerNorm { kNone, kProducts, kGates };  // of the two products, or of each gate of their sum
+
+// What is computed, apart from the weights. Rates of masks are 0 if there is none.
 template <typename T>
 struct Cell {
   T forget_bias;
   CellVariant<T> variant;  // its peepholes are those of the weights
+  double recurrent_dropout, zoneout_of_h, zoneout_of_c, weight_dropout;
+  bool drops_candidate;  // recurrent dropout is of g, not of h
+  bool drops_per_step;   // with a mask for each step, not one for all of a row
+  LayerNorm layer_norm;
+  T layer_norm_epsilon;
+  bool carries_norm;  // the next step reads the normalised c
+};
+
+// Where the random numbers of a training call come from.
+struct Noise {
+  bool is_on = false;  // off: inference
+  unsigned long long seed = 0;
+  unsigned layer = 0;       // number of this layer and direction
+  unsigned first_step = 0;  // number of the time step 0
 };
 
 template <typename T>
@@ -34,6 +50,8 @@ struct SequenceWeights {
   const T *bias, *second_bias;           // [4H]; the second is added to the first, or null
   const T* peepholes;                    // [3, H] or null
   MatrixView<const T> projection;        // [H, P] or absent
+  const T *norm_gain, *cell_gain, *cell_shift;  // [2, 4H] or [1, 4H], and [H]; null without layer normalisation
+  const T *initial_h, *initial_c;               // [P], [H]; null: zero
   bool are_frozen;       // the caller's promise that they do not change: only the first call compares
   bool serve_one_call;   // no other call will use them; assumed for calls with a backward pass
   WeightFormat format;   // in which products may keep them, if T is float
@@ -56,6 +74,7 @@ struct SequenceForwardArgs {
   bool keep_for_backward;
   T* saved;  // [saved_size()]: values for backward, to pass to `restore`; null: kept in the sequence's own memory
   MatmulPrecision precision;
+  Noise noise;
 };
 
 // Absent ones are zero (d_h, d_h_n, d_c_n) or not wanted (the others). Outputs are overwritten.
@@ -70,6 +89,8 @@ struct SequenceBackwardArgs {
   MatrixView<T> d_h0, d_c0;
   T* d_peepholes;
   MatrixView<T> d_projection;
+  T *d_norm_gain, *d_cell_gain, *d_cell_shift;
+  T *d_initial_h, *d_initial_c;  // both or none
 };
 
 }  // namespace lstmfast

@@ -57,10 +57,7 @@ def cell_clip(value: Any) -> float | None:
     """Return `value` as a float above 0, or None for no clip."""
     if value is None:
         return None
-    bound = finite("cell_clip", value)
-    if bound <= 0:
-        raise ValueError(f"cell_clip must be above 0, got {bound:g}")
-    return bound
+    return positive("cell_clip", value)
 
 
 def fraction(name: str, value: Any) -> float:
@@ -68,6 +65,29 @@ def fraction(name: str, value: Any) -> float:
     number = finite(name, value)
     if not 0.0 <= number < 1.0:
         raise ValueError(f"{name} must lie in [0, 1), got {number:g}")
+    return number
+
+
+def positive(name: str, value: Any) -> float:
+    """Return `value` as a finite float above 0."""
+    number = finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be above 0, got {number:g}")
+    return number
+
+
+def one_of(name: str, value: Any, words: tuple[str, ...]) -> Any:
+    """Return `value`, one of these words."""
+    if value not in words:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, words))}, got {value!r}")
+    return value
+
+
+def seed(value: Any) -> int:
+    """Return the seed of a training call, a whole number below 2^64."""
+    number = whole_number("seed", value, 0)
+    if number >= 2**64:
+        raise ValueError(f"seed must be below 2**64, got {number}")
     return number
 
 

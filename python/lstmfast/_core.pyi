@@ -16,6 +16,9 @@ from lstmfast.cells import Cell as _Cell
 
 _Floats = NDArray[np.floating[Any]]
 _Ids = NDArray[np.int32]
+_Norms = tuple[_Floats, _Floats, _Floats]  # norm_gain [2, 4H] or [1, 4H], cell_gain [H], cell_shift [H]
+_State = tuple[_Floats, _Floats]  # initial_h [P], initial_c [H]
+_Noise = tuple[int, int, int]  # the seed, the number of layer and direction, the number of the first time step
 
 __version__: str
 testing: ModuleType
@@ -40,6 +43,7 @@ def plan_of(
     dtype: str,
     matmul_precision: str,
     is_plain: bool,
+    is_projected: bool,
     token_input: bool,
     training: bool,
     weights: str,
@@ -53,7 +57,10 @@ def plan_of(
     the most rows that read weights in place, for weights that serve one call and for others.
     """
 
-def saved_size(updates: int, hidden_size: int, has_projection: bool, is_float64: bool) -> int: ...
+def saved_size(
+    updates: int, hidden_size: int, has_projection: bool, is_float64: bool, normalized_products: int = 0
+) -> int:
+    """normalized_products: rows of norm_gain, 0 without layer normalisation."""
 
 class Sequence:
     """One direction of one LSTM layer; owns its workspace and reuses it. One call at a time.
@@ -71,6 +78,8 @@ class Sequence:
         frozen: bool = False,
         serves_one_call: bool = False,
         weights: str = "float32",
+        norms: _Norms | None = None,
+        initial: _State | None = None,
     ) -> None:
         """Set the weights of later calls: checked and held, not read. Releases the earlier ones.
 
@@ -78,6 +87,7 @@ class Sequence:
         if only `restore` follows. Every forward checks whether its packed weights are current.
         frozen: the caller's promise that they do not change, so only the first forward compares.
         serves_one_call: no other call will use them; a forward that keeps nothing releases them.
+        norms, initial: needed if the cell has layer normalisation or learns its initial state.
         """
     def forward(
         self,
@@ -93,8 +103,11 @@ class Sequence:
         gates: _Floats | None = None,
         keep_for_backward: _Floats | bool = False,
         matmul_precision: str = "highest",
+        noise: _Noise | None = None,
     ) -> None:
-        """keep_for_backward: True keeps the values for backward in this sequence; an array [saved_size] receives them
+        """noise: the source of the masks of a training call; None computes as in inference.
+
+        keep_for_backward: True keeps the values for backward in this sequence; an array [saved_size] receives them
         instead, and any sequence with an equal cell and weights can `restore` it and run the backward pass.
         """
     def restore(
@@ -107,6 +120,7 @@ class Sequence:
         lengths: NDArray[np.int64] | None = None,
         resets: NDArray[np.bool_] | None = None,
         matmul_precision: str = "highest",
+        noise: _Noise | None = None,
     ) -> None:
         """Prepare `backward` as after the forward that had these arguments and filled `saved`. Computes nothing."""
     @property
@@ -127,6 +141,8 @@ class Sequence:
         d_c0: _Floats | None = None,
         d_peepholes: _Floats | None = None,
         d_projection: _Floats | None = None,
+        d_norms: _Norms | None = None,
+        d_initial: _State | None = None,
     ) -> None:
         """Each gradient has the shape of its argument; d_kernel is a pair of arrays if kernel was."""
 

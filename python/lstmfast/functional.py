@@ -8,7 +8,7 @@ order of the gates in `gates`.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from lstmfast._checks import Array
 from lstmfast._engine import cpu
 from lstmfast._engine.devices import is_on_device
 from lstmfast._engine.results import Gradients, Output
-from lstmfast.cells import Cell, check_features
+from lstmfast.cells import NORMALIZED, Cell, check_features
 from lstmfast.cuda import _sequences as on_cuda
 
 __all__ = ["Gradients", "Output", "lstm", "lstm_backward", "lstm_step"]
@@ -37,12 +37,18 @@ def lstm_step(
     projection: npt.NDArray[Any] | None = None,
     cell_clip: float | None = None,
     coupled_gates: bool = False,
+    zoneout: float | tuple[float, float] | None = None,
+    norm_gain: npt.NDArray[Any] | None = None,
+    cell_gain: npt.NDArray[Any] | None = None,
+    cell_shift: npt.NDArray[Any] | None = None,
+    layer_norm_epsilon: float = 1e-5,
+    layer_norm_carry: bool = False,
 ) -> tuple[Array, Array]:
     """Advance an LSTM by one time step.
 
     Shapes: x [batch, input_size], or integer ids [batch] (see `lstm`); h, c [batch, hidden_size];
     kernel [input_size + hidden_size, 4*hidden_size]; bias [4*hidden_size]. Column order: i, f, g, o (see `gates`).
-    peepholes, projection, cell_clip, coupled_gates: see `lstm`.
+    Other options: see `lstm`; as in inference, zoneout uses its expectation.
     Returns (h_next, c_next), both new, [batch, hidden_size]. Many steps with the same weights are faster with
     `LSTM.stream`, which packs them once. Arrays may be on a CUDA device, as in `lstm`.
     Raises ValueError naming the argument whose shape or ids are wrong; TypeError if float32 and float64 are mixed.
@@ -51,11 +57,18 @@ def lstm_step(
     if not isinstance(x, np.ndarray) and is_on_device(x):
         out = lstm(
             x[None], kernel, bias, h, c, forget_bias=forget_bias, peepholes=peepholes, projection=projection,
-            cell_clip=cell_clip, coupled_gates=coupled_gates,
+            cell_clip=cell_clip, coupled_gates=coupled_gates, zoneout=zoneout, norm_gain=norm_gain,
         )
         return out.h_n, out.c_n
-    cell = _cell_of(forget_bias, peepholes, projection, cell_clip, coupled_gates)
-    return cpu.lstm_step(x, h, c, kernel, bias, cell=cell, peepholes=peepholes, projection=projection)
+    if zoneout is None and norm_gain is None:
+        cell = _cell_of(forget_bias, peepholes, projection, cell_clip, coupled_gates)
+        return cpu.lstm_step(x, h, c, kernel, bias, cell=cell, peepholes=peepholes, projection=projection)
+    norms, layer_norm = _norms(norm_gain, cell_gain, cell_shift)
+    cell = _cell_of(
+        forget_bias, peepholes, projection, cell_clip, coupled_gates, zoneout=zoneout, layer_norm=layer_norm,
+        layer_norm_epsilon=layer_norm_epsilon, layer_norm_carry=layer_norm_carry,
+    )
+    return cpu.lstm_step(x, h, c, kernel, bias, cell=cell, peepholes=peepholes, projection=projection, norms=norms)
 
 
 def lstm(
@@ -77,6 +90,21 @@ def lstm(
     projection: npt.NDArray[Any] | None = None,
     cell_clip: float | None = None,
     coupled_gates: bool = False,
+    recurrent_dropout: float = 0.0,
+    recurrent_dropout_of: Literal["h", "g"] = "h",
+    recurrent_dropout_per_step: bool = False,
+    zoneout: float | tuple[float, float] | None = None,
+    weight_dropout: float = 0.0,
+    norm_gain: npt.NDArray[Any] | None = None,
+    cell_gain: npt.NDArray[Any] | None = None,
+    cell_shift: npt.NDArray[Any] | None = None,
+    layer_norm_epsilon: float = 1e-5,
+    layer_norm_carry: bool = False,
+    initial_h: npt.NDArray[Any] | None = None,
+    initial_c: npt.NDArray[Any] | None = None,
+    seed: int | None = None,
+    layer: int = 0,
+    first_step: int = 0,
 ) -> Output:
     """Run an LSTM over whole sequences.
 
@@ -93,6 +121,17 @@ def lstm(
     projection [H, P]: h is (o * tanh(c)) @ projection. h0, h and h_n then end in P, and kernel is [I + P, 4*H].
     cell_clip: c is clipped to [-cell_clip, cell_clip] before any use; no gradient passes where it was clipped.
     coupled_gates: f = 1 - i. The forget gate's columns, its bias and forget_bias are not read, their gradients are 0.
+    Regularised cells, which can be combined with each other and with those; `Cell` has the sources:
+    recurrent_dropout: share of h that is dropped before the recurrent product, or with recurrent_dropout_of="g" of the
+    candidate; one mask for all steps of a row, or with recurrent_dropout_per_step one for each step. zoneout: share of
+    h and c, one number or a pair, that keeps its earlier value. weight_dropout: share of the recurrent kernel that is
+    dropped. All three draw masks if keep_for_backward or a seed is given; otherwise dropout is off and zoneout takes
+    its expectation. Masks depend on seed (drawn if None, and returned as Output.seed), layer, the numbers of row and
+    unit, and first_step + time step: a sequence cut in two computes the same, given first_step and the state.
+    norm_gain [2, 4*H]: layer normalisation of x @ kernel and h @ kernel before their gains and the bias are applied, or
+    [1, 4*H]: of each gate of their sum. cell_gain, cell_shift [H], then needed: o * tanh(norm(c) * cell_gain +
+    cell_shift); with layer_norm_carry that also is the c of the next step. Not with coupled_gates.
+    initial_h [H or P], initial_c [H]: the state of rows without h0, c0, and after resets, with a gradient.
     If x is on a CUDA device (an array of torch or cupy), all float arrays must be there, and the results are: float32
     or bfloat16, with c, cells and gates in float32. The call is asynchronous, and autograd does not record it.
     Raises ValueError naming the argument whose shape or values are wrong; TypeError for other or mixed dtypes.
@@ -108,11 +147,33 @@ def lstm(
         given = {
             "peepholes": peepholes is not None, "projection": projection is not None,
             "cell_clip": cell_clip is not None, "coupled_gates": coupled_gates,
+            "recurrent_dropout": recurrent_dropout, "zoneout": zoneout, "weight_dropout": weight_dropout,
+            "layer_norm": norm_gain is not None,
+            "learn_initial_state": initial_h is not None or initial_c is not None,
         }
         check_features([name for name in given if given[name]], on_cuda.FEATURES, on_cuda.PLACE)
         return on_cuda.lstm(x, kernel, bias, h0, c0, forget_bias=check.finite("forget_bias", forget_bias), **options)
-    cell = _cell_of(forget_bias, peepholes, projection, cell_clip, coupled_gates)
-    return cpu.lstm(x, kernel, bias, h0, c0, cell=cell, peepholes=peepholes, projection=projection, **options)
+    if initial_h is None and initial_c is None and norm_gain is None and not (
+        recurrent_dropout or zoneout or weight_dropout
+    ):
+        cell = _cell_of(forget_bias, peepholes, projection, cell_clip, coupled_gates)
+        return cpu.lstm(x, kernel, bias, h0, c0, cell=cell, peepholes=peepholes, projection=projection, **options)
+    if (initial_h is None) != (initial_c is None):
+        raise ValueError("initial_h and initial_c must be given together, got one of them")
+    norms, layer_norm = _norms(norm_gain, cell_gain, cell_shift)
+    cell = _cell_of(
+        forget_bias, peepholes, projection, cell_clip, coupled_gates, recurrent_dropout=recurrent_dropout,
+        recurrent_dropout_of=recurrent_dropout_of, recurrent_dropout_per_step=bool(recurrent_dropout_per_step),
+        zoneout=zoneout, weight_dropout=weight_dropout, layer_norm=layer_norm, layer_norm_epsilon=layer_norm_epsilon,
+        layer_norm_carry=layer_norm_carry, learn_initial_state=initial_h is not None,
+    )
+    noise = None
+    if cell.is_random and (keep_for_backward or seed is not None):
+        noise = (draw_seed() if seed is None else check.seed(seed), *_place(layer, first_step))
+    return cpu.lstm(
+        x, kernel, bias, h0, c0, cell=cell, peepholes=peepholes, projection=projection, norms=norms,
+        initial=None if initial_h is None else (initial_h, initial_c), noise=noise, **options,
+    )
 
 
 def lstm_backward(
@@ -136,16 +197,42 @@ def lstm_backward(
     return out._saved.backward(d_h, d_h_n, d_c_n)
 
 
-def _cell_of(forget_bias: Any, peepholes: Any, projection: Any, cell_clip: Any, coupled_gates: Any) -> Cell:
+def draw_seed(rng: np.random.Generator | None = None) -> int:
+    """Return a seed of masks, from the operating system if rng is None."""
+    return int((rng or np.random.default_rng()).integers(2**64, dtype=np.uint64))
+
+
+def _place(layer: Any, first_step: Any) -> tuple[int, int]:
+    """Return the numbers that, with a seed, place a call among others."""
+    return check.whole_number("layer", layer, 0), check.whole_number("first_step", first_step, 0) % 2**32
+
+
+def _norms(norm_gain: Any, cell_gain: Any, cell_shift: Any) -> tuple[tuple[Any, Any, Any] | None, str | None]:
+    """Return the arrays of a layer normalisation and its kind, or None for both."""
+    for name, value in (("cell_gain", cell_gain), ("cell_shift", cell_shift)):
+        if (value is None) != (norm_gain is None):
+            raise ValueError(f"norm_gain and {name} must be given together, got one of them")
+    if norm_gain is None:
+        return None, None
+    rows = check.array("norm_gain", norm_gain, ("1 or 2", "4*hidden_size")).shape[0]
+    kinds = {count: kind for kind, count in NORMALIZED.items()}
+    if rows not in kinds:
+        raise ValueError(f"norm_gain must have 2 rows, for both products, or 1, for their sum, got {rows}")
+    return (norm_gain, cell_gain, cell_shift), kinds[rows]
+
+
+def _cell_of(
+    forget_bias: Any, peepholes: Any, projection: Any, cell_clip: Any, coupled_gates: Any, **regularised: Any
+) -> Cell:
     """Return the cell with these options of `lstm`."""
-    if projection is None and peepholes is None and cell_clip is None and not coupled_gates:
+    if projection is None and peepholes is None and cell_clip is None and not coupled_gates and not regularised:
         return _cell(check.finite("forget_bias", forget_bias))
     size = None
     if projection is not None:
         size = check.array("projection", projection, ("hidden_size", "projection_size")).shape[1]
     return _cell(
         check.finite("forget_bias", forget_bias), size, peepholes is not None, check.cell_clip(cell_clip),
-        bool(coupled_gates),
+        bool(coupled_gates), **regularised,
     )
 
 

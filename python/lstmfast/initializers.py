@@ -55,8 +55,13 @@ def orthogonal(
 
 
 def default(name: str, shape: Shape, rng: np.random.Generator) -> FloatArray:
-    """Zero biases and peepholes; others uniform within ±1/sqrt(rows), so that sums do not grow with the rows."""
-    if name.endswith(("bias", "peepholes")):
+    """Biases, peepholes, shifts and initial states 0, gains 1, others uniform within ±1/sqrt(rows).
+
+    So sums do not grow with the rows.
+    """
+    if name.endswith(("bias", "peepholes", "cell_shift", "initial_h", "initial_c")):
         return zeros(shape)
+    if name.endswith("_gain"):
+        return np.ones(shape)
     bound = 1 / math.sqrt(max(shape[0], 1))
     return uniform(shape, rng, low=-bound, high=bound)

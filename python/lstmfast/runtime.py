@@ -16,7 +16,7 @@ _matmul_precision = "highest"
 
 _WHY_FLOAT32 = {
     "dtype": "float64 factors are never rounded",
-    "cell": "only standard cells have other products",
+    "cell": "only cells without a projection have other products",
     "isa": "this CPU has no faster instruction for it",
     "size": "the batch or the layer is too small to gain",
 }
@@ -123,7 +123,8 @@ def explain(
     ]
 
     plan = _core.plan_of(
-        time_steps, batch, input_size, hidden_size, name, precision, not hooks, token_input, training, weights
+        time_steps, batch, input_size, hidden_size, name, precision, not hooks, projection_size is not None,
+        token_input, training, weights,
     )
     reason = "forced by LSTMFAST_ISA" if os.environ.get("LSTMFAST_ISA") else "the widest that this CPU supports"
     alone = token_input or plan["hoists_input"]

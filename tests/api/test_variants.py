@@ -90,7 +90,7 @@ def test_error_names_the_argument_what_was_wanted_and_what_came(rng, changed, er
 def test_explain_names_the_hooks_and_why_nothing_is_less_exact():
     told = lf.explain(64, 10, 27, 64, matmul_precision="high", projection_size=16, peepholes=True)
     assert "peepholes and a projection" in told
-    assert 'matmul_precision "high" is multiplied in float32: only standard cells have other products' in told
+    assert 'matmul_precision "high" is multiplied in float32: only cells without a projection have' in told
     assert "(64 x 43)" in told
 
 

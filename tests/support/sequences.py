@@ -14,6 +14,7 @@ import numpy.typing as npt
 from numpy.testing import assert_allclose
 
 from lstmfast import _core, reference
+from lstmfast.cells import Cell
 from support.tolerances import gradients, states
 
 Array = npt.NDArray[Any]
@@ -80,7 +81,7 @@ def run_reference(p: dict[str, Array], upstream: dict[str, Array], **options: An
     return results | {f"d_{name}": value for name, value in vars(d).items() if value is not None}
 
 
-CELL = {"forget_bias": 0.0, "cell_clip": None, "coupled_gates": False, "peepholes": False, "projection_size": None}
+CELL = vars(Cell(forget_bias=0.0))
 LOADED = ("kernel", "bias", "peepholes", "projection", "frozen", "serves_one_call")
 
 

@@ -5,19 +5,10 @@
 // zeros and payloads of NaNs count.
 #pragma once
 
-#include "cpu/kernels/vec-inl.h"
+#include "cpu/kernels/words-inl.h"
 
 namespace lstmfast {
 namespace {
-
-typedef unsigned Words __attribute__((vector_size(kVectorBytes)));
-typedef unsigned long long Pairs __attribute__((vector_size(kVectorBytes)));
-typedef unsigned UnalignedWords __attribute__((vector_size(kVectorBytes), aligned(alignof(unsigned)), may_alias));
-
-#ifndef LSTMFAST_ISA_HAS_WIDE_PRODUCTS
-// The products of the low halves of 64-bit lanes.
-LSTMFAST_INLINE Pairs multiply_low_halves(Pairs a, Pairs b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
-#endif
 
 LSTMFAST_INLINE void add_pairs(Words words, const unsigned* keys, Pairs& first, Pairs& second) {
   const Pairs a = (Pairs)(words + *reinterpret_cast<const UnalignedWords*>(keys));

@@ -5,6 +5,7 @@
 #include "cpu/kernels/bfloat16-inl.h"
 #include "cpu/kernels/dot-inl.h"
 #include "cpu/kernels/fingerprint-inl.h"
+#include "cpu/kernels/mask-inl.h"
 #include "cpu/kernels/pack-inl.h"
 #include "cpu/kernels/probe-inl.h"
 #include "cpu/kernels/product-inl.h"
@@ -34,6 +35,10 @@ constexpr KernelTable<T> make_table() {
   t.variant_step_forward = step_forward<T, VariantCell>;
   t.variant_step_backward = variant_step_backward<T>;
   t.peephole_gradients = peephole_gradients<T>;
+  t.fill_mask = fill_mask<T>;
+  t.complete_state_gradient = complete_state_gradient<T>;
+  t.multiply = multiply<T>;
+  t.mix = mix<T>;
   t.product = product<T>;
   t.transposed_product = transposed_product<T>;
   t.add_row_product = add_row_product<T>;

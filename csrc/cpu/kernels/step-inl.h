@@ -4,13 +4,14 @@
 #pragma once
 
 #include "cpu/kernels/activations-inl.h"
+#include "cpu/kernels/mask-inl.h"
 #include "cpu/kernels/tile-inl.h"
 
 namespace lstmfast {
 namespace {
 
-// The two cells that the steps are compiled for. A variant's hooks are peepholes, a clip and coupled gates; in a plain
-// cell they are compiled away. All variants are one instantiation that tests at run time, once for some rows of a
+// The two cells that the steps are compiled for. A variant's hooks are peepholes, a clip, coupled gates and masks; in a
+// plain cell they are compiled away. All variants are one instantiation that tests at run time, once for some rows of a
 // block, which hooks are on: one instantiation per combination would make the steps eight times as large, on every ISA,
 // and save a few of some hundred instructions.
 struct PlainCell {
@@ -43,6 +44,12 @@ LSTMFAST_INLINE void see_earlier_cells(const StepForwardArgs<T>& args, Index uni
   }
   if (variant.coupled_gates)
     for (int r = 0; r < P; ++r) z_f[r] = -z_i[r];
+}
+
+// Hook between the candidate and c.
+template <typename T>
+LSTMFAST_INLINE Vec<T> masked_candidate(const CellMasks<T>& masks, Index row, Index unit, Index lanes, Vec<T> g) {
+  return masks.candidate ? g * load_partial(masks.candidate[row] + unit, lanes) : g;
 }
 
 // Hook between c and o: the clip, and the peephole of o to the new cells. NaN passes the clip.
@@ -87,7 +94,9 @@ struct Cells {
   LSTMFAST_INLINE void end_first_half(Index row, const Vec<T>* i_f_d, const Vec<T>* g, const Vec<T>* g_d, Vec<T>* c) const {
     for (int r = 0; r < P; ++r) {
       const Vec<T> i_over_g_d = T(1) / (i_f_d[r] * g_d[r]), f = T(1) / i_f_d[P + r];
-      c[r] = fused_multiply_add(f, load_partial(args.c_prev[row + r] + unit, lanes), g[r] * i_over_g_d);
+      Vec<T> i_times_g = g[r] * i_over_g_d;
+      if constexpr (Cell::kHasHooks) i_times_g = masked_candidate<T>(args.masks, row + r, unit, lanes, i_times_g);
+      c[r] = fused_multiply_add(f, load_partial(args.c_prev[row + r] + unit, lanes), i_times_g);
       if (!args.gates) continue;
       store(gates(row + r) + kInputGate * V, g_d[r] * i_over_g_d);
       store(gates(row + r) + kForgetGate * V, f);
@@ -98,7 +107,14 @@ struct Cells {
   LSTMFAST_INLINE void begin_second_half(Index row, const T* z, Vec<T>* c, Vec<T>* o) const {
     for (int r = 0; r < P; ++r) o[r] = load(z + r * W + kOutputGate * V);
     if constexpr (Cell::kHasHooks) clip_and_see_cells<T, P>(args, unit, c, o);
-    for (int r = 0; r < P; ++r) store_partial(args.c[row + r] + unit, c[r], lanes);
+    for (int r = 0; r < P; ++r) {
+      Vec<T> kept = c[r];
+      if constexpr (Cell::kHasHooks)
+        if (args.masks.kept_cell)
+          kept = mixed<T>(load_partial(args.masks.kept_cell[row + r] + unit, lanes),
+                          load_partial(args.c_prev[row + r] + unit, lanes), kept);
+      store_partial(args.c[row + r] + unit, kept, lanes);
+    }
   }
 
   LSTMFAST_INLINE void end_second_half(Index row, const Vec<T>* o_d, const Vec<T>* tanh_c, const Vec<T>* tanh_c_d) const {
@@ -280,6 +296,8 @@ struct BackwardTiles {
     T* d_c_prev = args.d_c_prev[row] + first_unit;
     Vectors<T, N> tanh_c;
     for (int n = 0; n < N; ++n) tanh_c.at[n] = load_partial<T>(c + n * V, units - n * V);
+    if constexpr (Cell::kHasHooks)
+      for (int n = 0; args.new_c && n < N; ++n) tanh_c.at[n] = new_cells(row, first_unit + n * V);
     vector_tanh(tanh_c);
     for (int n = 0; n < N; ++n) {
       const Index at = n * V, lanes = units - at;
@@ -288,12 +306,13 @@ struct BackwardTiles {
       const Vec<T> g = load(gates + kCellGate * V), o = load(gates + kOutputGate * V);
       const Vec<T> t = tanh_c.at[n];
       const Vec<T> d_h = d_h_next.at[n] + load_partial(d_h_out + at, lanes) + load_partial(d_h_extra + at, lanes);
-      Vec<T> d_c = fused_multiply_add(d_h * o, T(1) - t * t, load_partial(d_c_next + at, lanes));
+      const Vec<T> d_c_out = load_partial(d_c_next + at, lanes), d_t = d_h * o;
       T* d_gates = args.d_gates + (first_block + n) * args.d_gate_block_stride + (row - args.d_gates_first_row) * W;
       if constexpr (Cell::kHasHooks) {
-        derive_variant(i, f, g, o, t, d_h, d_c, d_gates, row, first_unit + at);
+        derive_variant(i, f, g, o, t, d_h, d_t, d_c_out, d_gates, row, first_unit + at);
         continue;
       }
+      const Vec<T> d_c = fused_multiply_add(d_t, T(1) - t * t, d_c_out);
       store(d_gates + kInputGate * V, d_c * g * (i * (T(1) - i)));
       store(d_gates + kForgetGate * V, d_c * load_partial(c_prev + at, lanes) * (f * (T(1) - f)));
       store(d_gates + kCellGate * V, d_c * i * (T(1) - g * g));
@@ -302,23 +321,47 @@ struct BackwardTiles {
     }
   }
 
+  // c as it was before zoneout mixed it with the earlier one, also written to args.new_c.
+  LSTMFAST_INLINE Vec<T> new_cells(Index row, Index unit) const {
+    constexpr Index V = kLanes<T>;
+    const Index lanes = args.hidden_size - unit;
+    const T* gates = args.gates + unit / V * args.gate_block_stride + row * kGateCount * V;
+    const Vec<T> i_times_g = load(gates + kInputGate * V) * load(gates + kCellGate * V);
+    Vec<T> c = fused_multiply_add(load(gates + kForgetGate * V), load_partial(args.c_prev[row] + unit, lanes),
+                                  masked_candidate<T>(args.masks, row, unit, lanes, i_times_g));
+    const Vec<T> highest = broadcast<T>(args.variant->cell_clip), lowest = -highest;
+    c = highest < c ? highest : c;
+    c = lowest > c ? lowest : c;
+    store_partial(args.new_c[row] + unit, c, lanes);
+    return c;
+  }
+
   // The rest for a cell with hooks. A clipped c passes no gradient; one within the bounds, or exactly on them without
   // the clip, passes all. If `c` is a bound, the c before the clip is recomputed to tell the two apart.
-  LSTMFAST_INLINE void derive_variant(Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> o, Vec<T> t, Vec<T> d_h, Vec<T> d_c,
-                                      T* d_gates, Index row, Index unit) const {
+  LSTMFAST_INLINE void derive_variant(Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> o, Vec<T> t, Vec<T> d_h, Vec<T> d_t,
+                                      Vec<T> d_c_out, T* d_gates, Index row, Index unit) const {
     constexpr Index V = kLanes<T>;
     const CellVariant<T>& variant = *args.variant;
     const Index hidden = args.hidden_size, lanes = hidden - unit;
-    const Vec<T> c_prev = load_partial(args.c_prev[row] + unit, lanes), c = load_partial(args.c[row] + unit, lanes);
+    const Vec<T> c_prev = load_partial(args.c_prev[row] + unit, lanes);
+    const Vec<T> c = load_partial((args.new_c ? args.new_c[row] : args.c[row]) + unit, lanes);
     const Vec<T> d_z_o = d_h * t * (o * (T(1) - o)), clip = broadcast<T>(variant.cell_clip);
+    Vec<T> d_kept{};  // what zoneout hands to the earlier c
+    if (args.masks.kept_cell) {
+      d_kept = d_c_out * load_partial(args.masks.kept_cell[row] + unit, lanes);
+      d_c_out -= d_kept;
+    }
+    Vec<T> d_c = fused_multiply_add(d_t, T(1) - t * t, d_c_out);
     if (variant.peepholes)
       d_c = fused_multiply_add(d_z_o, load_peephole(variant.peepholes, kOutputPeephole, hidden, unit), d_c);
-    const Vec<T> unclipped = fused_multiply_add(f, c_prev, i * g);
+    const Vec<T> seen_g = masked_candidate<T>(args.masks, row, unit, lanes, g);
+    const Vec<T> unclipped = fused_multiply_add(f, c_prev, i * seen_g);
     d_c = ((c >= clip) & (unclipped > clip)) | ((c <= -clip) & (unclipped < -clip)) ? Vec<T>{} : d_c;
-    const Vec<T> d_i = variant.coupled_gates ? d_c * (g - c_prev) : d_c * g;
+    const Vec<T> d_i = variant.coupled_gates ? d_c * (seen_g - c_prev) : d_c * seen_g;
+    const Vec<T> d_g = masked_candidate<T>(args.masks, row, unit, lanes, d_c * i);
     const Vec<T> d_z_i = d_i * (i * (T(1) - i));
     const Vec<T> d_z_f = variant.coupled_gates ? Vec<T>{} : d_c * c_prev * (f * (T(1) - f));
-    Vec<T> d_c_prev = d_c * f;
+    Vec<T> d_c_prev = fused_multiply_add(d_c, f, d_kept);
     if (variant.peepholes) {
       d_c_prev = fused_multiply_add(d_z_i, load_peephole(variant.peepholes, kInputPeephole, hidden, unit), d_c_prev);
       if (!variant.coupled_gates)
@@ -326,7 +369,7 @@ struct BackwardTiles {
     }
     store(d_gates + kInputGate * V, d_z_i);
     store(d_gates + kForgetGate * V, d_z_f);
-    store(d_gates + kCellGate * V, d_c * i * (T(1) - g * g));
+    store(d_gates + kCellGate * V, d_g * (T(1) - g * g));
     store(d_gates + kOutputGate * V, d_z_o);
     store_partial(args.d_c_prev[row] + unit, d_c_prev, lanes);
   }

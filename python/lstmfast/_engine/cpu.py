@@ -16,7 +16,7 @@ from lstmfast import _checks as check
 from lstmfast import _core, cells, gates, losses
 from lstmfast._checks import Array
 from lstmfast._engine.results import Gradients, Output
-from lstmfast.cells import Cell
+from lstmfast.cells import NORMALIZED, Cell
 from lstmfast.initializers import Shape
 
 
@@ -103,7 +103,16 @@ _step_workspace = _StepWorkspace()
 
 
 def lstm_step(
-    x: Any, h: Any, c: Any, kernel: Any, bias: Any, *, cell: Cell, peepholes: Any, projection: Any
+    x: Any,
+    h: Any,
+    c: Any,
+    kernel: Any,
+    bias: Any,
+    *,
+    cell: Cell,
+    peepholes: Any,
+    projection: Any,
+    norms: tuple[Any, Any, Any] | None = None,
 ) -> tuple[Array, Array]:
     """As `functional.lstm_step`."""
     weights = check_weights(kernel, bias, peepholes, projection, x, h, axes=1)
@@ -115,7 +124,11 @@ def lstm_step(
     c_next = np.empty((batch, hidden_size), dtype)
     # By position, as in `LSTM.forward_into`.
     sequence = _step_workspace.sequence(cell)
-    sequence.load(kernel, bias, peepholes, projection, False, True)
+    if cell.layer_norm is None:
+        sequence.load(kernel, bias, peepholes, projection, False, True)
+    else:
+        norms = _norms(norms, cell, weights)
+        sequence.load(kernel, bias, peepholes, projection, serves_one_call=True, norms=norms)
     sequence.forward(x[None], output[None], h_next, c_next, h, c)
     return h_next, c_next
 
@@ -137,8 +150,14 @@ def lstm(
     return_gates: bool = False,
     keep_for_backward: bool = False,
     matmul_precision: str = "highest",
+    norms: tuple[Any, Any, Any] | None = None,
+    initial: tuple[Any, Any] | None = None,
+    noise: tuple[int, int, int] | None = None,
 ) -> Output:
-    """As `functional.lstm`."""
+    """As `functional.lstm`. norms: norm_gain, cell_gain, cell_shift; initial: initial_h, initial_c.
+
+    noise: seed, number of the layer and number of the first time step, None for inference.
+    """
     weights = check_weights(kernel, bias, peepholes, projection, x, h0, axes=2)
     x = _input(x, weights, ("time_steps", "batch"))
     (time_steps, batch), dtype = x.shape[:2], weights.dtype
@@ -150,16 +169,20 @@ def lstm(
     cells = np.empty((time_steps, batch, hidden_size), dtype) if return_cells else None
     activations = np.empty((time_steps, batch, gates.COUNT, hidden_size), dtype) if return_gates else None
     sequence = _core.Sequence(bool(reverse), cell)
-    sequence.load(weights.kernel, weights.bias, weights.peepholes, weights.projection, serves_one_call=True)
+    norms, initial = _norms(norms, cell, weights), _initial(initial, weights)
+    sequence.load(
+        weights.kernel, weights.bias, weights.peepholes, weights.projection, serves_one_call=True, norms=norms,
+        initial=initial,
+    )
     sequence.forward(
         x, h, h_n, c_n, h0, c0, check.lengths(lengths, time_steps, batch),
         check.resets(resets, (time_steps, batch), "(time_steps, batch)"),
-        cells, activations, bool(keep_for_backward), matmul_precision,
+        cells, activations, bool(keep_for_backward), matmul_precision, noise,
     )
     saved = None
     if keep_for_backward:
-        saved = _SavedSequence(sequence, None if check.is_ids(x) else x.shape, h.shape, weights)
-    return Output(h, h_n, c_n, cells, activations, saved)
+        saved = _SavedSequence(sequence, None if check.is_ids(x) else x.shape, h.shape, weights, norms, initial)
+    return Output(h, h_n, c_n, cells, activations, saved, noise[0] if noise else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +193,8 @@ class _SavedSequence:
     x_shape: tuple[int, ...] | None  # None for token ids
     h_shape: tuple[int, ...]
     weights: Weights
+    norms: tuple[Array, Array, Array] | None
+    initial: tuple[Array, Array] | None
 
     def backward(self, d_h: Any, d_h_n: Any, d_c_n: Any) -> Gradients:
         """As `functional.lstm_backward`."""
@@ -181,6 +206,12 @@ class _SavedSequence:
             ("d_h_n", d_h_n, weights.output_size), ("d_c_n", d_c_n, weights.hidden_size),
             batch=batch, dtype=dtype, like="h",
         )
+        d_norms = d_initial = None
+        if self.norms is not None:
+            gain, cell_gain, cell_shift = self.norms
+            d_norms = np.empty_like(gain), np.empty_like(cell_gain), np.empty_like(cell_shift)
+        if self.initial is not None:
+            d_initial = np.empty_like(self.initial[0]), np.empty_like(self.initial[1])
         gradients = Gradients(
             x=None if self.x_shape is None else np.empty(self.x_shape, dtype),
             kernel=np.empty(weights.kernel.shape, dtype),
@@ -189,11 +220,13 @@ class _SavedSequence:
             c0=np.empty((batch, weights.hidden_size), dtype),
             peepholes=None if weights.peepholes is None else np.empty(weights.peepholes.shape, dtype),
             projection=None if weights.projection is None else np.empty(weights.projection.shape, dtype),
+            **dict(zip(("norm_gain", "cell_gain", "cell_shift"), d_norms or (), strict=False)),
+            **dict(zip(("initial_h", "initial_c"), d_initial or (), strict=False)),
         )
         self.sequence.backward(
             d_h=d_h, d_h_n=d_h_n, d_c_n=d_c_n,
             d_x=gradients.x, d_kernel=gradients.kernel, d_bias=gradients.bias, d_h0=gradients.h0, d_c0=gradients.c0,
-            d_peepholes=gradients.peepholes, d_projection=gradients.projection,
+            d_peepholes=gradients.peepholes, d_projection=gradients.projection, d_norms=d_norms, d_initial=d_initial,
         )
         return gradients
 
@@ -235,6 +268,31 @@ def check_weights(kernel: Any, bias: Any, peepholes: Any, projection: Any, x: An
             check.array("peepholes", peepholes, wanted_peepholes, "(i f o, hidden_size)", dtype=dtype, like="kernel")
         )
     return Weights(np.ascontiguousarray(kernel), bias, peepholes, projection, hidden_size, output_size)
+
+
+def _norms(norms: Any, cell: Cell, weights: Weights) -> tuple[Array, Array, Array] | None:
+    """Return the arrays of a layer normalisation, checked; None stays None."""
+    if norms is None or cell.layer_norm is None:
+        return None
+    products, hidden_size = NORMALIZED[cell.layer_norm], weights.hidden_size
+    shapes = (products, gates.COUNT * hidden_size), (hidden_size,), (hidden_size,)
+    meanings = f"({products}, 4*hidden_size)", "(hidden_size,)", "(hidden_size,)"
+    names = "norm_gain", "cell_gain", "cell_shift"
+    gain, cell_gain, cell_shift = (
+        np.ascontiguousarray(check.array(name, value, shape, meaning, dtype=weights.dtype, like="kernel"))
+        for name, value, shape, meaning in zip(names, norms, shapes, meanings, strict=True)
+    )
+    return gain, cell_gain, cell_shift
+
+
+def _initial(initial: Any, weights: Weights) -> tuple[Array, Array] | None:
+    """Return the arrays of a learnt initial state, checked; None stays None."""
+    if initial is None:
+        return None
+    h, c = initial
+    h = check.array("initial_h", h, (weights.output_size,), "(hidden_size,)", dtype=weights.dtype, like="kernel")
+    c = check.array("initial_c", c, (weights.hidden_size,), "(hidden_size,)", dtype=weights.dtype, like="kernel")
+    return h, c
 
 
 def _input(x: Any, weights: Weights, axes: tuple[str, ...]) -> Array:

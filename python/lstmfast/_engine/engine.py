@@ -25,6 +25,8 @@ class LayerRun(Protocol):
         frozen: bool = False,
         *,
         weights: str = "float32",
+        norms: tuple[Array, Array, Array] | None = None,
+        initial: tuple[Array, Array] | None = None,
     ) -> None:
         """Set the weights of later calls."""
 
@@ -42,6 +44,7 @@ class LayerRun(Protocol):
         gates: Array | None = None,
         keep_for_backward: bool = False,
         matmul_precision: str = "highest",
+        noise: tuple[int, int, int] | None = None,
     ) -> None:
         """Fill h, h_n and c_n."""
 
@@ -57,6 +60,8 @@ class LayerRun(Protocol):
         d_c0: Array | None = None,
         d_peepholes: Array | None = None,
         d_projection: Array | None = None,
+        d_norms: tuple[Array, Array, Array] | None = None,
+        d_initial: tuple[Array, Array] | None = None,
     ) -> None:
         """Fill d_x and the gradients after it, if given."""
 

@@ -17,7 +17,10 @@ class Saved(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """The result of `lstm`: h [T, B, H]; h_n, c_n [B, H]; on request, cells [T, B, H] and gates [T, B, 4, H]."""
+    """The result of `lstm`: h [T, B, H]; h_n, c_n [B, H]; on request, cells [T, B, H] and gates [T, B, 4, H].
+
+    seed: that of the call's masks; None if it drew none.
+    """
 
     h: Array
     h_n: Array
@@ -25,17 +28,18 @@ class Output:
     cells: Array | None
     gates: Array | None
     _saved: Saved | None = field(default=None, repr=False)
+    seed: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The data for `lstm_backward` is in the extension and cannot be copied.
-        return type(self), (self.h, self.h_n, self.c_n, self.cells, self.gates)
+        return type(self), (self.h, self.h_n, self.c_n, self.cells, self.gates, None, self.seed)
 
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
     """The result of `lstm_backward`: the derivative by each argument of `lstm`, in its shape.
 
-    x is None for ids; peepholes and projection are None without them.
+    x is None for ids; weights that were not given are None.
     """
 
     x: Array | None
@@ -45,3 +49,8 @@ class Gradients:
     c0: Array
     peepholes: Array | None = None
     projection: Array | None = None
+    norm_gain: Array | None = None
+    cell_gain: Array | None = None
+    cell_shift: Array | None = None
+    initial_h: Array | None = None
+    initial_c: Array | None = None

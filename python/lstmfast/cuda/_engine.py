@@ -154,8 +154,10 @@ class DeviceSequence:
         frozen: bool = False,
         *,
         weights: str = "float32",
+        norms: tuple[DeviceArray, DeviceArray, DeviceArray] | None = None,
+        initial: tuple[DeviceArray, DeviceArray] | None = None,
     ) -> None:
-        """Set the weights of the following calls. There are no peepholes or projections: see `FEATURES`."""
+        """Set the weights of the following calls. There are none of other than standard cells: see `FEATURES`."""
         self._kernel, self._bias = kernel, bias
 
     def forward(
@@ -172,6 +174,7 @@ class DeviceSequence:
         gates: DeviceArray | None = None,
         keep_for_backward: bool = False,
         matmul_precision: str = "highest",
+        noise: tuple[int, int, int] | None = None,
     ) -> None:
         """Fill h, h_n and c_n."""
         out = _sequences.lstm(
@@ -194,6 +197,8 @@ class DeviceSequence:
         d_c0: DeviceArray | None = None,
         d_peepholes: DeviceArray | None = None,
         d_projection: DeviceArray | None = None,
+        d_norms: tuple[DeviceArray, DeviceArray, DeviceArray] | None = None,
+        d_initial: tuple[DeviceArray, DeviceArray] | None = None,
     ) -> None:
         """Fill the given outputs, d_x and those after it."""
         assert self._out is not None and self._out._saved is not None

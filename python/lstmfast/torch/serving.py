@@ -504,6 +504,6 @@ def _products(module: nn.Module, input: Any, dtype: str, format: str, training: 
     precision, format = arguments.precision_of(None), "float32" if training else format
     plan = _core.plan_of(
         time_steps, batch, module.input_size, module.hidden_size, dtype, precision,
-        not getattr(module, "proj_size", 0), False, training, format,
+        not getattr(module, "proj_size", 0), bool(getattr(module, "proj_size", 0)), False, training, format,
     )
     return [sentence.rstrip(".") for sentence in runtime.product_sentences(plan, precision, format, training=training)]
