@@ -43,6 +43,8 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
     PyTorch.
     """
 
+    cell: Any
+
     def __init__(
         self,
         units: int,
@@ -83,8 +85,8 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
 
     def _take_over_options(self) -> None:
         """Exchange Keras' cell for one with our weights, without the masks of recurrent dropout, which Keras draws."""
-        cell: Any = self.cell
-        del self.cell  # so that Keras forgets its weights
+        cell = self.cell
+        self._tracker.untrack(cell)  # which deleting the attribute would not do
         self.cell = _Cell(self._options, **{**cell.get_config(), "recurrent_dropout": 0.0})
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -142,7 +142,7 @@ class LSTMWeights:
     coupled_gates: bool = False
     assumptions: tuple[str, ...] = ()
     recurrent_dropout: float = 0.0
-    recurrent_dropout_of: str = "h"
+    recurrent_dropout_of: Literal["h", "g"] = "h"
     recurrent_dropout_per_step: bool = False
     zoneout: tuple[float, float] | None = None
     weight_dropout: float = 0.0
@@ -225,7 +225,7 @@ class LSTMWeights:
         return self.layers[0][0].projection is not None
 
     @property
-    def layer_norm(self) -> str | None:
+    def layer_norm(self) -> Literal["products", "gates"] | None:
         """What is normalised, as in `Cell`: "products", "gates", or None."""
         gain = self.layers[0][0].norm_gain
         return None if gain is None else "products" if len(gain) == 2 else "gates"
