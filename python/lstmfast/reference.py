@@ -36,7 +36,8 @@ def normalize(values: FloatArray, epsilon: float) -> FloatArray:
 def normalize_backward(d_out: FloatArray, values: FloatArray, epsilon: float) -> FloatArray:
     """Gradient of the values of `normalize`, from d_out."""
     normal = normalize(values, epsilon)
-    return (_centred(d_out) - normal * (d_out * normal).mean(axis=-1, keepdims=True)) / _deviation(values, epsilon)
+    along_normal: FloatArray = normal * (d_out * normal).mean(axis=-1, keepdims=True)
+    return (_centred(d_out) - along_normal) / _deviation(values, epsilon)
 
 
 def _centred(values: FloatArray) -> FloatArray:
@@ -480,17 +481,19 @@ def lstm(
     from_x = np.where(useful, _input_product(x, input_kernel), 0)
     from_h = np.zeros_like(from_x)
 
-    factors, kept_weights = [Factors.in_inference(variant)] * time_steps, np.ones_like(recurrent_kernel)
+    factors = [Factors.in_inference(variant)] * time_steps
+    kept_weights: FloatArray | float = 1.0
     if seed is not None:
         noise = Noise(seed, layer, first_step)
         factors = [Factors.in_training(variant, noise, t, h, c) for t in range(time_steps)]
         kept_weights = dropout_factors(noise, WEIGHT_DROPOUT, 0, weight_dropout, recurrent_kernel)
+    kept_kernel = recurrent_kernel * kept_weights
 
     for t in order:
         h_prev = np.where(useful[t], np.where(starts_anew[t], h_start, h), 0)
         c_prev[t] = np.where(useful[t], np.where(starts_anew[t], c_start, c), 0)
         h_read[t] = h_prev * factors[t].h
-        from_h[t] = h_read[t] @ (recurrent_kernel * kept_weights)
+        from_h[t] = h_read[t] @ kept_kernel
         z = _pre_activation(from_x[t], from_h[t], bias, variant)
         m, c_fresh, activated = _cell(z, c_prev[t], variant, factors[t])
         h_next, c_next = _next_state(h_prev, c_prev[t], m, c_fresh, variant, factors[t])
@@ -538,6 +541,7 @@ def lstm_backward(
     tape, variant = out.tape, out.tape.variant
     projection = variant.projection
     input_kernel, recurrent_kernel = np.split(tape.kernel, [tape.kernel.shape[0] - out.h.shape[-1]])
+    kept_kernel = recurrent_kernel * tape.kept_weights
     d_h_all = np.zeros_like(out.h) if d_h is None else d_h
     d_h_carried = np.zeros_like(out.h_n) if d_h_n is None else d_h_n
     d_c_carried = np.zeros_like(out.c_n) if d_c_n is None else d_c_n
@@ -557,7 +561,7 @@ def lstm_backward(
             d_m, d_c_new, out.gates[t], tape.c_prev[t], tape.c_fresh[t], variant, factors
         )
         d_from_x[t], d_from_h[t] = _pre_activation_backward(d_z[t], tape.from_x[t], tape.from_h[t], variant)
-        d_h_prev = d_from_h[t] @ (recurrent_kernel * tape.kept_weights).T * factors.h + d_h_next * factors.zoned_h
+        d_h_prev = d_from_h[t] @ kept_kernel.T * factors.h + d_h_next * factors.zoned_h
         d_c_prev = d_c_prev + d_c_next * factors.zoned_c
         d_initial_h += np.where(useful & starts_anew, d_h_prev, 0)
         d_initial_c += np.where(useful & starts_anew, d_c_prev, 0)
