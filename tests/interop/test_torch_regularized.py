@@ -103,7 +103,8 @@ def test_training_by_the_kernels_is_that_in_torchs_operations(options, shape, in
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-def test_outputs_are_those_of_the_reference_with_the_same_seed(options, training):
+@pytest.mark.parametrize("by_kernels", [True, False], ids=["kernels", "torch's operations"])
+def test_outputs_are_those_of_the_reference_with_the_same_seed(options, training, by_kernels, in_torchs_operations):
     module = lstm(**options).train(training)
     names = {name.removesuffix("_l0"): values.detach().numpy() for name, values in module.named_parameters()}
     its = {name: names[name] for name in regularized.Extras._fields if name in names}
@@ -113,6 +114,8 @@ def test_outputs_are_those_of_the_reference_with_the_same_seed(options, training
         x_of().numpy(), np.concatenate([names["weight_ih"].T, names["weight_hh"].T]),
         names["bias_ih"] + names["bias_hh"], **its, **settings, seed=3 if training else None, first_step=2,
     )
+    if not by_kernels:
+        in_torchs_operations()
     with torch.no_grad():
         output, (h_n, c_n), cells = module(x_of(), seed=3, first_step=2, return_cells=True)
     for mine, theirs in ((output, expected.h), (h_n[0], expected.h_n), (c_n[0], expected.c_n), (cells, expected.cells)):
