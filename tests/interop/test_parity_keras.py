@@ -179,7 +179,7 @@ def test_every_training_call_has_its_own_masks_and_inference_none(rng: np.random
     np.testing.assert_array_equal(inference, to_arrays([plain(x)])[0])
 
 
-def test_gradients_of_inference_are_those_of_the_expected_zoneout(rng: np.random.Generator) -> None:
+def test_inference_draws_no_masks_where_gradients_may_be_asked_for(rng: np.random.Generator) -> None:
     layer, x = regularised(rng, zoneout=0.3), random(rng, BATCH, TIME_STEPS, INPUT_SIZE)
     first, again = (to_arrays(layer(x, training=False)) for _ in range(2))
     for mine, theirs in zip(first, again, strict=True):
