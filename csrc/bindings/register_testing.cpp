@@ -54,7 +54,7 @@ void rounded_product(const py::object& x, const py::object& kernel, const py::ob
   product.input_size = depth;
   product.z_block_stride = rows * sizes.gate_width();
   product.z = panels.resize(product.block_end * product.z_block_stride);
-  products->multiply_inputs(product, 0);
+  products->multiply_to_gates(Products<float>::Kernel::kInput, product, 0);
   const std::vector<float*> z_rows = pointers(ArrayArg<float>(z, "z").must_have_shape({rows, columns}).matrix(), rows);
   k.unpack_gates(product.z, product.z_block_stride, hidden, z_rows.data(), rows);
 }

@@ -138,6 +138,81 @@ struct StepBackwardArgs {
   const CellVariant<T>* variant;  // for variant_step_backward only, and so are these
   CellMasks<T> masks;
   T* const* new_c;  // [rows] -> [hidden_size], written: c before zoneout, if `c` is not that; or null
+  T* const* d_new_c;  // [rows] -> [hidden_size]: its gradient, with which that of o's z, in d_gates, and new_c are there
+                      // already, because c was normalised; or null
+};
+
+// Layer normalisation between product and gates, for rows [row_begin, row_end) of gate panels: in each of `groups` groups
+// of a row, all of it (1) or a gate (4), v = (v - mean) / sqrt(variance + epsilon); then z = init + gain * v.
+template <typename T>
+struct NormalizeGatesArgs {
+  Index row_begin, row_end;
+  Index hidden_size;
+  int groups;
+  T epsilon;
+  T* v;  // gate panels, from row `v_first_row` on; may be z
+  Index v_block_stride, v_first_row;
+  bool adds_z;    // v + z is normalised
+  T* scales;      // [rows, groups]: 1 / sqrt(variance + epsilon); or null
+  const T* gain;  // one row of gate panels, blocks side by side
+  const T* init;  // likewise; or null: z
+  T* z;           // gate panels, from row `z_first_row` on
+  Index z_block_stride, z_first_row;
+};
+
+// From the gradient of z to that of v before. `v` and `scales` are those of the forward step, from row 0 on.
+template <typename T>
+struct NormalizeGatesBackwardArgs {
+  Index row_begin, row_end;
+  Index hidden_size;
+  int groups;
+  const T* v;
+  Index v_block_stride;
+  const T *scales, *gain;
+  const T* d_z;  // gate panels, from row `d_first_row` on
+  T* d_v;        // likewise; may be d_z
+  Index d_block_stride, d_first_row;
+};
+
+// Every row's gradient of z times v, for gate blocks [block_begin, block_end), added to sums.
+template <typename T>
+struct GateGainGradientArgs {
+  Index block_begin, block_end;
+  Index rows, hidden_size;
+  const T* d_gates;  // gate panels, from row 0 on
+  Index block_stride;
+  const T* v;  // likewise
+  Index v_block_stride;
+  T* sums;  // [4*hidden_size]
+};
+
+// The end of a step whose c is normalised: h = o * tanh(n) with n = norm(new_c) * cell_gain + cell_shift; c is n or
+// new_c, with zoneout mixed with c_prev. All [rows] -> [hidden_size].
+template <typename T>
+struct NormalizedCellsArgs {
+  Index row_begin, row_end;
+  Index hidden_size;
+  T epsilon;
+  bool carries_norm;
+  const T *cell_gain, *cell_shift;
+  const T* gates;  // gate panels, indexed by row
+  Index gate_block_stride;
+  T* const* new_c;
+  const T* const* kept_cell;  // as in CellMasks
+  const T* const* c_prev;
+  T* const* c;
+  T* const* h;
+};
+
+// And backward: writes new_c and d_new_c of `step` and its gradient of o's z. `d_gain` and `d_shift` are each row's share.
+template <typename T>
+struct NormalizedCellsBackwardArgs {
+  StepBackwardArgs<T> step;
+  T epsilon;
+  bool carries_norm;
+  const T *cell_gain, *cell_shift;
+  T* const* d_gain;
+  T* const* d_shift;
 };
 
 // Gradients of peepholes for gate blocks [block_begin, block_end): every row's gradient of a gate's z times the c that
@@ -244,6 +319,11 @@ struct KernelTable {
   void (*peephole_gradients)(const PeepholeGradientArgs<T>&);
   void (*fill_mask)(const MaskArgs<T>&);
   void (*complete_state_gradient)(const StateGradientArgs<T>&);
+  void (*normalize_gates)(const NormalizeGatesArgs<T>&);
+  void (*normalize_gates_backward)(const NormalizeGatesBackwardArgs<T>&);
+  void (*gate_gain_gradients)(const GateGainGradientArgs<T>&);
+  void (*normalized_cells)(const NormalizedCellsArgs<T>&);
+  void (*normalized_cells_backward)(const NormalizedCellsBackwardArgs<T>&);
   // out = a * b, and out = share * a + (1 - share) * b; out may be one of them.
   void (*multiply)(const T* a, const T* b, Index count, T* out);
   void (*mix)(const T* share, const T* a, const T* b, Index count, T* out);

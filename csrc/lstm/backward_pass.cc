@@ -30,6 +30,7 @@ bool BackwardPass<T>::run(const SequenceBackwardArgs<T>& given) {
     projection_transposed_.pack_transposed(*pass_.k, pass_.weights.projection(), hidden, output_size);
   zero_outputs();
   point_gradients();
+  if (norm_.is_on()) norm_.begin();
 
   const Index at_once = begin_groups();
   for (Index end = steps; end > 0; end -= at_once) {
@@ -37,9 +38,10 @@ bool BackwardPass<T>::run(const SequenceBackwardArgs<T>& given) {
     begin_group({pass_.plan.step_begin[group_steps.begin], pass_.plan.step_begin[group_steps.end]});
     // Products that read the weights come before those that write as much: with few rows some weights are still cached.
     if (!(pass_.is_plain() ? step_through(group_steps) : variant_step_through(group_steps)) ||
-        (group_steps.begin == 0 && !initial_state_gradients()) || !input_gradients() ||
-        !weight_gradients(end < steps) || !projection_gradients(end < steps))
+        (group_steps.begin == 0 && !initial_state_gradients()))
       return false;
+    if (norm_.is_on()) normalization_gradients();
+    if (!input_gradients() || !weight_gradients(end < steps) || !projection_gradients(end < steps)) return false;
   }
   return steps > 0 || initial_state_gradients();
 }
@@ -74,6 +76,11 @@ void BackwardPass<T>::zero_outputs() const {
   for (Index i = 0; i < zero_rows; ++i) std::fill_n(args_.d_kernel.row(i), columns(), T(0));
   if (args_.d_bias) std::fill_n(args_.d_bias, columns(), T(0));
   if (args_.d_peepholes) std::fill_n(args_.d_peepholes, kPeepholeCount * hidden, T(0));
+  if (args_.d_norm_gain) {
+    std::fill_n(args_.d_norm_gain, (pass_.weights.cell().layer_norm == LayerNorm::kProducts ? 2 : 1) * columns(), T(0));
+    std::fill_n(args_.d_cell_gain, hidden, T(0));
+    std::fill_n(args_.d_cell_shift, hidden, T(0));
+  }
   if (args_.d_initial_h) std::fill_n(args_.d_initial_h, w.output_size, T(0));
   if (args_.d_initial_c) std::fill_n(args_.d_initial_c, hidden, T(0));
   for (Index i = 0; args_.d_projection && steps == 0 && i < hidden; ++i)
@@ -97,6 +104,7 @@ Index BackwardPass<T>::begin_groups() {
   T* d_gates = d_gates_.resize(blocks * group_.block_stride);
   for (Index block = 0; block < blocks; ++block)
     std::fill_n(d_gates + block * group_.block_stride + group_.rows * width, width, T(0));
+  if (norm_.is_on()) norm_.begin_backward(group_.rows, group_.block_stride);
   if (pass_.is_plain()) return at_once;
   const auto count = static_cast<std::size_t>(updates);
   if (pass_.masks.state) {
@@ -172,27 +180,28 @@ void BackwardPass<T>::begin_group(Range updates) {
   for (Index r = updates.begin; r < updates.end; ++r)
     rows_after = std::max(rows_after, pass_.plan.updates[r].next - updates.end + 1);
   for (Index block = 0; rows_after > 0 && block < sizes.gate_blocks(weights().hidden_size); ++block) {
-    T* first = d_gates_.data() + block * group_.block_stride;
+    T* first = d_recurrent_gates() + block * group_.block_stride;
     std::copy_backward(first, first + rows_after * width, first + (rows + rows_after) * width);
   }
   group_.updates = updates;
-  const T* zeros = d_gates_.data() + group_.rows * width;
+  if (norm_.is_on()) norm_.begin_group(updates);
+  const T *d_next = d_recurrent_gates(), *zeros = d_next + group_.rows * width;
   for (Index r = updates.begin; r < updates.end; ++r) {
     const RowUpdate& update = pass_.plan.updates[r];
     const bool is_cut = update.next >= 0 && pass_.plan.updates[update.next].reset && rows_.d_initial_h.empty();
     const bool nothing = update.next < 0 || is_cut;
-    rows_.d_gates_next[r] = nothing ? zeros : d_gates_.data() + (update.next - updates.begin) * width;
+    rows_.d_gates_next[r] = nothing ? zeros : d_next + (update.next - updates.begin) * width;
     rows_.d_gates[r] = d_gates_.data() + (r - updates.begin) * width;
   }
 }
 
 template <typename T>
-StepBackwardArgs<T> BackwardPass<T>::step_args() const {
+StepBackwardArgs<T> BackwardPass<T>::step_args() {
   const Index hidden = weights().hidden_size;
   StepBackwardArgs<T> step{};
   step.hidden_size = hidden;
   step.d_gates_next = rows_.d_gates_next.data();
-  step.no_next = d_gates_.data() + group_.rows * pass_.gate_width();
+  step.no_next = d_recurrent_gates() + group_.rows * pass_.gate_width();
   step.d_h = rows_.d_h.data();
   step.d_h_extra = rows_.d_h_extra.data();
   step.d_c = rows_.d_c_in.data();
@@ -206,7 +215,8 @@ StepBackwardArgs<T> BackwardPass<T>::step_args() const {
   step.d_gates_first_row = group_.updates.begin;
   step.variant = pass_.variant();
   step.masks = pass_.cell_masks();
-  step.new_c = pass_.masks.zoneout_of_c ? rows_.new_c.data() : nullptr;
+  step.new_c = norm_.is_on() ? norm_.new_c() : pass_.masks.zoneout_of_c ? rows_.new_c.data() : nullptr;
+  step.d_new_c = norm_.is_on() ? norm_.d_new_c() : nullptr;
   return step;
 }
 
@@ -287,7 +297,9 @@ bool BackwardPass<T>::variant_step_through(Range steps) {
     draw_cell_masks(updates, sizes.units_of_panels(panels, hidden));
     StepBackwardArgs<T> mine = for_panels(for_rows(step, updates), panels);
     mine.d_h_next = (pass_.weights.projection() ? d_m_.data() : d_h_total_.data()) + (updates.begin - first) * hidden;
+    if (norm_.is_on()) norm_.cells_backward(mine);
     step.variant ? pass_.k->variant_step_backward(mine) : pass_.k->step_backward(mine);
+    if (norm_.is_on()) norm_.gates_backward(updates, d_gates_.data());
   }};
   const double work = pass_.multiply_adds(pass_.plan.batch, output_size) + pass_.projecting_adds(pass_.plan.batch);
   for_each_step(pass_.plan, Order::kBackward, steps, pass_.division(work), coming_back, cells);
@@ -359,25 +371,47 @@ bool BackwardPass<T>::weight_gradients(bool add) {
         TransposedLeft<T> lefts[2];
         int count = 0;
         if (pass_.has_input_product()) lefts[count++] = left(pass_.rows.x.data(), input_size, slice, d_input);
+        if (norm_.is_on()) {  // the products have gradients of their own
+          if (!pass_.products->weight_gradients(product, lefts, count, part)) safe = false;
+          product.b = d_recurrent_gates();
+          count = 0;
+        }
         const T* const* h_prev = pass_.masks.state ? rows_.dropped.data() : pass_.rows.h_prev.data();
         lefts[count++] = left(h_prev, weights().output_size, slice, d_recurrent);
         if (!pass_.products->weight_gradients(product, lefts, count, part)) safe = false;
+        product.b = d_gates_.data();
       }
       if (slice.begin != 0) continue;
       if (args_.d_kernel && pass_.args.ids)
         pass_.k->scatter_gate_rows(d_gates_.data(), group_.block_stride, pass_.rows.ids.data() + first, rows, hidden,
                                    product.panel_begin, product.panel_end, args_.d_kernel.data, args_.d_kernel.stride);
-      if (args_.d_bias)
-        pass_.k->sum_gate_rows(d_gates_.data(), group_.block_stride, rows, hidden, product.panel_begin,
-                               product.panel_end, args_.d_bias);
-      if (args_.d_peepholes)
-        pass_.k->peephole_gradients({product.panel_begin, product.panel_end, rows, hidden, d_gates_.data(),
-                                     group_.block_stride, pass_.rows.c_prev.data() + first,
-                                     (step_args().new_c ? rows_.new_c.data() : pass_.rows.c.data()) + first,
-                                     args_.d_peepholes});
+      if (!norm_.is_on()) sum_gradients({product.panel_begin, product.panel_end});
     }
   });
   return safe;
+}
+
+// The gradients that are sums over the rows of the group's gate gradients.
+template <typename T>
+void BackwardPass<T>::sum_gradients(Range blocks) {
+  const Index rows = group_.updates.end - group_.updates.begin, first = group_.updates.begin;
+  const Index hidden = weights().hidden_size;
+  if (args_.d_bias)
+    pass_.k->sum_gate_rows(d_gates_.data(), group_.block_stride, rows, hidden, blocks.begin, blocks.end, args_.d_bias);
+  if (!args_.d_peepholes) return;
+  const T* const* c = pass_.rows.c.data();
+  if (T* const* new_c = step_args().new_c) c = new_c;
+  pass_.k->peephole_gradients({blocks.begin, blocks.end, rows, hidden, d_gates_.data(), group_.block_stride,
+                               pass_.rows.c_prev.data() + first, c + first, args_.d_peepholes});
+}
+
+template <typename T>
+void BackwardPass<T>::normalization_gradients() {
+  const Index rows = group_.updates.end - group_.updates.begin;
+  const Index blocks = PanelSizes<T>(*pass_.k).gate_blocks(weights().hidden_size);
+  run_parallel(threads_for_work(2.0 * static_cast<double>(rows * columns())),
+               [&](int part, int parts) { sum_gradients(share(blocks, part, parts)); });
+  norm_.gradients(args_, d_gates_.data());
 }
 
 // The gradient of z in some rows, given by `args.a`, times a kernel transposed.
@@ -439,7 +473,7 @@ bool BackwardPass<T>::initial_state_gradients() {
     if (untouched || (cut && !learns)) {
       std::copy_n(untouched && args_.d_h_n ? args_.d_h_n.row(b) : pass_.zeros.data(), output_size, d_h0.row(b));
     } else {
-      first_gates.push_back(rows_.d_gates[first]);
+      first_gates.push_back(d_recurrent_gates() + (first - group_.updates.begin) * pass_.gate_width());
       d_h0_rows.push_back(d_h0.row(b));
     }
   }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/aligned_buffer.h"
+#include "lstm/layer_norm.h"
 #include "lstm/pass.h"
 
 namespace lstmfast {
@@ -14,7 +15,7 @@ namespace lstmfast {
 template <typename T>
 class BackwardPass {
  public:
-  explicit BackwardPass(Pass<T>& pass) : pass_(pass) {}
+  BackwardPass(Pass<T>& pass, LayerNormPass<T>& norm) : pass_(pass), norm_(norm) {}
 
   // Returns false if the products in use refuse a value; run the pass again with multiply-adds then.
   bool run(const SequenceBackwardArgs<T>& args);
@@ -49,12 +50,16 @@ class BackwardPass {
   void complete_state_gradients(Range updates, Range units);
   void draw_cell_masks(Range updates, Range units);
   bool is_learnt(Index row, bool was_given) const;
+  // The gradients of the recurrent product: those of z, unless it was normalised.
+  T* d_recurrent_gates() { return norm_.is_on() ? norm_.d_recurrent() : d_gates_.data(); }
   Index begin_groups();
   void begin_group(Range updates);
   bool step_through(Range steps);
   bool variant_step_through(Range steps);
-  StepBackwardArgs<T> step_args() const;
+  StepBackwardArgs<T> step_args();
   bool weight_gradients(bool add);
+  void sum_gradients(Range blocks);
+  void normalization_gradients();
   bool projection_gradients(bool add);
   bool input_gradients();
   bool initial_state_gradients();
@@ -65,6 +70,7 @@ class BackwardPass {
   bool writes_transposed() const { return weights().transposed && pass_.choice.path == Path::kUnpacked; }
 
   Pass<T>& pass_;
+  LayerNormPass<T>& norm_;
   SequenceBackwardArgs<T> args_{};
   GateGradients group_{};
   Rows rows_;

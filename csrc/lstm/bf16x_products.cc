@@ -50,11 +50,12 @@ class Bf16xProducts final : public Products<float> {
     return pack_gates_transposed(input, input_transposed_) & pack_gates_transposed(recurrent, recurrent_transposed_);
   }
 
-  bool multiply_inputs(GateProductArgs<float> args, int part) override {
+  bool multiply_to_gates(Kernel kernel, GateProductArgs<float> args, int part) override {
     const Index rows = args.row_end - args.row_begin;
     const std::vector<const float*> init(static_cast<std::size_t>(rows), args.init);
     Bf16xToGatesArgs product{};
-    product.factors = {sizes_.parts, rows, args.input_size, nullptr, input_.data()};
+    product.factors = {sizes_.parts, rows, args.input_size, nullptr,
+                       (kernel == Kernel::kInput ? input_ : recurrent_).data()};
     product.block_begin = args.block_begin;
     product.block_end = args.block_end;
     product.init = init.data();

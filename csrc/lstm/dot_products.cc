@@ -41,19 +41,20 @@ class DotProducts final : public Products<float> {
     return input_.pack(k_, dots_, input, hidden) && recurrent_.pack(k_, dots_, recurrent, hidden);
   }
 
-  bool multiply_inputs(GateProductArgs<float> args, int part) override {
+  bool multiply_to_gates(Kernel kernel, GateProductArgs<float> args, int part) override {
+    const DotPanels panels = (kernel == Kernel::kInput ? input_ : recurrent_).panels();
     RoundedRows& x = workspaces_[static_cast<std::size_t>(part)].x;
     const Index row_end = args.row_end, width = PanelSizes<float>(k_).gate_width();
     for (; args.row_begin < row_end; args.row_begin = args.row_end) {
       args.row_end = std::min(row_end, args.row_begin + rows_at_once(args.input_size));
       const bool all = x.pack(dots_, args.x + args.row_begin, args.row_end - args.row_begin, args.input_size);
-      dots_.gate_product({args, x.rows(0), input_.panels()});
+      dots_.gate_product({args, x.rows(0), panels});
       for (Index row = args.row_begin; !all && row < args.row_end; ++row) {
         if (x.is_rounded(row - args.row_begin)) continue;
         float* z = args.z + (row - args.z_first_row) * width;
         for (Index block = args.block_begin; block < args.block_end; ++block)
           std::copy_n(args.init + block * width, width, z + block * args.z_block_stride);
-        dots_.add_unrounded_row(args.x[row], args.input_size, input_.panels(), {args.block_begin, args.block_end}, z,
+        dots_.add_unrounded_row(args.x[row], args.input_size, panels, {args.block_begin, args.block_end}, z,
                                 args.z_block_stride);
       }
     }

@@ -37,8 +37,8 @@ class FmaProducts final : public Products<T> {
     return true;
   }
 
-  bool multiply_inputs(GateProductArgs<T> args, int) override {
-    args.input_panels = input_.data();
+  bool multiply_to_gates(typename Products<T>::Kernel kernel, GateProductArgs<T> args, int) override {
+    args.input_panels = (kernel == Products<T>::Kernel::kInput ? input_ : recurrent_).data();
     k_.gate_product(args);
     return true;
   }

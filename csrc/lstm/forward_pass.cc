@@ -106,7 +106,7 @@ bool ForwardPass<T>::multiply_inputs(Range updates, const Preactivations<T>& z) 
   run_parallel(threads_for_work(pass_.multiply_adds(rows, w.input_size)), [&](int part, int parts) {
     const Range mine = share(rows, part, parts);
     const Range my_updates{updates.begin + mine.begin, updates.begin + mine.end};
-    if (!pass_.products->multiply_inputs(for_rows(product, my_updates), part)) safe = false;
+    if (!pass_.products->multiply_to_gates(Products<T>::Kernel::kInput, for_rows(product, my_updates), part)) safe = false;
   });
   return safe;
 }
@@ -118,7 +118,9 @@ bool ForwardPass<T>::run() {
   const PanelSizes<T> sizes(*pass_.k);
   pass_.point_rows();
   z_rows_.resize(plan.updates.size());
-  const bool keeps_preactivations = pass_.choice.hoists_input || pass_.products->keeps_preactivations();
+  const bool hoists = pass_.choice.hoists_input || norm_.is_on();
+  const bool keeps_preactivations = hoists || pass_.products->keeps_preactivations();
+  if (norm_.is_on()) norm_.begin();
   const Index at_once = steps_at_once(keeps_preactivations);
   if (keeps_preactivations && !keeps_gates()) z_.resize(at_once * plan.batch * sizes.gate_depth(hidden));
   StepForwardArgs<T> step = step_args();
@@ -129,9 +131,9 @@ bool ForwardPass<T>::run() {
     const Range steps{first, std::min(first + at_once, plan.steps())};
     const Range group{plan.step_begin[steps.begin], plan.step_begin[steps.end]};
     const Preactivations<T> z = keeps_preactivations ? preactivations_of(group) : Preactivations<T>{};
-    if (pass_.choice.hoists_input) {
+    if (hoists) {
       step.init_block_stride = z.block_stride;
-      if (!multiply_inputs(group, z)) return false;
+      if (!(norm_.is_on() ? norm_.multiply_inputs(group, z) : multiply_inputs(group, z))) return false;
     }
     const Index panels = sizes.panels(output_size);
     const Phase dropping{pass_.masks.state ? panels : 0, [&](Index, Range updates, Range mine, int) {
@@ -143,7 +145,8 @@ bool ForwardPass<T>::run() {
       mine.block_begin = blocks.begin;
       mine.block_end = blocks.end;
       mine.descending = (steps_before_ + t) % 2 == 1;  // the weights read last are still in cache
-      if (!pass_.products->step_forward(mine, z, part)) safe = false;
+      if (!(norm_.is_on() ? norm_.step_forward(mine, z, part) : pass_.products->step_forward(mine, z, part)))
+        safe = false;
     }};
     const Phase projecting{pass_.weights.projection() ? panels : 0, [&](Index, Range updates, Range mine, int) {
       pass_.weights.packed_projection().multiply(updates, mine, pass_.rows.m.data(), nullptr, pass_.rows.h.data());

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/aligned_buffer.h"
+#include "lstm/layer_norm.h"
 #include "lstm/pass.h"
 
 namespace lstmfast {
@@ -13,7 +14,7 @@ namespace lstmfast {
 template <typename T>
 class ForwardPass {
  public:
-  explicit ForwardPass(Pass<T>& pass) : pass_(pass) {}
+  ForwardPass(Pass<T>& pass, LayerNormPass<T>& norm) : pass_(pass), norm_(norm) {}
 
   // Returns false if the products in use refuse a value; run the pass again with multiply-adds then.
   bool run();
@@ -43,6 +44,7 @@ class ForwardPass {
   bool keeps_gates() const { return pass_.args.keep_for_backward || pass_.args.gates; }
 
   Pass<T>& pass_;
+  LayerNormPass<T>& norm_;
   AlignedBuffer<T> z_;  // pre-activations of a group of steps
   AlignedBuffer<T> dropped_;  // h of the step before after its dropout, [batch, P]
   std::vector<const T*> z_rows_, dropped_rows_;

@@ -47,12 +47,10 @@ KernelPart<T> LoadedWeights<T>::recurrent_kernel(const Products<T>& products) co
 
 template <typename T>
 void LoadedWeights<T>::pack_starting_values(const std::vector<int>& ids) {
-  const T* bias = sum_of_biases();
-  if (takes_ids_)
-    starting_values_.pack_rows(*k_, kernel_view_, given_.input_size, ids.data(), static_cast<Index>(ids.size()),
-                               given_.hidden_size, bias, cell_.forget_bias);
-  else
-    starting_values_.pack_bias(*k_, bias, cell_.forget_bias, given_.hidden_size);
+  if (!takes_ids_) return pack_bias(starting_values_);
+  const T* bias = is_normalized() ? nullptr : sum_of_biases();
+  starting_values_.pack_rows(*k_, kernel_view_, given_.input_size, ids.data(), static_cast<Index>(ids.size()),
+                             given_.hidden_size, bias, is_normalized() ? T(0) : cell_.forget_bias);
 }
 
 template <typename T>

@@ -24,7 +24,8 @@ class LoadedWeights {
   const Cell<T>& cell() const { return cell_; }
   const CellVariant<T>& variant() const { return cell_.variant; }
   // Whether a cell's step backward goes from the product to the gates in registers, as far as weights decide it.
-  bool is_plain() const { return !variant().has_hooks() && !given_.has_projection(); }
+  bool is_plain() const { return !variant().has_hooks() && !given_.has_projection() && !is_normalized(); }
+  bool is_normalized() const { return cell_.layer_norm != LayerNorm::kNone; }
 
   // Everything below is for one pass, which begins here.
   void begin(const KernelTable<T>& k, bool takes_ids, const Noise& noise);
@@ -39,6 +40,8 @@ class LoadedWeights {
 
   // Biases, or the rows that ids select with them, as they are now.
   void pack_starting_values(const std::vector<int>& ids);
+  // The bias alone; with a layer normalisation, the rows above are without it.
+  void pack_bias(StartingValues<T>& row) { row.pack_bias(*k_, sum_of_biases(), cell_.forget_bias, given_.hidden_size); }
   // Packs all other weights in `products` unless they are current, which is checked if they can serve another call.
   // Returns whether these products accept the values.
   bool pack(Products<T>& products, Path path, int generation, bool serves_one_call);

@@ -8,6 +8,13 @@
 namespace lstmfast {
 
 template <typename T>
+Index normals_size(const KernelTable<T>& k, Index updates, Index hidden, LayerNorm norm) {
+  if (norm == LayerNorm::kNone) return 0;
+  const Index products = norm == LayerNorm::kProducts ? 2 : 1, scales = norm == LayerNorm::kProducts ? 2 : kGateCount;
+  return updates * (products * PanelSizes<T>(k).gate_depth(hidden) + scales);
+}
+
+template <typename T>
 void Pass<T>::begin(const SequenceForwardArgs<T>& given, bool reverse) {
   args = given;
   k = &kernels<T>();
@@ -21,14 +28,20 @@ void Pass<T>::begin(const SequenceForwardArgs<T>& given, bool reverse) {
   if (!kept) {
     // Without a backward pass, only requested gates and the current m of every row need memory.
     const Index of_update = (w.has_projection() ? 2 : 1) * w.hidden_size;
-    const Index size = args.keep_for_backward ? gate_size + updates() * of_update : args.gates ? gate_size : 0;
+    const Index of_normals = normals_size(*k, updates(), w.hidden_size, weights.cell().layer_norm);
+    const Index size = args.keep_for_backward ? gate_size + updates() * of_update + of_normals
+                       : args.gates           ? gate_size
+                                              : 0;
     const Index current = args.keep_for_backward || !w.has_projection() ? 0 : plan.batch * w.hidden_size;
     kept = saved.resize(size + current);
     m = kept + size;
   }
   gates = kept;
   cells = kept + gate_size;
-  if (args.keep_for_backward) m = cells + updates() * w.hidden_size;
+  if (args.keep_for_backward) {
+    m = cells + updates() * w.hidden_size;
+    normals = m + (w.has_projection() ? updates() * w.hidden_size : 0);
+  }
   const Index longest = std::max(w.hidden_size, w.output_size);
   std::fill_n(zeros.resize(longest), longest, T(0));
 }
@@ -91,6 +104,8 @@ void Pass<T>::point_rows() {
   }
 }
 
+template Index normals_size(const KernelTable<float>&, Index, Index, LayerNorm);
+template Index normals_size(const KernelTable<double>&, Index, Index, LayerNorm);
 template struct Pass<float>;
 template struct Pass<double>;
 

@@ -2,6 +2,7 @@
 // Computes nothing; sequence.h says what the passes do.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -24,6 +25,10 @@ struct RowPointers {
   std::vector<T*> h, c, m;  // m: h before its projection
   std::vector<const T*> candidate_masks, kept_cells;  // empty without such a mask
 };
+
+// Values that layer normalisation keeps: normalised products, and a scale for each of their rows or each gate of one.
+template <typename T>
+Index normals_size(const KernelTable<T>& k, Index updates, Index hidden, LayerNorm norm);
 
 template <typename T>
 struct Pass {
@@ -66,10 +71,14 @@ struct Pass {
   }
   Division division(double multiply_adds_per_step) const {
     if (choice.path == Path::kUnpacked) return {1, false};
-    return divide_steps(plan, multiply_adds_per_step, k->tile_rows);
+    const Division how = divide_steps(plan, multiply_adds_per_step, k->tile_rows);
+    // A normalisation needs whole rows.
+    if (weights.is_normalized()) return {static_cast<int>(std::min<Index>(how.threads, plan.batch)), false};
+    return how;
   }
   const CellVariant<T>* variant() const {
-    return weights.variant().has_hooks() || masks.any_in_cells() ? &weights.variant() : nullptr;
+    const bool has_hooks = weights.variant().has_hooks() || masks.any_in_cells() || weights.is_normalized();
+    return has_hooks ? &weights.variant() : nullptr;
   }
   CellMasks<T> cell_masks() const {
     return {masks.candidate ? rows.candidate_masks.data() : nullptr,
@@ -93,6 +102,7 @@ struct Pass {
   RowPointers<T> rows;
   AlignedBuffer<T> saved, zeros;
   T *gates = nullptr, *cells = nullptr, *m = nullptr;  // in args.saved or saved
+  T* normals = nullptr;  // likewise, what layer normalisation keeps for backward: layer_norm.h
 };
 
 }  // namespace lstmfast

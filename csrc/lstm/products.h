@@ -44,11 +44,12 @@ class Products {
   virtual bool pack(const KernelPart<T>& input, const KernelPart<T>& recurrent, Index hidden) = 0;
   virtual bool pack_transposed(const KernelPart<T>& input, const KernelPart<T>& recurrent, Index hidden) = 0;
 
-  virtual bool multiply_inputs(GateProductArgs<T> args, int part) = 0;
+  enum class Kernel { kInput, kRecurrent };
+  // x of `args` is the rows that this kernel multiplies.
+  virtual bool multiply_to_gates(Kernel kernel, GateProductArgs<T> args, int part) = 0;
   virtual bool step_forward(StepForwardArgs<T> args, const Preactivations<T>& z, int part) = 0;
   virtual bool step_backward(StepBackwardArgs<T> args, int part) = 0;
   // Gradients of z times the input's or the state's kernel, transposed.
-  enum class Kernel { kInput, kRecurrent };
   virtual bool multiply_transposed(Kernel kernel, ProductArgs<T> args, int part) = 0;
   // One for each of `count` left factors, which replace that of `args`.
   virtual bool weight_gradients(TransposedProductArgs<T> args, const TransposedLeft<T>* left, int count, int part) = 0;

@@ -8,7 +8,8 @@ namespace lstmfast {
 
 template <typename T>
 Index Sequence<T>::saved_size(Index updates, Index hidden_size, bool has_projection, LayerNorm norm) {
-  return updates * (PanelSizes<T>(kernels<T>()).gate_depth(hidden_size) + (has_projection ? 2 : 1) * hidden_size) + 0 * static_cast<int>(norm);
+  return updates * (PanelSizes<T>(kernels<T>()).gate_depth(hidden_size) + (has_projection ? 2 : 1) * hidden_size) +
+         normals_size(kernels<T>(), updates, hidden_size, norm);
 }
 
 template <typename T>
@@ -74,6 +75,7 @@ template <typename T>
 void Sequence<T>::release_rows() {
   pass_.rows = {};
   pass_.plan.updates.shrink_to_fit();
+  norm_.release_rows();
   forward_.release_rows();
   backward_.release_rows();
 }

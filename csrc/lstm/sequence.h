@@ -7,6 +7,7 @@
 
 #include "lstm/backward_pass.h"
 #include "lstm/forward_pass.h"
+#include "lstm/layer_norm.h"
 #include "lstm/pass.h"
 
 namespace lstmfast {
@@ -16,7 +17,7 @@ class Sequence {
  public:
   using Value = T;
 
-  Sequence(bool reverse, const Cell<T>& cell) : reverse_(reverse), pass_(cell), forward_(pass_), backward_(pass_) {}
+  Sequence(bool reverse, const Cell<T>& cell) : reverse_(reverse), pass_(cell) {}
   Sequence(const Sequence&) = delete;
   Sequence& operator=(const Sequence&) = delete;
 
@@ -53,6 +54,7 @@ class Sequence {
   // Calls body for all memory that is free between calls.
   template <typename Body>
   void for_each_workspace(const Body& body) {
+    norm_.for_each_workspace(body);
     forward_.for_each_workspace(body);
     backward_.for_each_workspace(body);
     pass_.weights.for_each_workspace(body);
@@ -60,8 +62,9 @@ class Sequence {
 
   const bool reverse_;
   Pass<T> pass_;
-  ForwardPass<T> forward_;
-  BackwardPass<T> backward_;
+  LayerNormPass<T> norm_{pass_};
+  ForwardPass<T> forward_{pass_, norm_};
+  BackwardPass<T> backward_{pass_, norm_};
   RecentPeak recent_rows_;
 };
 

@@ -37,10 +37,10 @@ class UnpackedProducts final : public Products<T> {
     return pack(input, recurrent, hidden);
   }
 
-  bool multiply_inputs(GateProductArgs<T> args, int part) override {
+  bool multiply_to_gates(typename Products<T>::Kernel kernel, GateProductArgs<T> args, int part) override {
     for (Index r = args.row_begin; r < args.row_end; ++r) {
       T* z = unpack(args.init, PanelSizes<T>(k_).gate_width(), part);
-      add_product(args.x[r], input_, z, part);
+      add_product(args.x[r], kernel == Products<T>::Kernel::kInput ? input_ : recurrent_, z, part);
       pack_row(z, args.z + (r - args.z_first_row) * PanelSizes<T>(k_).gate_width(), args.z_block_stride);
     }
     return true;

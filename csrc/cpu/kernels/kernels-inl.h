@@ -5,6 +5,7 @@
 #include "cpu/kernels/bfloat16-inl.h"
 #include "cpu/kernels/dot-inl.h"
 #include "cpu/kernels/fingerprint-inl.h"
+#include "cpu/kernels/layer_norm-inl.h"
 #include "cpu/kernels/mask-inl.h"
 #include "cpu/kernels/pack-inl.h"
 #include "cpu/kernels/probe-inl.h"
@@ -37,6 +38,11 @@ constexpr KernelTable<T> make_table() {
   t.peephole_gradients = peephole_gradients<T>;
   t.fill_mask = fill_mask<T>;
   t.complete_state_gradient = complete_state_gradient<T>;
+  t.normalize_gates = normalize_gates<T>;
+  t.normalize_gates_backward = normalize_gates_backward<T>;
+  t.gate_gain_gradients = gate_gain_gradients<T>;
+  t.normalized_cells = normalized_cells<T>;
+  t.normalized_cells_backward = normalized_cells_backward<T>;
   t.multiply = multiply<T>;
   t.mix = mix<T>;
   t.product = product<T>;

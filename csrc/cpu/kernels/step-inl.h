@@ -52,15 +52,19 @@ LSTMFAST_INLINE Vec<T> masked_candidate(const CellMasks<T>& masks, Index row, In
   return masks.candidate ? g * load_partial(masks.candidate[row] + unit, lanes) : g;
 }
 
-// Hook between c and o: the clip, and the peephole of o to the new cells. NaN passes the clip.
+// NaN passes the clip.
+template <typename T>
+LSTMFAST_INLINE Vec<T> clipped(Vec<T> c, T clip) {
+  const Vec<T> highest = broadcast<T>(clip), lowest = -highest;
+  c = highest < c ? highest : c;
+  return lowest > c ? lowest : c;
+}
+
+// Hook between c and o: the clip, and the peephole of o to the new cells.
 template <typename T, int P>
 LSTMFAST_INLINE void clip_and_see_cells(const StepForwardArgs<T>& args, Index unit, Vec<T>* c, Vec<T>* z_o) {
   const CellVariant<T>& variant = *args.variant;
-  const Vec<T> highest = broadcast<T>(variant.cell_clip), lowest = -highest;
-  for (int r = 0; r < P; ++r) {
-    c[r] = highest < c[r] ? highest : c[r];
-    c[r] = lowest > c[r] ? lowest : c[r];
-  }
+  for (int r = 0; r < P; ++r) c[r] = clipped<T>(c[r], variant.cell_clip);
   if (variant.peepholes) {
     const Vec<T> p_o = load_peephole(variant.peepholes, kOutputPeephole, args.hidden_size, unit);
     for (int r = 0; r < P; ++r) z_o[r] = fused_multiply_add(p_o, c[r], z_o[r]);
@@ -260,6 +264,29 @@ void gate_product(const GateProductArgs<T>& args) {
   });
 }
 
+// c as it was before it was normalised or zoneout mixed it with the earlier one.
+template <typename T>
+LSTMFAST_INLINE Vec<T> new_cells(const StepBackwardArgs<T>& args, Index row, Index unit) {
+  constexpr Index V = kLanes<T>;
+  const Index lanes = args.hidden_size - unit;
+  const T* gates = args.gates + unit / V * args.gate_block_stride + row * kGateCount * V;
+  const Vec<T> i_times_g = load(gates + kInputGate * V) * load(gates + kCellGate * V);
+  const Vec<T> c = fused_multiply_add(load(gates + kForgetGate * V), load_partial(args.c_prev[row] + unit, lanes),
+                                      masked_candidate<T>(args.masks, row, unit, lanes, i_times_g));
+  return clipped<T>(c, args.variant->cell_clip);
+}
+
+// Zoneout's share of the gradient of c goes to the earlier c, the rest to the new one.
+template <typename T>
+LSTMFAST_INLINE Vec<T> kept_gradient(const StepBackwardArgs<T>& args, Index row, Index unit, Vec<T> d_c) {
+  if (!args.masks.kept_cell) return Vec<T>{};
+  return d_c * load_partial(args.masks.kept_cell[row] + unit, args.hidden_size - unit);
+}
+template <typename T>
+LSTMFAST_INLINE Vec<T> carried_gradient(const StepBackwardArgs<T>& args, Index row, Index unit, Vec<T> d_c) {
+  return d_c - kept_gradient(args, row, unit, d_c);
+}
+
 template <typename T, int N, typename Cell = PlainCell>
 struct BackwardTiles {
   const StepBackwardArgs<T>& args;
@@ -296,8 +323,12 @@ struct BackwardTiles {
     T* d_c_prev = args.d_c_prev[row] + first_unit;
     Vectors<T, N> tanh_c;
     for (int n = 0; n < N; ++n) tanh_c.at[n] = load_partial<T>(c + n * V, units - n * V);
-    if constexpr (Cell::kHasHooks)
-      for (int n = 0; args.new_c && n < N; ++n) tanh_c.at[n] = new_cells(row, first_unit + n * V);
+    if constexpr (Cell::kHasHooks) {
+      for (int n = 0; args.new_c && !args.d_new_c && n < N; ++n) {
+        tanh_c.at[n] = new_cells(args, row, first_unit + n * V);
+        store_partial(args.new_c[row] + first_unit + n * V, tanh_c.at[n], units - n * V);
+      }
+    }
     vector_tanh(tanh_c);
     for (int n = 0; n < N; ++n) {
       const Index at = n * V, lanes = units - at;
@@ -321,21 +352,6 @@ struct BackwardTiles {
     }
   }
 
-  // c as it was before zoneout mixed it with the earlier one, also written to args.new_c.
-  LSTMFAST_INLINE Vec<T> new_cells(Index row, Index unit) const {
-    constexpr Index V = kLanes<T>;
-    const Index lanes = args.hidden_size - unit;
-    const T* gates = args.gates + unit / V * args.gate_block_stride + row * kGateCount * V;
-    const Vec<T> i_times_g = load(gates + kInputGate * V) * load(gates + kCellGate * V);
-    Vec<T> c = fused_multiply_add(load(gates + kForgetGate * V), load_partial(args.c_prev[row] + unit, lanes),
-                                  masked_candidate<T>(args.masks, row, unit, lanes, i_times_g));
-    const Vec<T> highest = broadcast<T>(args.variant->cell_clip), lowest = -highest;
-    c = highest < c ? highest : c;
-    c = lowest > c ? lowest : c;
-    store_partial(args.new_c[row] + unit, c, lanes);
-    return c;
-  }
-
   // The rest for a cell with hooks. A clipped c passes no gradient; one within the bounds, or exactly on them without
   // the clip, passes all. If `c` is a bound, the c before the clip is recomputed to tell the two apart.
   LSTMFAST_INLINE void derive_variant(Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> o, Vec<T> t, Vec<T> d_h, Vec<T> d_t,
@@ -345,13 +361,13 @@ struct BackwardTiles {
     const Index hidden = args.hidden_size, lanes = hidden - unit;
     const Vec<T> c_prev = load_partial(args.c_prev[row] + unit, lanes);
     const Vec<T> c = load_partial((args.new_c ? args.new_c[row] : args.c[row]) + unit, lanes);
-    const Vec<T> d_z_o = d_h * t * (o * (T(1) - o)), clip = broadcast<T>(variant.cell_clip);
-    Vec<T> d_kept{};  // what zoneout hands to the earlier c
-    if (args.masks.kept_cell) {
-      d_kept = d_c_out * load_partial(args.masks.kept_cell[row] + unit, lanes);
-      d_c_out -= d_kept;
+    const Vec<T> d_kept = kept_gradient(args, row, unit, d_c_out), clip = broadcast<T>(variant.cell_clip);
+    Vec<T> d_z_o = d_h * t * (o * (T(1) - o));
+    Vec<T> d_c = fused_multiply_add(d_t, T(1) - t * t, d_c_out - d_kept);
+    if (args.d_new_c) {
+      d_z_o = load(d_gates + kOutputGate * V);
+      d_c = load_partial(args.d_new_c[row] + unit, lanes);
     }
-    Vec<T> d_c = fused_multiply_add(d_t, T(1) - t * t, d_c_out);
     if (variant.peepholes)
       d_c = fused_multiply_add(d_z_o, load_peephole(variant.peepholes, kOutputPeephole, hidden, unit), d_c);
     const Vec<T> seen_g = masked_candidate<T>(args.masks, row, unit, lanes, g);
