@@ -102,7 +102,7 @@ def test_a_layer_of_such_weights_computes_what_the_original_does(
         outputs.append(h)
     found, state = load(tmp_path / "w.npz").to_layer()(x)
     assert_allclose(found, outputs, **CLOSE)
-    assert_allclose(state[0][0][0], h, **CLOSE)
+    assert_allclose(state[0][0], h, **CLOSE)
 
 
 def test_layers_and_directions_of_contribs_cells_form_one_stack(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -269,6 +269,12 @@ def test_torch_compile_leaves_the_call_out_of_its_graph():
     torch.testing.assert_close(compiled(x), module(2 * x, seed=3)[0] + 1, rtol=0, atol=0)
 
 
+def test_an_export_of_inference_is_right():
+    module, x = lstm(**RANDOM).eval(), x_of()
+    exported = torch.export.export(module, (x,)).module()
+    torch.testing.assert_close(exported(x + 1)[0], module(x + 1)[0], **CLOSE)
+
+
 def test_a_trace_of_training_is_refused_and_one_of_inference_is_right():
     module, x = lstm(**RANDOM), x_of()
     with pytest.raises(RuntimeError, match="same masks in every call"):

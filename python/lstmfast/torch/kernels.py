@@ -353,7 +353,7 @@ class VariantFunction(torch.autograd.Function):
         *parameters, options, variant = rest
         weights, extras = Weights(*parameters[:5]), Extras(*parameters[5:])
         given = Inputs(array(x), _optional(h0), _optional(c0), arrays(weights, extras))
-        saved = np.empty(saved_size(x, weights, options, variant.cell), given.x.dtype)
+        saved = of_thread.arrays.empty((saved_size(x, weights, options, variant.cell),), given.x.dtype)
         sequence = sequence_for_one_call(given.weights, options, cell=variant.cell)
         try:
             h, h_n, c_n, _ = _run_forward(given, options, sequence, saved=saved, noise=variant.noise)
