@@ -66,13 +66,14 @@ void mask(const py::object& out, unsigned long long seed, unsigned layer, unsign
     const ArrayArg<T> arg(out, "out");
     const MatrixView<T> rows = arg.must_have_ndim(2, "[rows, units]").matrix();
     MaskArgs<T> args = mask_of<T>({true, seed, layer, 0}, static_cast<MaskPurpose>(purpose), rate);
-    args.step = step;
+    std::vector<MaskRow> numbers;
+    for (Index r = 0; r < arg.size(0); ++r) numbers.push_back({static_cast<unsigned>(r), step});
+    args.rows = numbers.data();
+    args.row_count = arg.size(0);
     args.unit_end = arg.size(1);
-    for (Index r = 0; r < arg.size(0); ++r) {
-      args.row = static_cast<unsigned>(r);
-      args.factors = rows.row(r);
-      kernels<T>().fill_mask(args);
-    }
+    args.factors = rows.data;
+    args.stride = rows.stride;
+    kernels<T>().fill_mask(args);
   });
 }
 

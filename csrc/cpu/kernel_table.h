@@ -41,16 +41,22 @@ struct CellMasks {
   const T* const* kept_cell;  // zoneout: the share of c_prev in c, which h and the output's peephole do not see
 };
 
-// Factors of one row: word j of units [unit_begin, unit_end) becomes `below` if it is smaller than `threshold`, else
-// `above`. The words are those of Philox4x32-10 (Salmon et al. 2011) with this key and these last three of its counter;
-// `reference.py` has their order. Equal on every ISA.
+// Factors of some rows: the word of each unit in [unit_begin, unit_end) becomes `below` if it is smaller than
+// `threshold`, else `above`. The words are those of Philox4x32-10 (Salmon et al. 2011) with this key and, after the
+// unit's, these last three of its counter; `reference.py` has their order. Equal on every ISA.
+struct MaskRow {
+  unsigned row, step;
+};
 template <typename T>
 struct MaskArgs {
-  unsigned key[2], row, step, stream;
+  unsigned key[2], stream;
   unsigned threshold;
   T below, above;
+  const MaskRow* rows;
+  Index row_count;
   Index unit_begin, unit_end;
-  T* factors;  // of unit 0
+  T* factors;  // of unit 0 in row 0
+  Index stride;
 };
 
 // Completes the gradient of a row's h, for units [unit_begin, unit_end). The next step's share of it is

@@ -238,6 +238,7 @@ template <typename T>
 void BackwardPass<T>::complete_state_gradients(Range updates, Range units) {
   Masks<T>& masks = pass_.masks;
   const Index output_size = weights().output_size;
+  masks.zoneout_of_h.draw(pass_.plan, updates, units);
   for (Index r = updates.begin; r < updates.end; ++r) {
     const RowUpdate& update = pass_.plan.updates[r];
     StateGradientArgs<T> row{units.begin, units.end, rows_.d_h_total[r], rows_.d_h[r], rows_.d_h_extra[r]};
@@ -247,21 +248,16 @@ void BackwardPass<T>::complete_state_gradients(Range updates, Range units) {
       row.kept = kept_.data() + update.batch * output_size;
       const bool is_cut = update.next >= 0 && pass_.plan.updates[update.next].reset && !row.d_initial;
       if (is_cut) std::fill(row.kept + units.begin, row.kept + units.end, T(0));
-      masks.zoneout_of_h.draw(update, units);
       row.share = masks.zoneout_of_h.row(update.batch);
     }
     pass_.k->complete_state_gradient(row);
-    if (!masks.state) continue;
-    masks.state.draw(update, units);
-    pass_.k->multiply(pass_.rows.h_prev[r] + units.begin, masks.state.row(update.batch) + units.begin,
-                      units.end - units.begin, rows_.dropped[r] + units.begin);
   }
-}
-
-template <typename T>
-void BackwardPass<T>::draw_cell_masks(Range updates, Range units) {
-  for (Mask<T>* mask : {&pass_.masks.candidate, &pass_.masks.zoneout_of_c})
-    for (Index r = updates.begin; *mask && r < updates.end; ++r) mask->draw(pass_.plan.updates[r], units);
+  if (!masks.state) return;
+  masks.state.draw(pass_.plan, updates, units);
+  for (Index r = updates.begin; r < updates.end; ++r)
+    pass_.k->multiply(pass_.rows.h_prev[r] + units.begin,
+                      masks.state.row(pass_.plan.updates[r].batch) + units.begin, units.end - units.begin,
+                      rows_.dropped[r] + units.begin);
 }
 
 // In two or three phases, because masks or a projection are between product and cells: the gradient of h is completed
@@ -294,7 +290,7 @@ bool BackwardPass<T>::variant_step_through(Range steps) {
   const Phase cells{sizes.panels(hidden), [&](Index, Range updates, Range panels, int) {
     if (pass_.weights.projection())
       projection_transposed_.multiply(updates, panels, rows_.d_h_total.data(), nullptr, rows_.d_m.data());
-    draw_cell_masks(updates, sizes.units_of_panels(panels, hidden));
+    pass_.masks.draw_for_cells(pass_.plan, updates, sizes.units_of_panels(panels, hidden));
     StepBackwardArgs<T> mine = for_panels(for_rows(step, updates), panels);
     mine.d_h_next = (pass_.weights.projection() ? d_m_.data() : d_h_total_.data()) + (updates.begin - first) * hidden;
     if (norm_.is_on()) norm_.cells_backward(mine);

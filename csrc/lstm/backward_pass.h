@@ -48,7 +48,6 @@ class BackwardPass {
   void point_gradients();
   void point_initial_gradients();
   void complete_state_gradients(Range updates, Range units);
-  void draw_cell_masks(Range updates, Range units);
   bool is_learnt(Index row, bool was_given) const;
   // The gradients of the recurrent product: those of z, unless it was normalised.
   T* d_recurrent_gates() { return norm_.is_on() ? norm_.d_recurrent() : d_gates_.data(); }

@@ -51,28 +51,22 @@ StepForwardArgs<T> ForwardPass<T>::step_args() {
 template <typename T>
 void ForwardPass<T>::drop_states(Range updates, Range units) {
   Mask<T>& mask = pass_.masks.state;
+  mask.draw(pass_.plan, updates, units);
   for (Index r = updates.begin; r < updates.end; ++r) {
     const RowUpdate& update = pass_.plan.updates[r];
-    mask.draw(update, units);
     T* dropped = dropped_.data() + update.batch * pass_.weights.given().output_size;
     pass_.k->multiply(pass_.rows.h_prev[r] + units.begin, mask.row(update.batch) + units.begin, units.end - units.begin,
                       dropped + units.begin);
   }
 }
 
-template <typename T>
-void ForwardPass<T>::draw_cell_masks(Range updates, Range units) {
-  for (Mask<T>* mask : {&pass_.masks.candidate, &pass_.masks.zoneout_of_c})
-    for (Index r = updates.begin; *mask && r < updates.end; ++r) mask->draw(pass_.plan.updates[r], units);
-}
-
 // Zoneout of h, after its projection.
 template <typename T>
 void ForwardPass<T>::keep_states(Range updates, Range units) {
   Mask<T>& mask = pass_.masks.zoneout_of_h;
+  mask.draw(pass_.plan, updates, units);
   for (Index r = updates.begin; r < updates.end; ++r) {
     const RowUpdate& update = pass_.plan.updates[r];
-    mask.draw(update, units);
     T* h = pass_.rows.h[r] + units.begin;
     pass_.k->mix(mask.row(update.batch) + units.begin, pass_.rows.h_prev[r] + units.begin, h, units.end - units.begin, h);
   }
@@ -140,7 +134,7 @@ bool ForwardPass<T>::run() {
       drop_states(updates, sizes.units_of_panels(mine, output_size));
     }};
     const Phase cells{sizes.gate_blocks(hidden), [&](Index t, Range updates, Range blocks, int part) {
-      draw_cell_masks(updates, sizes.units_of_blocks(blocks, hidden));
+      pass_.masks.draw_for_cells(plan, updates, sizes.units_of_blocks(blocks, hidden));
       StepForwardArgs<T> mine = for_rows(step, updates);
       mine.block_begin = blocks.begin;
       mine.block_end = blocks.end;

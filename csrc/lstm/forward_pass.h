@@ -37,7 +37,6 @@ class ForwardPass {
   Index steps_at_once(bool keeps_preactivations) const;
   StepForwardArgs<T> step_args();
   void drop_states(Range updates, Range units);
-  void draw_cell_masks(Range updates, Range units);
   void keep_states(Range updates, Range units);
   Preactivations<T> preactivations_of(Range updates);
   bool multiply_inputs(Range updates, const Preactivations<T>& z);

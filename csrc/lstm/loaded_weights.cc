@@ -132,11 +132,14 @@ void LoadedWeights<T>::drop(MatrixView<T> recurrent_kernel) const {
   run_parallel(threads_for_work(10.0 * static_cast<double>(rows * columns)), [&](int part, int parts) {
     std::vector<T> factors(static_cast<std::size_t>(columns));
     MaskArgs<T> mask = mask_of<T>(noise_, MaskPurpose::kWeightDropout, cell_.weight_dropout);
+    MaskRow row{};
+    mask.rows = &row;
+    mask.row_count = 1;
     mask.unit_end = columns;
-    mask.factors = factors.data();
+    mask.factors = factors.data();  // of every row
     const Range mine = share(rows, part, parts);
     for (Index r = mine.begin; r < mine.end; ++r) {
-      mask.row = static_cast<unsigned>(r);
+      row.row = static_cast<unsigned>(r);
       k_->fill_mask(mask);
       k_->multiply(recurrent_kernel.row(r), factors.data(), columns, recurrent_kernel.row(r));
     }

@@ -25,31 +25,43 @@ void Mask<T>::begin(const KernelTable<T>& k, const Noise& noise, MaskPurpose pur
                     bool one_for_all_steps, Index batch, Index units) {
   const bool is_zoneout = purpose != MaskPurpose::kRecurrentDropout;
   is_on_ = rate > 0 && (noise.is_on || is_zoneout);
+  differs_by_step_ = is_on_ && noise.is_on && !one_for_all_steps;
   if (!is_on_) return;
   k_ = &k;
   units_ = units;
   first_step_ = noise.first_step;
-  differs_by_step_ = noise.is_on && !one_for_all_steps;
   T* factors = factors_.resize(batch * units);
   if (!noise.is_on) std::fill_n(factors, batch * units, static_cast<T>(rate));
   args_ = mask_of<T>(noise, purpose, rate);
-  for (Index b = 0; noise.is_on && one_for_all_steps && b < batch; ++b) fill(b, 0, {0, units});
+  args_.factors = factors;
+  args_.stride = units;
+  if (noise.is_on && one_for_all_steps)
+    fill({0, batch}, {0, units}, [](Index b) { return MaskRow{static_cast<unsigned>(b), 0}; });
 }
 
 template <typename T>
-void Mask<T>::draw(const RowUpdate& update, Range units) {
-  if (differs_by_step_) fill(update.batch, first_step_ + update.time, units);
+void Mask<T>::draw(const SequencePlan& plan, Range updates, Range units) {
+  if (!differs_by_step_) return;
+  fill(updates, units, [&](Index r) {
+    const RowUpdate& update = plan.updates[r];
+    return MaskRow{static_cast<unsigned>(update.batch), static_cast<unsigned>(first_step_ + update.time)};
+  });
 }
 
 template <typename T>
-void Mask<T>::fill(Index row, Index step, Range units) {
+template <typename NumberOf>
+void Mask<T>::fill(Range rows, Range units, const NumberOf& number_of) {
+  constexpr Index kAtOnce = 64;
+  MaskRow numbers[kAtOnce];
   MaskArgs<T> args = args_;
-  args.row = static_cast<unsigned>(row);
-  args.step = static_cast<unsigned>(step);
+  args.rows = numbers;
   args.unit_begin = units.begin;
   args.unit_end = units.end;
-  args.factors = factors_.data() + row * units_;
-  k_->fill_mask(args);
+  for (Index begin = rows.begin; begin < rows.end; begin += kAtOnce) {
+    args.row_count = std::min(kAtOnce, rows.end - begin);
+    for (Index i = 0; i < args.row_count; ++i) numbers[i] = number_of(begin + i);
+    k_->fill_mask(args);
+  }
 }
 
 template <typename T>

@@ -22,20 +22,22 @@ class Mask {
   void begin(const KernelTable<T>& k, const Noise& noise, MaskPurpose purpose, double rate, bool one_for_all_steps,
              Index batch, Index units);
   explicit operator bool() const { return is_on_; }
-  // Draws those of a row's step, if steps differ.
-  void draw(const RowUpdate& update, Range units);
+  // Draws those of these updates, if steps differ.
+  void draw(const SequencePlan& plan, Range updates, Range units);
   const T* row(Index batch) const { return factors_.data() + batch * units_; }
 
   void release() { factors_.release(); }
   std::size_t size_bytes() const { return factors_.size_bytes(); }
 
  private:
-  void fill(Index row, Index step, Range units);
+  // For each of [begin, end): what number_of(i) says.
+  template <typename NumberOf>
+  void fill(Range rows, Range units, const NumberOf& number_of);
 
   const KernelTable<T>* k_ = nullptr;
   MaskArgs<T> args_{};
   Index units_ = 0, first_step_ = 0;
-  bool is_on_ = false, differs_by_step_ = false;
+  bool is_on_ = false, differs_by_step_ = false;  // the second only with the first
   AlignedBuffer<T> factors_;  // [batch, units]
 };
 
@@ -47,6 +49,10 @@ struct Masks {
   void begin(const KernelTable<T>& k, const Cell<T>& cell, const Noise& noise, Index batch, Index hidden, Index output);
   bool any() const { return state || candidate || zoneout_of_h || zoneout_of_c; }
   bool any_in_cells() const { return candidate || zoneout_of_c; }
+  void draw_for_cells(const SequencePlan& plan, Range updates, Range units) {
+    candidate.draw(plan, updates, units);
+    zoneout_of_c.draw(plan, updates, units);
+  }
 
   template <typename Body>
   void for_each(const Body& body) {

@@ -90,16 +90,8 @@ def lstm_step(
     2017; layer normalisation: Ba, Kiros & Hinton 2016.
     """
     variant = Variant(
-        forget_bias=forget_bias,
-        peepholes=peepholes,
-        projection=projection,
-        cell_clip=cell_clip,
-        coupled_gates=coupled_gates,
-        zoneout=_pair(zoneout),
-        norm_gain=norm_gain,
-        cell_gain=cell_gain,
-        cell_shift=cell_shift,
-        layer_norm_epsilon=layer_norm_epsilon,
+        forget_bias, peepholes, projection, cell_clip, coupled_gates, zoneout=_pair(zoneout), norm_gain=norm_gain,
+        cell_gain=cell_gain, cell_shift=cell_shift, layer_norm_epsilon=layer_norm_epsilon,
         layer_norm_carry=layer_norm_carry,
     )
     z = _pre_activation(x @ kernel[: x.shape[1]], h @ kernel[x.shape[1] :], bias, variant)
@@ -283,13 +275,8 @@ class Factors:
         """The draws for time step t of the call; h and c give the shapes and the dtype."""
         step = noise.first_step + t
         dropped = h if variant.recurrent_dropout_of == "h" else c
-        kept = dropout_factors(
-            noise,
-            RECURRENT_DROPOUT,
-            step if variant.recurrent_dropout_per_step else 0,
-            variant.recurrent_dropout,
-            dropped,
-        )
+        step_of_dropout = step if variant.recurrent_dropout_per_step else 0
+        kept = dropout_factors(noise, RECURRENT_DROPOUT, step_of_dropout, variant.recurrent_dropout, dropped)
         return Factors(
             h=kept if variant.recurrent_dropout_of == "h" else 1.0,
             g=kept if variant.recurrent_dropout_of == "g" else 1.0,
@@ -307,23 +294,23 @@ def masks(noise: Noise, purpose: int, step: int, rate: float, shape: tuple[int, 
     """Whether each value of a [rows, units] array is dropped (or zoned out), which has the probability rate.
 
     Rows are those of the batch, or for WEIGHT_DROPOUT of the recurrent kernel. step: the number of the time step, taken
-    modulo 2**32; 0 for a mask that serves a whole sequence. One draw of four words serves the units u, u + 1, u + 16,
-    u + 17 of a block of 32 (u even, below 16), which suits vectors of 16.
+    modulo 2**32; 0 for a mask that serves a whole sequence. A block of 32 units has 8 counters of 4 words: counter k
+    serves the units 2k and 2k + 1 of the first half of the block, then those of the second half, which suits vectors.
     """
     rows, units = shape
-    unit = np.arange(units)
-    counter = np.zeros((rows, units, 4), np.uint32)
-    counter[..., 0] = 8 * (unit // 32) + unit % 16 // 2
+    blocks = -(-units // 32)
+    counter = np.zeros((rows, 8 * blocks, 4), np.uint32)
+    counter[..., 0] = np.arange(8 * blocks)
     counter[..., 1] = np.arange(rows)[:, None]
     counter[..., 2] = step % 2**32
     counter[..., 3] = 4 * noise.layer + purpose
-    words = philox(counter, (noise.seed % 2**32, noise.seed // 2**32))
-    word = np.take_along_axis(words, (2 * (unit % 32 // 16) + unit % 2)[None, :, None], axis=-1)[..., 0]
-    return np.asarray(word < int(rate * 2**32), np.bool_)
+    words = philox(counter, (noise.seed % 2**32, noise.seed // 2**32)).reshape(rows, blocks, 8, 2, 2)
+    word_of_unit = words.swapaxes(2, 3).reshape(rows, 32 * blocks)[:, :units]
+    return np.asarray(word_of_unit < int(rate * 2**32), np.bool_)
 
 
 def philox(counter: npt.NDArray[np.uint32], key: tuple[int, int]) -> npt.NDArray[np.uint32]:
-    """Philox4x32-10: four random 32-bit words [..., 4] for every counter [..., 4], under a key of two words.
+    """Philox4x32-10: four random 32-bit words for every counter, both [N, ..., 4], under a key of two words.
 
     Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3" (Random123).
     """
@@ -450,21 +437,9 @@ def lstm(
         kernel, bias = _without_forget_gate(kernel), _without_forget_gate(bias)
         peepholes = None if peepholes is None else peepholes * np.array([[1], [0], [1]], peepholes.dtype)
     variant = Variant(
-        forget_bias,
-        peepholes,
-        projection,
-        cell_clip,
-        coupled_gates,
-        recurrent_dropout,
-        recurrent_dropout_of,
-        recurrent_dropout_per_step,
-        _pair(zoneout),
-        weight_dropout,
-        norm_gain,
-        cell_gain,
-        cell_shift,
-        layer_norm_epsilon,
-        layer_norm_carry,
+        forget_bias, peepholes, projection, cell_clip, coupled_gates, recurrent_dropout, recurrent_dropout_of,
+        recurrent_dropout_per_step, _pair(zoneout), weight_dropout, norm_gain, cell_gain, cell_shift,
+        layer_norm_epsilon, layer_norm_carry,
     )
     useful = _steps_within(lengths, time_steps, batch)
     starts_anew = np.zeros_like(useful) if resets is None else resets[:, :, None]
@@ -506,22 +481,8 @@ def lstm(
         c = np.where(useful[t], c_next, c)
 
     tape = Tape(
-        x=x,
-        kernel=kernel,
-        variant=variant,
-        order=order,
-        useful=useful,
-        starts_anew=starts_anew,
-        begins_learnt=(h0 is None, c0 is None),
-        has_learnt_state=initial_h is not None,
-        kept_weights=kept_weights,
-        factors=factors,
-        from_x=from_x,
-        from_h=from_h,
-        h_read=h_read,
-        c_prev=c_prev,
-        c_fresh=c_fresh_all,
-        m=m_all,
+        x, kernel, variant, order, useful, starts_anew, (h0 is None, c0 is None), initial_h is not None, kept_weights,
+        factors, from_x, from_h, h_read, c_prev, c_fresh_all, m_all,
     )
     return Output(h_all, h.copy(), c.copy(), c_all, gates_all, tape)
 
@@ -604,7 +565,7 @@ def _by_gate(z: FloatArray) -> FloatArray:
 
 def _join_gates(z: FloatArray) -> FloatArray:
     """[..., 4, H] -> [..., 4H]."""
-    return z.reshape(*z.shape[:-2], -1)
+    return z.reshape(*z.shape[:-2], z.shape[-2] * z.shape[-1])
 
 
 def _pair(zoneout: float | tuple[float, float] | None) -> tuple[float, float]:

@@ -36,7 +36,8 @@ def test_sequence_and_its_gradients_are_the_references(rng, dtype):
     for name in ("h", "h_n", "c_n", "cells", "gates"):
         assert_allclose(getattr(out, name), getattr(expected, name), **states(dtype, I + P), err_msg=name)
     found, wanted = lf.lstm_backward(out, *d), reference.lstm_backward(expected, *d)
-    for name, value in vars(found).items():
+    of_weights_given = {name: value for name, value in vars(found).items() if value is not None}
+    for name, value in of_weights_given.items():
         assert_allclose(value, getattr(wanted, name), **gradients(dtype, T * B + I + P), err_msg=name)
 
 

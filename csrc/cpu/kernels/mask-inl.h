@@ -20,10 +20,10 @@ LSTMFAST_INLINE void store_words(unsigned* words, Pairs low, Pairs high) {
 // The words of a vector of counters {first + lane, row, step, stream}. A word is the low half of its lane; the high half
 // holds anything, because products ignore it.
 template <typename T>
-LSTMFAST_INLINE void philox(const MaskArgs<T>& args, Pairs first, unsigned* words) {
+LSTMFAST_INLINE void philox(const MaskArgs<T>& args, MaskRow row, Pairs first, unsigned* words) {
   unsigned key0 = args.key[0], key1 = args.key[1];
   const Pairs multiplier0 = Pairs{} + 0xD2511F53u, multiplier1 = Pairs{} + 0xCD9E8D57u;
-  Pairs c0 = first, c1 = Pairs{} + args.row, c2 = Pairs{} + args.step, c3 = Pairs{} + args.stream;
+  Pairs c0 = first, c1 = Pairs{} + row.row, c2 = Pairs{} + row.step, c3 = Pairs{} + args.stream;
   for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u) {
     const Pairs product0 = multiply_low_halves(c0, multiplier0), product1 = multiply_low_halves(c2, multiplier1);
     c0 = (product1 >> 32) ^ c1 ^ (Pairs{} + key0);
@@ -42,18 +42,22 @@ void fill_mask(const MaskArgs<T>& args) {
   for (Index lane = 0; lane < kLanesOfPairs; ++lane) lanes[lane] = static_cast<unsigned long long>(lane);
   const unsigned threshold = args.threshold;
   const T below = args.below, above = args.above;
-  for (Index group = args.unit_begin / kUnitsOfGroup; group * kUnitsOfGroup < args.unit_end; ++group) {
-    alignas(64) unsigned words[kUnitsOfGroup];
-    for (Index counter = 0; counter < kCountersOfGroup; counter += kLanesOfPairs)
-      philox(args, lanes + static_cast<unsigned long long>(group * kCountersOfGroup + counter), words + 2 * counter);
-    const Index first = group * kUnitsOfGroup;
-    T* factors = args.factors + first;
-    if (first >= args.unit_begin && first + kUnitsOfGroup <= args.unit_end) {
-      for (Index i = 0; i < kUnitsOfGroup; ++i) factors[i] = words[i] < threshold ? below : above;
-    } else {
-      const Index begin = args.unit_begin > first ? args.unit_begin - first : 0;
-      for (Index i = begin; i < kUnitsOfGroup && first + i < args.unit_end; ++i)
-        factors[i] = words[i] < threshold ? below : above;
+  for (Index r = 0; r < args.row_count; ++r) {
+    const MaskRow row = args.rows[r];
+    for (Index group = args.unit_begin / kUnitsOfGroup; group * kUnitsOfGroup < args.unit_end; ++group) {
+      alignas(64) unsigned words[kUnitsOfGroup];
+      for (Index counter = 0; counter < kCountersOfGroup; counter += kLanesOfPairs)
+        philox(args, row, lanes + static_cast<unsigned long long>(group * kCountersOfGroup + counter),
+               words + 2 * counter);
+      const Index first = group * kUnitsOfGroup;
+      T* factors = args.factors + row.row * args.stride + first;
+      if (first >= args.unit_begin && first + kUnitsOfGroup <= args.unit_end) {
+        for (Index i = 0; i < kUnitsOfGroup; ++i) factors[i] = words[i] < threshold ? below : above;
+      } else {
+        const Index begin = args.unit_begin > first ? args.unit_begin - first : 0;
+        for (Index i = begin; i < kUnitsOfGroup && first + i < args.unit_end; ++i)
+          factors[i] = words[i] < threshold ? below : above;
+      }
     }
   }
 }
