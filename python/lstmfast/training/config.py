@@ -339,8 +339,9 @@ def _check_types(config: Any) -> None:
         elif wanted is int:
             holds, words = isinstance(value, int) and not isinstance(value, bool), "a whole number"
         elif get_origin(wanted) is tuple:
-            item, words = (str, "text") if get_args(wanted)[0] is str else ((int, float), "numbers")
-            holds, words = isinstance(value, tuple) and all(isinstance(each, item) for each in value), f"a tuple of {words}"
+            kind, items = (str, "text") if get_args(wanted)[0] is str else ((int, float), "numbers")
+            holds = isinstance(value, tuple) and all(isinstance(item, kind) for item in value)
+            words = f"a tuple of {items}"
         else:
             holds, words = isinstance(value, wanted), {bool: "true or false", str: "text"}.get(wanted, wanted.__name__)
         _require(config, name, holds, words)
