@@ -156,7 +156,8 @@ def explain(
             f"in training, lstm and lstm_step, and for up to {plan['rows_unlooked']} rows otherwise."
         )
     if hooks:
-        sentences.append(f"The cell has {' and '.join(hooks)}, computed in the same step.")
+        listed = " and ".join([", ".join(hooks[:-1]), hooks[-1]] if hooks[1:] else hooks)
+        sentences.append(f"The cell has {listed}, computed in the same step.")
     sentences += product_sentences(plan, precision, weights, training=training)
     return " ".join(sentences)
 
