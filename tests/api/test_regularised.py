@@ -111,7 +111,8 @@ def test_each_layer_and_direction_has_masks_of_its_own_number(rng, x):
             [
                 lf.lstm(
                     below, layer.cells[k + reverse].kernel, layer.cells[k + reverse].bias, reverse=bool(reverse),
-                    forget_bias=1.0, recurrent_dropout=0.4, weight_dropout=0.3, seed=SEED, layer=k + reverse, first_step=3,
+                    forget_bias=1.0, recurrent_dropout=0.4, weight_dropout=0.3, seed=SEED, layer=k + reverse,
+                    first_step=3,
                 ).h
                 for reverse in (0, 1)
             ],
