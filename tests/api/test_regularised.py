@@ -22,15 +22,16 @@ SEED = 2**63 + 5
 DROPOUTS = lf.Cell(recurrent_dropout=0.4, weight_dropout=0.3)
 ALL = lf.Cell(
     0.5, P, True, 0.9, recurrent_dropout=0.3, recurrent_dropout_per_step=True, zoneout=(0.2, 0.4), weight_dropout=0.3,
-    layer_norm="products", learn_initial_state=True,
+    layer_norm="products", layer_norm_epsilon=0.1, learn_initial_state=True,
 )
+# With a smaller epsilon the difference quotients of a normalisation are too rough for their tolerance.
 CELLS = {
     "recurrent dropout": lf.Cell(recurrent_dropout=0.4),
     "of the candidate": lf.Cell(recurrent_dropout=0.4, recurrent_dropout_of="g", recurrent_dropout_per_step=True),
     "zoneout": lf.Cell(zoneout=(0.3, 0.2)),
     "weight dropout": lf.Cell(weight_dropout=0.4),
-    "layer norm": lf.Cell(layer_norm="products"),
-    "norm of gates, carried": lf.Cell(layer_norm="gates", layer_norm_carry=True),
+    "layer norm": lf.Cell(layer_norm="products", layer_norm_epsilon=0.1),
+    "norm of gates, carried": lf.Cell(layer_norm="gates", layer_norm_epsilon=0.1, layer_norm_carry=True),
     "learnt states": lf.Cell(learn_initial_state=True),
     "all": ALL,
 }

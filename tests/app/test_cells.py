@@ -27,12 +27,12 @@ CELLS = {
     "clip": lf.Cell(cell_clip=0.5),
     "coupled": lf.Cell(coupled_gates=True),
     "all": lf.Cell(0.3, 2, True, 0.7, True),
-    "layer norm": lf.Cell(layer_norm="products"),
+    "layer norm": lf.Cell(layer_norm="products", layer_norm_epsilon=0.1),
     "learnt states": lf.Cell(learn_initial_state=True),
 }
 REGULARISED = lf.Cell(
     0.0, 5, recurrent_dropout=0.3, recurrent_dropout_per_step=True, zoneout=(0.1, 0.2), weight_dropout=0.4,
-    layer_norm="gates", learn_initial_state=True,
+    layer_norm="gates", layer_norm_epsilon=0.1, learn_initial_state=True,
 )
 OTHERS = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 IDS = np.random.default_rng(0).integers(0, 5, (7, 2))
@@ -122,7 +122,8 @@ def test_masks_of_a_classifier_follow_from_its_generator() -> None:
 
 
 def test_training_of_a_cell_with_masks_needs_a_generator() -> None:
-    with pytest.raises(ValueError, match=r"rng must be a numpy.random.Generator because zoneout is \(0.1, 0.1\), got N"):
+    message = r"rng must be a numpy.random.Generator because zoneout is \(0.1, 0.1\), got None"
+    with pytest.raises(ValueError, match=message):
         model_of(lf.Cell(zoneout=0.1)).loss_and_gradients(IDS[:-1], IDS[1:])
 
 
@@ -228,7 +229,7 @@ FLAGS = {
         lf.Cell(0.0, 5, True, 2.0, True), ["clipped to between -2 and 2", "f = 1 - i"],
     ),
     "--projection-size 5 --recurrent-dropout 0.3 --recurrent-dropout-per-step --zoneout 0.1,0.2 --weight-dropout 0.4 "
-    "--layer-norm --layer-norm-of gates --learn-initial-state": (
+    "--layer-norm --layer-norm-of gates --layer-norm-epsilon 0.1 --learn-initial-state": (
         REGULARISED, ["0.1 of h and 0.2 of c stay", "Training drops 0.4 of the recurrent weights"],
     ),
 }
