@@ -9,7 +9,7 @@ not compute (see `LSTM`) instead of falling back to Keras' loop.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -19,8 +19,10 @@ import numpy as np
 from keras import ops
 
 from lstmfast import _checks as check
-from lstmfast import functional
+from lstmfast import functional, runtime
 from lstmfast._checks import Array
+from lstmfast._engine import cpu
+from lstmfast.cells import Cell
 
 Arrays = tuple[Array, ...]
 
@@ -31,22 +33,66 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
 
     Arguments, defaults and call are those of `keras.layers.LSTM`, and so are weights, masks (of any form), `stateful`,
     `go_backwards` and saved files; `unroll` and `use_cudnn` change nothing. matmul_precision: as in `lstmfast.lstm`.
+    recurrent_dropout: one mask per row for all gates and steps, where Keras draws one for each gate; `dropout` beside
+    it has one mask for all gates too. The other arguments, keyword only, are options of `lstmfast.Cell`: in training
+    their masks depend on Keras' `seed` and on how often it was used. layer_norm adds the weights norm_gain, cell_gain
+    and cell_shift after Keras' own, learn_initial_state adds initial_h and initial_c.
     Raises ValueError for what the kernels do not compute: an activation other than tanh, a recurrent_activation other
-    than sigmoid, recurrent_dropout, one dropout mask per gate (implementation=1), use_cudnn=True, and a compute dtype
-    other than float32 and float64; RuntimeError under a backend other than TensorFlow, JAX and PyTorch.
+    than sigmoid, one dropout mask per gate (implementation=1), use_cudnn=True, learn_initial_state of a stateful layer,
+    and a compute dtype other than float32 and float64; RuntimeError under a backend other than TensorFlow, JAX and
+    PyTorch.
     """
 
-    def __init__(self, units: int, *args: Any, matmul_precision: str | None = None, **kwargs: Any) -> None:
+    cell: Any
+
+    def __init__(
+        self,
+        units: int,
+        *args: Any,
+        matmul_precision: str | None = None,
+        recurrent_dropout_of: str = "h",
+        recurrent_dropout_per_step: bool = False,
+        zoneout: float | Sequence[float] | None = None,
+        weight_dropout: float = 0.0,
+        layer_norm: str | bool | None = None,
+        layer_norm_epsilon: float = 1e-5,
+        layer_norm_carry: bool = False,
+        learn_initial_state: bool = False,
+        **kwargs: Any,
+    ) -> None:
         if keras.backend.backend() not in _BACKENDS:
             raise RuntimeError(
                 f"lstmfast.keras needs one of the Keras backends {', '.join(_BACKENDS)}, got {keras.backend.backend()}"
             )
         super().__init__(units, *args, **kwargs)
         self.matmul_precision = None if matmul_precision is None else check.matmul_precision(matmul_precision)
-        _refuse_what_the_kernels_lack(self)
+        _refuse_what_the_kernels_lack(self, kwargs.get("implementation", 2))
+        options: dict[str, Any] = {
+            "recurrent_dropout": self.cell.recurrent_dropout, "recurrent_dropout_of": recurrent_dropout_of,
+            "recurrent_dropout_per_step": recurrent_dropout_per_step,
+            "zoneout": tuple(zoneout) if isinstance(zoneout, Sequence) else zoneout, "weight_dropout": weight_dropout,
+            "layer_norm": layer_norm, "layer_norm_epsilon": layer_norm_epsilon, "layer_norm_carry": layer_norm_carry,
+            "learn_initial_state": learn_initial_state,
+        }
+        self._options = Cell(forget_bias=0.0, **options)
+        if self._options.features:
+            if self.stateful and learn_initial_state:
+                raise ValueError("learn_initial_state must be False for a stateful layer, whose first states are zero")
+            self._take_over_options()
         self.use_cudnn = False  # also keeps `Bidirectional` from running both layers through cuDNN
         if keras.backend.backend() == "tensorflow":
             self.supports_jit = False  # XLA cannot compile calls into Python
+
+    def _take_over_options(self) -> None:
+        """Exchange Keras' cell for one with our weights, without the masks of recurrent dropout, which Keras draws."""
+        cell = self.cell
+        self._tracker.untrack(cell)  # which deleting the attribute would not do
+        self.cell = _Cell(self._options, **{**cell.get_config(), "recurrent_dropout": 0.0})
+
+    @property
+    def recurrent_dropout(self) -> float:
+        """The rate at which h is dropped before the recurrent product."""
+        return float(self._options.recurrent_dropout)
 
     def inner_loop(self, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
         """Run the loop over time, as Keras calls it: (last output [B, H], outputs [B, T, H], [h, c])."""
@@ -60,6 +106,13 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
             tensors.append(ops.zeros((4 * self.units,), dtype=self.compute_dtype))
         else:
             tensors.append(ops.convert_to_tensor(self.cell.bias, dtype=self.compute_dtype))
+        if self._options.layer_norm is not None:
+            norms = self.cell.norm_gain, self.cell.cell_gain, self.cell.cell_shift
+            tensors += [ops.convert_to_tensor(values, dtype=self.compute_dtype) for values in norms]
+        others = [] if mask is None else [ops.cast(mask, "bool")]
+        is_random = bool(training and self._options.is_random)
+        if is_random:
+            others.append(self.cell.seed_generator.next())
         backend = keras.backend.backend()
         loop = _Loop(
             go_backwards=self.go_backwards,
@@ -67,24 +120,65 @@ class LSTM(keras.layers.LSTM):  # type: ignore[misc]
             zero_where_masked=self.zero_output_for_mask,
             state_before_first=backend == "jax",
             matmul_precision=self.matmul_precision,
+            cell=replace(self._options, learn_initial_state=False),  # Keras hands over every state
+            has_mask=mask is not None,
+            is_random=is_random,
         )
-        outputs, h, c = _BACKENDS[backend](loop, tensors, None if mask is None else ops.cast(mask, "bool"))
+        outputs, h, c = _BACKENDS[backend](loop, tensors, others)
         return outputs[:, -1], outputs, [h, c]
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that recreate this layer."""
-        return {**super().get_config(), "matmul_precision": self.matmul_precision}
+        given = {name: getattr(self._options, name) for name in _OPTIONS}
+        # Without the default ones, so that Keras' own layer takes these settings where it can.
+        options = {name: value for name, value in given.items() if value != getattr(Cell, name)}
+        return {**super().get_config(), "matmul_precision": self.matmul_precision, **options}
 
 
-def _refuse_what_the_kernels_lack(layer: LSTM) -> None:
-    if lacking := _lacking(layer.cell, layer.compute_dtype):
+_OPTIONS = (
+    "recurrent_dropout_of", "recurrent_dropout_per_step", "zoneout", "weight_dropout", "layer_norm",
+    "layer_norm_epsilon", "layer_norm_carry", "learn_initial_state",
+)
+
+
+class _Cell(keras.layers.LSTMCell):  # type: ignore[misc]
+    """Keras' cell with the weights that options of `Cell` add, after its own. It is never called."""
+
+    def __init__(self, options: Cell, **config: Any) -> None:
+        super().__init__(**config)
+        self._options = options
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weights."""
+        super().build(input_shape)
+        own = self._options.shapes(1, self.units)
+        for name in ("norm_gain", "cell_gain", "cell_shift", "initial_h", "initial_c"):
+            if name in own:
+                initializer = "ones" if name.endswith("gain") else "zeros"
+                setattr(self, name, self.add_weight(shape=own[name], name=name, initializer=initializer))
+
+    def get_initial_state(self, batch_size: Any = None) -> list[Any]:
+        """The states of rows that are given none."""
+        if not self._options.learn_initial_state:
+            return list(super().get_initial_state(batch_size))
+        shape = batch_size, self.units
+        learnt = (ops.cast(values, self.compute_dtype) for values in (self.initial_h, self.initial_c))
+        return [ops.broadcast_to(values, shape) for values in learnt]
+
+
+def _refuse_what_the_kernels_lack(layer: LSTM, implementation: int) -> None:
+    """implementation: as it was given; Keras makes it 1 where there is recurrent dropout."""
+    if lacking := _lacking(layer.cell, layer.compute_dtype, implementation):
         raise ValueError(lacking)
     if layer.use_cudnn is True:
         raise ValueError("use_cudnn must be 'auto' or False, got True: this layer computes on the CPU")
 
 
-def _lacking(cell: Any, compute_dtype: str) -> str:
-    """Options of a `keras.layers.LSTMCell` that the kernels do not compute, in words; "" if there are none."""
+def _lacking(cell: Any, compute_dtype: str, implementation: int | None = None) -> str:
+    """Options of a `keras.layers.LSTMCell` that the kernels do not compute, in words; "" if there are none.
+
+    implementation: None for that of the cell, which says nothing where there is recurrent dropout.
+    """
     for name, given, known in (
         ("activation", cell.activation, (keras.activations.tanh, ops.tanh)),
         ("recurrent_activation", cell.recurrent_activation, (keras.activations.sigmoid, ops.sigmoid)),
@@ -92,15 +186,10 @@ def _lacking(cell: Any, compute_dtype: str) -> str:
         if given not in known:
             word = getattr(given, "__name__", given)
             return f"{name} must be {known[0].__name__}, got {word}; keras.layers.LSTM supports others"
-    if cell.recurrent_dropout:
-        return (
-            f"recurrent_dropout must be 0, got {cell.recurrent_dropout:g}: it changes the state inside the loop; "
-            "keras.layers.LSTM supports it"
-        )
-    if cell.dropout and cell.implementation != 2:
-        return (
-            f"implementation must be 2 where there is dropout, got {cell.implementation}: 1 draws a mask for each gate"
-        )
+    if implementation is None:
+        implementation = 2 if cell.recurrent_dropout else cell.implementation
+    if cell.dropout and implementation != 2:
+        return f"implementation must be 2 where there is dropout, got {implementation}: 1 draws a mask for each gate"
     if compute_dtype not in ("float32", "float64"):
         return f"dtype must compute in float32 or float64, got {compute_dtype}"
     return ""
@@ -116,8 +205,9 @@ def convert(model: Any, *, partly: bool = False) -> Any:
     layer with an LSTM in its settings; `RNN(LSTMCell(...))` becomes an `LSTM` too. Weights, `trainable` and the states
     of stateful layers are copied. Other layers are recreated from their settings, except `Lambda`, which both models
     share. The copy of a compiled model is compiled with a fresh optimizer. partly: convert what can be converted and
-    warn about the rest. Raises ValueError naming every LSTM that would stay Keras' and why, or if there is none to
-    convert, or if the model cannot be copied; TypeError for anything but a model.
+    warn about the rest. Warns about recurrent dropout, whose masks are drawn in another way. Raises ValueError naming
+    every LSTM that would stay Keras' and why, or if there is none to convert, or if the model cannot be copied;
+    TypeError for anything but a model.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"model must be a keras.Model, got {type(model).__name__}")
@@ -146,6 +236,11 @@ def convert(model: Any, *, partly: bool = False) -> Any:
     _compile_alike(model, result)
     if left:
         warnings.warn(_left_over(model, found, left), stacklevel=2)
+    if tied := [new.name for _, new in pairs if isinstance(new, LSTM) and new.recurrent_dropout]:
+        warnings.warn(
+            f"recurrent_dropout of {', '.join(tied)}: one mask is drawn for all gates, where Keras draws one for each",
+            stacklevel=2,
+        )
     return result
 
 
@@ -406,6 +501,7 @@ class _Tape:
     out: functional.Output
     rows: _Rows | None
     input_size: int
+    has_norms: bool
 
 
 @dataclass(frozen=True)
@@ -414,7 +510,8 @@ class _Loop:
 
     every_step: return the outputs of all steps, else of the last. At a masked step the state is kept and the output
     repeats the step before, or is zero (zero_where_masked). Before a row's first unmasked step the output is zero, or
-    the initial h under Keras' JAX backend (state_before_first).
+    the initial h under Keras' JAX backend (state_before_first). cell: its options. has_mask, is_random: the arrays end
+    with a mask, and with a seed for the masks of the cell.
     """
 
     go_backwards: bool
@@ -422,44 +519,42 @@ class _Loop:
     zero_where_masked: bool
     state_before_first: bool
     matmul_precision: str | None
+    cell: Cell = Cell(forget_bias=0.0)
+    has_mask: bool = False
+    is_random: bool = False
 
-    def run(
-        self,
-        x: Array,
-        h0: Array,
-        c0: Array,
-        kernel: Array,
-        recurrent_kernel: Array,
-        bias: Array,
-        mask: Array | None = None,
-        *,
-        keep_for_backward: bool = False,
-    ) -> tuple[Arrays, _Tape]:
+    def run(self, *arrays: Array, keep_for_backward: bool = False) -> tuple[Arrays, _Tape]:
         """Return (outputs [B, T or 1, H], h_n, c_n [B, H]), and the tape for `backward_of`.
 
-        Shapes: x [B, T, I]; h0, c0 [B, H]; kernel [I, 4H]; recurrent_kernel [H, 4H]; bias [4H]; mask [B, T], bool.
+        Shapes: x [B, T, I]; h0, c0 [B, H]; kernel [I, 4H]; recurrent_kernel [H, 4H]; bias [4H]; with layer
+        normalisation norm_gain [1 or 2, 4H], cell_gain, cell_shift [H]; mask [B, T], bool; seed [2], whole numbers.
         """
+        x, h0, c0, kernel, recurrent_kernel, bias, *rest = arrays
+        seed = _seed_of(rest.pop()) if self.is_random else None
+        mask = rest.pop() if self.has_mask else None
         x = self._in_order(x)
         rows = None if mask is None else _Rows(self._in_order(mask))
         x = x if rows is None else rows.close_up(x)
-        out = functional.lstm(
+        out = cpu.lstm(
             # The states are copied: a stateful layer overwrites them before the backward pass reads them.
-            x.swapaxes(0, 1), np.concatenate([kernel, recurrent_kernel]), bias, h0.copy(), c0.copy(),
-            lengths=None if rows is None else rows.lengths,
-            keep_for_backward=keep_for_backward, matmul_precision=self.matmul_precision,
+            x.swapaxes(0, 1), np.concatenate([kernel, recurrent_kernel]), bias, h0.copy(), c0.copy(), cell=self.cell,
+            norms=(rest[0], rest[1], rest[2]) if rest else None, noise=None if seed is None else (seed, 0, 0),
+            lengths=None if rows is None else rows.lengths, keep_for_backward=keep_for_backward,
+            matmul_precision=runtime.resolve_matmul_precision(self.matmul_precision),
         )
         outputs = np.ascontiguousarray(self._outputs(out, rows, h0))
-        return (outputs, out.h_n, out.c_n), _Tape(out, rows, len(kernel))
+        return (outputs, out.h_n, out.c_n), _Tape(out, rows, len(kernel), bool(rest))
 
     def backward_of(self, tape: _Tape, d_outputs: Array, d_h_n: Array, d_c_n: Array) -> Arrays:
-        """Return the derivatives by the six float arrays of the `run` that kept this tape."""
+        """Return the derivatives by the float arrays of the `run` that kept this tape."""
         d_h, d_h_n, d_h0 = self._outputs_backward(tape, d_outputs, d_h_n)
         d = functional.lstm_backward(tape.out, d_h, d_h_n, np.ascontiguousarray(d_c_n))
         assert d.x is not None
         d_x = d.x.swapaxes(0, 1)
         d_x = self._in_order(d_x if tape.rows is None else tape.rows.spread(d_x))
         d_kernel, d_recurrent_kernel = np.split(d.kernel, [tape.input_size])
-        return np.ascontiguousarray(d_x), d.h0 + d_h0, d.c0, d_kernel, d_recurrent_kernel, d.bias
+        norms: Any = (d.norm_gain, d.cell_gain, d.cell_shift) if tape.has_norms else ()
+        return np.ascontiguousarray(d_x), d.h0 + d_h0, d.c0, d_kernel, d_recurrent_kernel, d.bias, *norms
 
     def forward(self, *arrays: Array) -> Arrays:
         """The results of `run`, without a tape."""
@@ -508,18 +603,23 @@ class _Loop:
         return steps if self.every_step else steps[:, -1:]
 
 
+def _seed_of(numbers: Array) -> int:
+    """A seed of 64 bits from the two numbers of Keras' seed generator."""
+    first, second = (int(number) % 2**32 for number in numbers)
+    return second * 2**32 + first
+
+
 # --- the backends -----------------------------------------------------------------------------------------------------
-# Each takes the loop, the six tensors of `_Loop.run` and the mask or None, and returns outputs, h_n and c_n,
-# differentiable. A backend is imported at its first call, when Keras has already imported it.
+# Each takes the loop, the float tensors of `_Loop.run` and the others (mask, seed), and returns outputs, h_n and c_n,
+# differentiable by the former. A backend is imported at its first call, when Keras has already imported it.
 
 
 _FIRST_ALONE = "lstmfast.keras.LSTM has only first derivatives; keras.layers.LSTM supports second ones"
 
 
-def _in_tensorflow(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...]:
+def _in_tensorflow(loop: _Loop, tensors: list[Any], others: list[Any]) -> tuple[Any, ...]:
     import tensorflow as tf
 
-    masks = [] if mask is None else [mask]
     tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]  # variables to their values
     dtype = tensors[0].dtype
     units, steps = tensors[1].shape[1], tensors[0].shape[1] if loop.every_step else 1
@@ -547,7 +647,7 @@ def _in_tensorflow(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(*tensors: Any) -> Any:
         if tf.executing_eagerly():
-            arrays = [tensor.numpy() for tensor in (*tensors, *masks)]
+            arrays = [tensor.numpy() for tensor in (*tensors, *others)]
             results, tape = loop.run(*arrays, keep_for_backward=True)
 
             def backward_eagerly(*d: Any) -> Any:
@@ -557,21 +657,21 @@ def _in_tensorflow(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...
             return tuple(map(tf.convert_to_tensor, results)), backward_eagerly
 
         def backward(*d: Any) -> Any:
-            gradients = call(loop.backward, [*d, *tensors, *masks], [tensor.shape for tensor in tensors])
+            gradients = call(loop.backward, [*d, *tensors, *others], [tensor.shape for tensor in tensors])
             return once(gradients, [*d, *tensors])
 
-        return tuple(call(loop.forward, [*tensors, *masks], shapes)), backward
+        return tuple(call(loop.forward, [*tensors, *others], shapes)), backward
 
     return tuple(run(*tensors))
 
 
-def _in_jax(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...]:
-    return tuple(_jax_loop()(loop, mask, *tensors))
+def _in_jax(loop: _Loop, tensors: list[Any], others: list[Any]) -> tuple[Any, ...]:
+    return tuple(_jax_loop()(loop, others, *tensors))
 
 
 @lru_cache(maxsize=1)
 def _jax_loop() -> Any:
-    """The loop as a function of JAX: (loop, mask, *tensors) -> (outputs, h_n, c_n), differentiable by the tensors."""
+    """The loop as a function of JAX: (loop, others, *tensors) -> (outputs, h_n, c_n), differentiable by the tensors."""
     import jax
 
     def call(function: Any, arguments: list[Any], shapes: list[Any], dtype: Any) -> list[Any]:
@@ -581,48 +681,44 @@ def _jax_loop() -> Any:
         results = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
         return list(jax.pure_callback(on_host, results, *arguments, vmap_method="sequential"))
 
-    def masks(mask: Any) -> list[Any]:
-        return [] if mask is None else [mask]
-
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def run(loop: _Loop, mask: Any, *tensors: Any) -> tuple[Any, ...]:
+    def run(loop: _Loop, others: list[Any], *tensors: Any) -> tuple[Any, ...]:
         (batch, time_steps, _), state = tensors[0].shape, tensors[1].shape
         shapes = [(batch, time_steps if loop.every_step else 1, state[1]), state, state]
-        return tuple(call(loop.forward, [*tensors, *masks(mask)], shapes, tensors[0].dtype))
+        return tuple(call(loop.forward, [*tensors, *others], shapes, tensors[0].dtype))
 
-    def forward(loop: _Loop, mask: Any, *tensors: Any) -> Any:
-        return run(loop, mask, *tensors), (mask, tensors)
+    def forward(loop: _Loop, others: list[Any], *tensors: Any) -> Any:
+        return run(loop, others, *tensors), (others, tensors)
 
     def backward(loop: _Loop, kept: Any, d: Any) -> tuple[Any, ...]:
-        mask, tensors = kept
+        others, tensors = kept
         shapes = [tensor.shape for tensor in tensors]
-        gradients = call(loop.backward, [*d, *tensors, *masks(mask)], shapes, tensors[0].dtype)
-        no_gradient = None if mask is None else np.zeros(mask.shape, jax.dtypes.float0)
-        return no_gradient, *gradients
+        gradients = call(loop.backward, [*d, *tensors, *others], shapes, tensors[0].dtype)
+        return [np.zeros(each.shape, jax.dtypes.float0) for each in others], *gradients
 
     run.defvjp(forward, backward)
     return run
 
 
-def _in_torch(loop: _Loop, tensors: list[Any], mask: Any) -> tuple[Any, ...]:
-    return tuple(_torch_loop().apply(loop, mask, *tensors))
+def _in_torch(loop: _Loop, tensors: list[Any], others: list[Any]) -> tuple[Any, ...]:
+    return tuple(_torch_loop().apply(loop, others, *tensors))
 
 
 @lru_cache(maxsize=1)
 def _torch_loop() -> Any:
-    """The loop as an autograd function: (loop, mask, *tensors) -> (outputs, h_n, c_n)."""
+    """The loop as an autograd function: (loop, others, *tensors) -> (outputs, h_n, c_n)."""
     import torch
 
     def to_numpy(tensors: tuple[Any, ...]) -> list[Array]:
-        return [tensor.detach().cpu().numpy() for tensor in tensors if tensor is not None]
+        return [tensor.detach().cpu().numpy() for tensor in tensors]
 
     def to_torch(arrays: Arrays, like: Any) -> tuple[Any, ...]:
         return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(like.device) for array in arrays)
 
     class Loop(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
-        def forward(ctx: Any, loop: _Loop, mask: Any, *tensors: Any) -> tuple[Any, ...]:
-            results, tape = loop.run(*to_numpy((*tensors, mask)), keep_for_backward=any(ctx.needs_input_grad))
+        def forward(ctx: Any, loop: _Loop, others: list[Any], *tensors: Any) -> tuple[Any, ...]:
+            results, tape = loop.run(*to_numpy((*tensors, *others)), keep_for_backward=any(ctx.needs_input_grad))
             ctx.loop, ctx.tape = loop, tape
             ctx.save_for_backward(tensors[0])  # the tape reads its memory; PyTorch notices if it was overwritten
             return to_torch(results, tensors[0])

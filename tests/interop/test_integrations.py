@@ -9,6 +9,7 @@ import sys
 import types
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[torch]'")
@@ -16,14 +17,17 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 from torch import nn  # noqa: E402
 
 import lstmfast.torch as ours  # noqa: E402
-from lstmfast.integrations import sb3, torchrl  # noqa: E402
+from lstmfast import _core  # noqa: E402
+from lstmfast.integrations import sb3, stanza, torchrl  # noqa: E402
+from lstmfast.torch.regularized import drawn_seed  # noqa: E402
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_importing_the_adapters_loads_none_of_their_packages():
-    code = "import sys, lstmfast.integrations; print([n for n in ('sb3_contrib', 'torchrl') if n in sys.modules])"
+    names = "'sb3_contrib', 'stanza', 'torchrl'"
+    code = f"import sys, lstmfast.integrations; print([name for name in ({names}) if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -292,6 +296,133 @@ def test_wrong_uses_of_torchrls_adapter_are_errors(wrong):
     }[wrong]
     with pytest.raises(RuntimeError, match=sentence):
         act()
+
+
+# --- stanza -----------------------------------------------------------------------------------------------------------
+
+
+class SteppingLSTM(nn.Module):
+    """What stanza's LSTMwRecDropout computes, written for these tests: a loop over cells and rows' common steps."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int, bias: bool = True, dropout: float = 0.0,
+        bidirectional: bool = False, rec_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_layers, self.hidden_size, self.num_directions = num_layers, hidden_size, 1 + bidirectional
+        self.dropout, self.drop, self.rec_drop = dropout, nn.Dropout(dropout), nn.Dropout(rec_dropout)
+        sizes = [input_size if layer == 0 else self.num_directions * hidden_size for layer in range(num_layers)]
+        self.cells = nn.ModuleList(
+            nn.LSTMCell(size, hidden_size, bias=bias) for size in sizes for _ in range(self.num_directions)
+        )
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        x, batch = input.data, int(input.batch_sizes[0])
+        bounds = torch.nn.functional.pad(input.batch_sizes.cumsum(0), (1, 0)).tolist()
+        spans = list(zip(bounds[:-1], bounds[1:], strict=True))
+        states: list[tuple[Any, Any]] = []
+        outputs: list[Any] = []
+        for k, cell in enumerate(self.cells):
+            layer, reverse = divmod(k, self.num_directions)
+            if not reverse:
+                below = x if k == 0 else torch.cat(outputs, 1)
+                below, outputs = self.drop(below) if layer and self.dropout else below, []
+            h, c = (x.new_zeros(batch, self.hidden_size),) * 2 if hx is None else (hx[0][k], hx[1][k])
+            mask, steps = self.rec_drop(torch.ones_like(h)), {}
+            for first, last in reversed(spans) if reverse else spans:
+                rows = last - first
+                after = cell(below[first:last], (h[:rows] * mask[:rows], c[:rows]))
+                h, c = (torch.cat([new, old[rows:]]) for new, old in zip(after, (h, c), strict=True))
+                steps[first] = after[0]
+            outputs.append(torch.cat([steps[first] for first, _ in spans]))
+            states.append((h, c))
+        packed = nn.utils.rnn.PackedSequence(torch.cat(outputs, 1), input.batch_sizes)
+        return packed, tuple(map(torch.stack, zip(*states, strict=True)))
+
+
+class GivenMasks(nn.Dropout):
+    """Recurrent dropout whose masks are those that the kernels draw from a seed: one for each cell, in order."""
+
+    def __init__(self, p: float, seed: int) -> None:
+        super().__init__(p)
+        self.seed, self.cells = seed, 0
+
+    def forward(self, ones: Any) -> Any:
+        mask = np.empty(ones.shape, np.float32)
+        _core.testing.mask(mask, self.seed, self.cells, 0, 0, self.p)
+        self.cells += 1
+        return ones * torch.from_numpy(mask)
+
+
+@pytest.fixture(params=["stand-in", "stanza"])
+def stepping_lstm(request, monkeypatch):
+    """The class that is served: stanza's own, or the one above in its place."""
+    name = "stanza.models.common.packed_lstm"
+    if request.param == "stanza":
+        return pytest.importorskip(name, reason="stanza is not installed: pip install stanza").LSTMwRecDropout
+    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(LSTMwRecDropout=SteppingLSTM))
+    return SteppingLSTM
+
+
+STANZA_OPTIONS: list[dict[str, Any]] = [
+    {"rec_dropout": 0.4}, {"rec_dropout": 0.4, "num_layers": 2, "bidirectional": True}, {"num_layers": 2},
+    {"rec_dropout": 0.4, "bias": False, "bidirectional": True},
+]
+
+
+def packed_call(module: Any, *, states: bool) -> list[Any]:
+    """Output, states and gradients of a call on packed rows, with a seed."""
+    torch.manual_seed(1)
+    rows = [torch.randn(length, INPUT, requires_grad=True) for length in (6, 4, 4, 1)]
+    count = module.num_layers * module.num_directions
+    hx = tuple(torch.randn(count, len(rows), UNITS, requires_grad=True) for _ in range(2)) if states else None
+    torch.manual_seed(2)
+    output, found = module(nn.utils.rnn.pack_sequence(rows), hx)
+    module.zero_grad()
+    (output.data.square().sum() + found[0].sum() + found[1].square().sum()).backward()
+    return [
+        output.data, *found, *(row.grad for row in rows), *(part.grad for part in hx or ()),
+        *(weight.grad for weight in module.parameters()),
+    ]
+
+
+@pytest.mark.parametrize("options", STANZA_OPTIONS, ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_stanzas_recurrent_dropout_gives_the_same_outputs_states_and_gradients(stepping_lstm, options, training):
+    torch.manual_seed(0)
+    theirs = stepping_lstm(INPUT, UNITS, **{"num_layers": 1, **options}).train(training)
+    mine = copy.deepcopy(theirs)
+    torch.manual_seed(2)
+    theirs.rec_drop = GivenMasks(theirs.rec_drop.p, drawn_seed()).train(training) if training else theirs.rec_drop
+    assert stanza.accelerate(mine) == 1
+    torch.testing.assert_close(packed_call(mine, states=training), packed_call(theirs, states=training), **CLOSE)
+
+
+def test_what_the_kernels_do_not_serve_runs_stanzas_own_loop(stepping_lstm):
+    torch.manual_seed(0)
+    module = stepping_lstm(INPUT, UNITS, 1).bfloat16()
+    rows = nn.utils.rnn.pack_sequence([torch.randn(3, INPUT).bfloat16()])
+    expected, _ = module(rows)
+    stanza.accelerate(module)
+    torch.testing.assert_close(module(rows)[0].data, expected.data, rtol=1e-2, atol=1e-2)
+
+
+def test_restore_gives_stanzas_modules_back_and_names_do_not_change(stepping_lstm):
+    model = nn.Sequential(stepping_lstm(INPUT, UNITS, 1, rec_dropout=0.5), nn.LSTM(2, 3))
+    names = list(model.state_dict())
+    assert stanza.accelerate(types.SimpleNamespace(model=model)) == 1
+    with pytest.raises(RuntimeError, match="accelerated already"):
+        stanza.accelerate(model)
+    assert list(copy.deepcopy(model).state_dict()) == names
+    stanza.restore(model)
+    assert "forward" not in model[0].__dict__
+    with pytest.raises(RuntimeError, match="not accelerated"):
+        stanza.restore(model)
+
+
+def test_a_model_without_stanzas_lstm_is_refused(stepping_lstm):
+    with pytest.raises(RuntimeError, match="no LSTMwRecDropout"):
+        stanza.accelerate(nn.LSTM(2, 3))
 
 
 # --- Lightning --------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ os.environ.setdefault("KERAS_BACKEND", _INSTALLED[0])
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 keras = pytest.importorskip("keras", minversion="3", reason="Keras 3 is not installed: pip install '.[keras]'")
 
+import lstmfast as lf  # noqa: E402
 import lstmfast.keras  # noqa: E402  it imports keras
 
 BACKEND = keras.backend.backend()
@@ -125,6 +126,95 @@ def data(rng: np.random.Generator) -> tuple[Array, Array]:
     x = rng.standard_normal((4 * BATCH, TIME_STEPS, INPUT_SIZE)).astype(np.float32)
     x[::3, 4:] = 0
     return x, rng.standard_normal((4 * BATCH, 1)).astype(np.float32)
+
+
+# --- regularised cells ------------------------------------------------------------------------------------------------
+
+REGULARISED: list[dict[str, Any]] = [
+    {"recurrent_dropout": 0.4},
+    {"recurrent_dropout": 0.4, "recurrent_dropout_of": "g", "recurrent_dropout_per_step": True, "zoneout": 0.2},
+    {"weight_dropout": 0.3, "zoneout": (0.3, 0.1), "layer_norm": "products"},
+    {"layer_norm": "gates", "layer_norm_carry": True, "layer_norm_epsilon": 1e-3},
+]
+
+
+def regularised(rng: np.random.Generator, **options: Any) -> Any:
+    """A built layer that returns everything, with a seed and weights at random."""
+    layer = lstmfast.keras.LSTM(UNITS, seed=5, return_sequences=True, return_state=True, dtype=DTYPE, **options)
+    layer.build((BATCH, TIME_STEPS, INPUT_SIZE))
+    layer.set_weights([rng.standard_normal(values.shape) / 2 for values in layer.get_weights()])
+    return layer
+
+
+@pytest.mark.parametrize("options", REGULARISED, ids=str)
+@pytest.mark.parametrize("kind", ["no mask", "padded"])
+def test_training_draws_the_masks_of_the_seed_of_keras(options: dict[str, Any], kind: str, rng: Any) -> None:
+    layer, mask = regularised(rng, **options), mask_of(kind, rng)
+    x, d_h = random(rng, BATCH, TIME_STEPS, INPUT_SIZE), random(rng, BATCH, TIME_STEPS, UNITS)
+    h0, c0, d_h_n, d_c_n = random(rng, 4, BATCH, UNITS)
+    if mask is not None:
+        d_h[~mask] = 0  # Keras repeats the last output there
+    kernel, recurrent, bias, *norms = (values.astype(DTYPE) for values in layer.get_weights())
+    found, gradients = outputs_and_gradients(layer, x, [h0, c0], [d_h, d_h_n, d_c_n], mask)
+    its = {name: value for name, value in options.items() if name != "layer_norm"}
+    its |= dict(zip(("norm_gain", "cell_gain", "cell_shift"), norms, strict=False))
+    out = lf.lstm(
+        x.swapaxes(0, 1), np.concatenate([kernel, recurrent]), bias, h0, c0, keep_for_backward=True, seed=5,
+        lengths=None if mask is None else mask.sum(1), **its,
+    )
+    d = lf.lstm_backward(out, np.ascontiguousarray(d_h.swapaxes(0, 1)), d_h_n, d_c_n)
+    of_norms = [d.norm_gain, d.cell_gain, d.cell_shift] if norms else []
+    expected = [out.h_n, out.c_n, d.x.swapaxes(0, 1), d.h0, d.c0, *np.split(d.kernel, [INPUT_SIZE]), d.bias, *of_norms]
+    for mine, theirs in zip([*found[1:], *gradients], expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_every_training_call_has_its_own_masks_and_inference_none(rng: np.random.Generator) -> None:
+    layer, x = regularised(rng, recurrent_dropout=0.5), random(rng, BATCH, TIME_STEPS, INPUT_SIZE)
+    plain = lstmfast.keras.LSTM(UNITS, return_sequences=True, dtype=DTYPE)
+    plain.build(x.shape)
+    plain.set_weights(layer.get_weights())
+    first, second, inference = (to_arrays(layer(x, training=training)[:1])[0] for training in (True, True, False))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(inference, to_arrays([plain(x)])[0])
+
+
+def test_inference_draws_no_masks_where_gradients_may_be_asked_for(rng: np.random.Generator) -> None:
+    layer, x = regularised(rng, zoneout=0.3), random(rng, BATCH, TIME_STEPS, INPUT_SIZE)
+    first, again = (to_arrays(layer(x, training=False)) for _ in range(2))
+    for mine, theirs in zip(first, again, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_regularised_layer_is_saved_with_its_weights_and_settings(rng: np.random.Generator, tmp_path: Path) -> None:
+    x, _ = data(rng)
+    options = {"recurrent_dropout": 0.2, "zoneout": (0.1, 0.2), "layer_norm": "gates", "learn_initial_state": True}
+    model = tiny_model(keras.layers.Bidirectional(lstmfast.keras.LSTM(UNITS, **options)))
+    model.set_weights([rng.standard_normal(values.shape) for values in model.get_weights()])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    layer = loaded.layers[1].forward_layer
+    assert [weight.name for weight in layer.weights] == [
+        "kernel", "recurrent_kernel", "bias", "norm_gain", "cell_gain", "cell_shift", "initial_h", "initial_c"
+    ]
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_learnt_states_begin_rows_that_are_given_none_and_are_trained(rng: np.random.Generator) -> None:
+    layer, x = regularised(rng, learn_initial_state=True), random(rng, BATCH, TIME_STEPS, INPUT_SIZE)
+    h0, c0 = (np.broadcast_to(values, (BATCH, UNITS)).astype(DTYPE) for values in layer.get_weights()[3:])
+    for mine, theirs in zip(to_arrays(layer(x)), to_arrays(layer(x, initial_state=[h0, c0])), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-7)
+    assert [weight.name for weight in layer.trainable_variables][3:] == ["initial_h", "initial_c"]
+
+
+def test_recurrent_dropout_is_converted_with_a_warning(rng: np.random.Generator) -> None:
+    x, _ = data(rng)
+    model = tiny_model(keras.layers.LSTM(UNITS, recurrent_dropout=0.25, name="it"))
+    with pytest.warns(UserWarning, match="recurrent_dropout of it: one mask is drawn for all gates"):
+        copy = lstmfast.keras.convert(model)
+    assert copy.layers[1].recurrent_dropout == 0.25
+    np.testing.assert_allclose(copy.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
 
 
 # --- the same numbers -------------------------------------------------------------------------------------------------
@@ -466,7 +556,6 @@ class Own(keras.layers.LSTM):
 
 
 LEFT: dict[str, tuple[Any, str]] = {
-    "recurrent_dropout": (lambda: lstm(recurrent_dropout=0.25, name="it"), "it: recurrent_dropout must be 0, got 0.25"),
     "activation": (lambda: lstm(activation="relu", name="it"), "it: activation must be tanh, got relu"),
     "implementation": (
         lambda: lstm(dropout=0.5, implementation=1, name="it"), "it: implementation must be 2 where there is dropout"
@@ -669,7 +758,10 @@ y.sum().backward()
         ({"activation": "relu"}, "activation must be tanh, got relu"),
         ({"activation": None}, "activation must be tanh, got linear"),
         ({"recurrent_activation": "hard_sigmoid"}, "recurrent_activation must be sigmoid, got hard_sigmoid"),
-        ({"recurrent_dropout": 0.25}, "recurrent_dropout must be 0, got 0.25"),
+        ({"recurrent_dropout": 0.25, "dropout": 0.5, "implementation": 1}, "implementation must be 2 where"),
+        ({"recurrent_dropout": 1.0}, "recurrent_dropout must lie in"),
+        ({"layer_norm": "rows"}, "layer_norm must be"),
+        ({"learn_initial_state": True, "stateful": True}, "learn_initial_state must be False for a stateful layer"),
         ({"dropout": 0.5, "implementation": 1}, "implementation must be 2 where there is dropout, got 1"),
         ({"use_cudnn": True}, "use_cudnn must be 'auto' or False, got True"),
         ({"dtype": "bfloat16"}, "dtype must compute in float32 or float64, got bfloat16"),

@@ -4,6 +4,6 @@ Where a model calls nn.LSTM with whole sequences, `lstmfast.torch.convert` or `p
 docs/integrations.md.
 """
 
-from lstmfast.integrations import sb3, torchrl
+from lstmfast.integrations import sb3, stanza, torchrl
 
-__all__ = ["sb3", "torchrl"]
+__all__ = ["sb3", "stanza", "torchrl"]

@@ -19,7 +19,15 @@ from lstmfast import gates
 from lstmfast._checks import Array
 from lstmfast.layouts.table import OURS, PEEPHOLES, Layout, LayoutArray, Place, Stack, gate_order
 from lstmfast.layouts.table import layout as layout_of
-from lstmfast.layouts.weights import CellWeights, LSTMWeights, common_forget_bias, in_layers, same_bits
+from lstmfast.layouts.weights import (
+    OF_OPTIONS,
+    SETTINGS,
+    CellWeights,
+    LSTMWeights,
+    common_forget_bias,
+    in_layers,
+    same_bits,
+)
 
 
 class LayoutArrays(dict[str, Array]):
@@ -247,7 +255,11 @@ def _fit_two_biases(
 
 def _settings(weights: LSTMWeights, layout: Layout) -> list[str]:
     """Sentences about settings that no array stores. Raises ValueError for what the target cannot have."""
-    for role, there in (("peepholes", weights.has_peepholes), ("projection", weights.has_projection)):
+    there_are = {
+        "peepholes": weights.has_peepholes, "projection": weights.has_projection,
+        "norm_gain": weights.layer_norm is not None, "initial_h": weights.has_initial_state,
+    }
+    for role, there in there_are.items():
         if there and not layout.has(role):
             raise ValueError(f"{layout.name} cannot store {role}, which every cell of these weights has")
     words = []
@@ -260,6 +272,9 @@ def _settings(weights: LSTMWeights, layout: Layout) -> list[str]:
         if not there:
             raise ValueError(f"{layout.name} has no {name}, but these weights belong to an LSTM with {name}={value}")
         words.append(f"The LSTM must be built with {name}={value}, which no array stores.")
+    for name in SETTINGS:
+        if (option := getattr(weights, name)) != getattr(LSTMWeights, name):
+            words.append(f"The LSTM must be built with {name}={option}, which no array stores.")
     return words
 
 
@@ -272,6 +287,7 @@ def _encoded(cell: CellWeights, layout: Layout) -> dict[str, Array]:
         "kernel": cell.kernel, "input": cell.kernel[: cell.input_size], "recurrent": cell.kernel[cell.input_size :],
         "bias": cell.bias, "recurrent_bias": cell.recurrent_bias, "projection": cell.projection,
         "peepholes": None if cell.peepholes is None else cell.peepholes.reshape(-1),
+        **{name: getattr(cell, name) for name in OF_OPTIONS},
     }
     variables = {}
     for variable in layout.variables:
@@ -284,7 +300,7 @@ def _encoded(cell: CellWeights, layout: Layout) -> dict[str, Array]:
 
 def _gates_out_of(values: Array, variable: LayoutArray) -> Array:
     """The columns of our array that belong to a variable's gates, in the variable's order."""
-    if variable.role == "projection":
+    if not variable.gates:
         return values
     order = PEEPHOLES if variable.role == "peepholes" else OURS
     blocks = np.split(values, len(order), axis=-1)
@@ -331,13 +347,14 @@ def _decoded(group: _Group, layout: Layout, at_run_time: float) -> CellWeights:
         peepholes=ours["peepholes"].reshape(-1, hidden_size) if "peepholes" in ours else None,
         projection=ours.get("projection"),
         recurrent_bias=ours.get("recurrent_bias"),
+        **{name: ours.get(name) for name in OF_OPTIONS},
     )
 
 
 def _gates_into(ours: dict[str, Array], values: Array, variable: LayoutArray, sizes: Sizes) -> None:
     """Copy the gates of a variable to their places in our arrays."""
-    if variable.role == "projection":
-        ours["projection"] = np.array(values, order="C")
+    if not variable.gates:
+        ours[variable.role] = np.array(values, order="C")
         return
     roles = _BIASES[:2] if variable.role == "biases" else (variable.role,)
     order = PEEPHOLES if variable.role == "peepholes" else OURS
@@ -375,7 +392,7 @@ def _sizes_of(group: _Group, layout: Layout) -> Sizes:
     return Sizes(input_size, hidden_size, output_size)
 
 
-def shape_of(variable: LayoutArray, sizes: Sizes) -> tuple[tuple[int, ...], str]:
+def shape_of(variable: LayoutArray, sizes: Sizes) -> tuple[tuple[int | str, ...], str]:
     """The shape that a variable must have, as a tuple and in words."""
     count, hidden_size = len(variable.gates), sizes.hidden_size
     columns, words = count * hidden_size, f"{count}*hidden_size" if count > 1 else "hidden_size"
@@ -383,6 +400,11 @@ def shape_of(variable: LayoutArray, sizes: Sizes) -> tuple[tuple[int, ...], str]
         return (2 * columns,), "(8*hidden_size,): both biases"
     if variable.role in ("bias", "recurrent_bias", "peepholes"):
         return ((count, hidden_size), f"({count}, hidden_size)") if variable.rows else ((columns,), f"({words},)")
+    if variable.role == "norm_gain":
+        return ("1 or 2", columns), f"(1 or 2, {words})"
+    if variable.role in OF_OPTIONS:
+        of_h = variable.role == "initial_h"
+        return (sizes.output_size if of_h else hidden_size,), f"({'output_size' if of_h else 'hidden_size'},)"
     if variable.role == "projection":
         shape, names = (hidden_size, sizes.output_size), ("hidden_size", "output_size")
     else:

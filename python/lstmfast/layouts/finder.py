@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lstmfast._checks import Array
+from lstmfast.layouts import layer_norm
 from lstmfast.layouts.converters import LayoutArrays, from_arrays
 from lstmfast.layouts.table import Place, Stack, layout
 from lstmfast.layouts.weights import LSTMWeights
@@ -38,6 +39,7 @@ class FoundLSTM:
     differs: tuple[str, ...] = ()
     cell_clip: float | None = None
     coupled_gates: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)  # other fields of `LSTMWeights`
 
     def weights(self, *, forget_bias: float | None = None) -> LSTMWeights:
         """The weights as `LSTMWeights`; `notes` are among their assumptions. forget_bias as in `convert`.
@@ -52,7 +54,7 @@ class FoundLSTM:
             raise type(error)(self._in_names_of_file(str(error))) from error
         assumptions = tuple(dict.fromkeys((*self.notes, *weights.assumptions)))
         return replace(
-            weights, assumptions=assumptions, cell_clip=self.cell_clip, coupled_gates=self.coupled_gates
+            weights, assumptions=assumptions, cell_clip=self.cell_clip, coupled_gates=self.coupled_gates, **self.options
         )
 
     def _in_names_of_file(self, words: str) -> str:
@@ -95,6 +97,7 @@ class _Candidate:
     parts: set[str] = field(default_factory=set)
     scopes: set[str] = field(default_factory=set)
     shared: tuple[str, int] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find(
@@ -106,9 +109,12 @@ def find(
     unsaid: str = "",
 ) -> list[FoundLSTM]:
     """Every LSTM among named arrays. layout_name: read only names of this layout. The others as in `files.File`."""
+    normalized = list(_normalized(arrays)) if layout_name is None else []
+    known = {name for each in normalized for name in each.parts}
+    rest = {name: values for name, values in arrays.items() if name not in known} if known else arrays
     candidates = [
-        *_pytorch(arrays), *_ours(arrays, forget_bias), *_keras(arrays, settings or {}, unsaid),
-        *_tensorflow(arrays), *_udacity(arrays), *_onnx(arrays), *_char_rnn(arrays),
+        *normalized, *_pytorch(rest), *_ours(rest, forget_bias), *_keras(rest, settings or {}, unsaid),
+        *_tensorflow(rest), *_udacity(rest), *_onnx(rest), *_char_rnn(rest),
     ]
     if layout_name is not None:
         candidates = [_named(arrays, layout_name, forget_bias, candidates)]
@@ -150,7 +156,9 @@ def _found(candidate: _Candidate, arrays: Mapping[str, Array]) -> FoundLSTM:
             values = values.astype(np.float32)
         by_layout[name] = values
     found = LayoutArrays(by_layout, candidate.layout, forget_bias=candidate.forget_bias)
-    return FoundLSTM(candidate.name, found, candidate.names, tuple(notes), tuple(candidate.differs))
+    return FoundLSTM(
+        candidate.name, found, candidate.names, tuple(notes), tuple(candidate.differs), options=candidate.options
+    )
 
 
 # --- what else is there -----------------------------------------------------------------------------------------------
@@ -167,7 +175,8 @@ def _mind_strangers(candidate: _Candidate, arrays: Mapping[str, Array], taken: s
     for name in arrays:
         if name in taken or not _belongs(name, candidate, np.shape(arrays[name])):
             continue
-        (harmless if _is_no_weight(name, arrays, candidate.names.values()) else others).append(name)
+        own = (*candidate.names.values(), *candidate.parts)
+        (harmless if _is_no_weight(name, arrays, own) else others).append(name)
     if harmless:
         candidate.notes.append(f"Not read, because these are not weights: {_listed(harmless)}.")
     if others:
@@ -342,10 +351,22 @@ def _is_gru_or_rnn(recurrent_kernel: Array) -> bool:
 
 
 def _ours(arrays: Mapping[str, Array], forget_bias: float | None) -> Iterator[_Candidate]:
-    pattern = r"(?P<scope>(?:.*\.)?)(?P<name>layer\d+(?:_reverse)?\.(?:kernel|bias|peepholes|projection))"
+    pattern = rf"(?P<scope>(?:.*\.)?)(?P<name>layer\d+(?:_reverse)?\.(?:{'|'.join(_OWN)}))"
     for scope, names in _by_scope(arrays, pattern).items():
         cells = {given.rpartition(".")[0] + "." for given in names.values()}
         yield _Candidate("lstmfast", scope.removesuffix("."), names, forget_bias, scopes=cells | {scope} - {""})
+
+
+_OWN = tuple(variable.name for variable in layout("lstmfast").variables)
+
+
+def _normalized(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:
+    """Cells with layer normalisation of other libraries, as arrays of ours."""
+    for stack in layer_norm.find(arrays):
+        yield _Candidate(
+            "lstmfast", stack.name, stack.names, 1.0 if stack.forget_bias is None else stack.forget_bias, stack.notes,
+            computed=stack.arrays, parts=stack.parts, scopes=stack.scopes - {""}, options=stack.options,
+        )
 
 
 def _udacity(arrays: Mapping[str, Array]) -> Iterator[_Candidate]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from lstmfast._checks import Array
 from lstmfast.layouts import files, finder
 from lstmfast.layouts.finder import FoundLSTM
-from lstmfast.layouts.weights import LSTMWeights
+from lstmfast.layouts.weights import SETTINGS, LSTMWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,11 @@ def read(path: str | os.PathLike[str], *, layout: str | None = None) -> Contents
             )
         )
     if (cell := file.cell) is not None:
-        lstms = tuple(replace(each, cell_clip=cell.cell_clip, coupled_gates=cell.coupled_gates) for each in lstms)
+        options = {name: getattr(cell, name) for name in SETTINGS}
+        lstms = tuple(
+            replace(each, cell_clip=cell.cell_clip, coupled_gates=cell.coupled_gates, options=options)
+            for each in lstms
+        )
     return Contents(Path(path), file.kind, lstms, file.arrays, file.notes)
 
 

@@ -22,7 +22,7 @@ class LayoutArray:
     """One array of one cell.
 
     name: without the cell's scope. role: which of our arrays it holds (`kernel` is `input` stacked on `recurrent`;
-    `biases` is `bias` followed by `recurrent_bias`). gates: the gates in it, in its own order; "" for the projection.
+    `biases` is `bias` followed by `recurrent_bias`). gates: the gates in it, in its own order; "" if it has none.
     transposed: gates are along the rows. rows: a vector stored as a matrix, one row per gate. blocks_transposed: gates
     are along the columns, but each gate's block of memory holds the transposed matrix.
     """
@@ -218,6 +218,8 @@ _lstmfast = Layout(
     (
         LayoutArray("kernel", "kernel", OURS), LayoutArray("bias", "bias", OURS),
         LayoutArray("peepholes", "peepholes", PEEPHOLES, rows=True), LayoutArray("projection", "projection", ""),
+        LayoutArray("norm_gain", "norm_gain", OURS),
+        *(LayoutArray(name, name, "") for name in ("cell_gain", "cell_shift", "initial_h", "initial_c")),
     ),
     _dotted, _reader(r"layer(?P<layer>\d+)(?P<reverse>_reverse)?\.(?P<variable>\w+)"),
     forget_bias=1.0, cell_clip=True, coupled_gates=True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,11 @@ from lstmfast.cells import Cell
 from lstmfast.layers import LSTM
 
 _FORGET = gates.NAMES.index("forget")
+OF_OPTIONS = ("norm_gain", "cell_gain", "cell_shift", "initial_h", "initial_c")  # arrays that options of a cell add
+SETTINGS = (  # options that no array shows
+    "recurrent_dropout", "recurrent_dropout_of", "recurrent_dropout_per_step", "zoneout", "weight_dropout",
+    "layer_norm_epsilon", "layer_norm_carry",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +34,8 @@ class CellWeights:
 
     Shapes: kernel [input_size + output_size, 4*hidden_size]; bias and recurrent_bias [4*hidden_size]; peepholes
     [3, hidden_size], rows i, f, o; projection [hidden_size, output_size], without which output_size is hidden_size.
+    norm_gain [2, 4*hidden_size] (of the products of x and of h) or [1, 4*hidden_size] (gate by gate), cell_gain,
+    cell_shift [hidden_size]; initial_h [output_size], initial_c [hidden_size].
     The forget gate's pre-activation gets bias + recurrent_bias + forget_bias, the others' bias + recurrent_bias.
     Raises ValueError naming the array whose shape is wrong, TypeError for dtypes that differ.
     """
@@ -39,6 +46,11 @@ class CellWeights:
     peepholes: Array | None = None
     projection: Array | None = None
     recurrent_bias: Array | None = None
+    norm_gain: Array | None = None
+    cell_gain: Array | None = None
+    cell_shift: Array | None = None
+    initial_h: Array | None = None
+    initial_c: Array | None = None
 
     def __post_init__(self) -> None:
         check.array("kernel", self.kernel, ("input_size + output_size", "4*hidden_size"))
@@ -48,12 +60,19 @@ class CellWeights:
         hidden_size = columns // gates.COUNT
         wanted: dict[str, tuple[int | str, ...]] = {
             "bias": (columns,), "recurrent_bias": (columns,), "peepholes": (3, hidden_size),
-            "projection": (hidden_size, "output_size"),
+            "projection": (hidden_size, "output_size"), "norm_gain": ("1 or 2", columns),
+            "cell_gain": (hidden_size,), "cell_shift": (hidden_size,), "initial_h": (self.output_size,),
+            "initial_c": (hidden_size,),
         }
         for name, shape in wanted.items():
             values = getattr(self, name)
             if values is not None or name == "bias":
                 check.array(name, values, shape, dtype=self.kernel.dtype, like="kernel")
+        for together in (OF_OPTIONS[:3], OF_OPTIONS[3:]):
+            if len({getattr(self, name) is None for name in together}) > 1:
+                raise ValueError(f"{', '.join(together)} must be given together, or none of them")
+        if self.norm_gain is not None and len(self.norm_gain) not in (1, 2):
+            raise ValueError(f"norm_gain must have 1 or 2 rows, got {len(self.norm_gain)}")
         if rows <= self.output_size:
             raise ValueError(
                 f"kernel must have input_size + {self.output_size} rows with input_size at least 1, got {rows}"
@@ -114,13 +133,21 @@ class LSTMWeights:
 
     Layer k > 0 reads the outputs of the one below, forward first. All cells have the same hidden_size, output_size and
     dtype, and all or none have peepholes and a projection. cell_clip and coupled_gates as in `LSTM`. assumptions:
-    sentences stating what was assumed when these were read. Raises ValueError naming the layer that does not fit.
+    sentences stating what was assumed when these were read. The other options are those of `Cell` that no array shows.
+    Raises ValueError naming the layer that does not fit.
     """
 
     layers: tuple[tuple[CellWeights, ...], ...]
     cell_clip: float | None = None
     coupled_gates: bool = False
     assumptions: tuple[str, ...] = ()
+    recurrent_dropout: float = 0.0
+    recurrent_dropout_of: Literal["h", "g"] = "h"
+    recurrent_dropout_per_step: bool = False
+    zoneout: tuple[float, float] | None = None
+    weight_dropout: float = 0.0
+    layer_norm_epsilon: float = 1e-5
+    layer_norm_carry: bool = False
 
     def __post_init__(self) -> None:
         layers = tuple(tuple(layer) for layer in self.layers)
@@ -143,9 +170,14 @@ class LSTMWeights:
         for name, value in wanted.items():
             if (given := getattr(cell, name)) != value:
                 raise ValueError(f"layer {k} must have {name} {value} to fit this stack, got {given}")
-        for name in ("peepholes", "projection"):
+        for name in ("peepholes", "projection", "norm_gain", "initial_h"):
             if (getattr(cell, name) is None) != (getattr(first, name) is None):
                 raise ValueError(f"layer {k} must have {name} if and only if the other cells of its stack do")
+        if cell.norm_gain is not None and first.norm_gain is not None and len(cell.norm_gain) != len(first.norm_gain):
+            raise ValueError(
+                f"layer {k} must have norm_gain of {len(first.norm_gain)} rows like the other cells of its stack, got "
+                f"{len(cell.norm_gain)}"
+            )
 
     @property
     def cells(self) -> tuple[CellWeights, ...]:
@@ -192,6 +224,17 @@ class LSTMWeights:
         """Whether h is projected."""
         return self.layers[0][0].projection is not None
 
+    @property
+    def layer_norm(self) -> Literal["products", "gates"] | None:
+        """What is normalised, as in `Cell`: "products", "gates", or None."""
+        gain = self.layers[0][0].norm_gain
+        return None if gain is None else "products" if len(gain) == 2 else "gates"
+
+    @property
+    def has_initial_state(self) -> bool:
+        """Whether the initial states are learnt."""
+        return self.layers[0][0].initial_h is not None
+
     @classmethod
     def from_layer(cls, layer: LSTM) -> LSTMWeights:
         """The weights of a layer as they are now, copied."""
@@ -208,6 +251,7 @@ class LSTMWeights:
             in_layers(cells, layer.num_directions),
             cell_clip=layer.cell_clip,
             coupled_gates=layer.coupled_gates,
+            **{name: getattr(layer.cell, name) for name in SETTINGS},
         )
 
     def to_layer(self, **options: Any) -> LSTM:
@@ -219,7 +263,8 @@ class LSTMWeights:
         forget_bias = common_forget_bias(self.cells)
         cell = Cell(
             forget_bias, self.output_size if self.has_projection else None, self.has_peepholes, self.cell_clip,
-            self.coupled_gates,
+            self.coupled_gates, layer_norm=self.layer_norm, learn_initial_state=self.has_initial_state,
+            **{name: getattr(self, name) for name in SETTINGS},
         )
         layer = LSTM(
             self.input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=self.bidirectional,

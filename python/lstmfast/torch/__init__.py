@@ -7,8 +7,8 @@
 
 `convert` marks modules, `modules` has the classes, `serving` the calls of both. `paths` chooses the implementation,
 `arguments` and `weights` read the call. `kernels` runs one layer, `operators` does so under tracing and transforms,
-`composite` in torch operations, `on_cuda` on a GPU. `patching` serves the whole process, `__main__` a program;
-`recording` counts and times calls for `report`. See docs/torch.md.
+`composite` in torch operations, `on_cuda` on a GPU. `regularized` serves LSTMs with options that torch's has not,
+`patching` the whole process, `__main__` a program; `recording` counts and times calls for `report`. See docs/torch.md.
 """
 
 from lstmfast.torch import absent  # noqa: F401  (first: the others import torch)

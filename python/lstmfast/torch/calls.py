@@ -5,9 +5,11 @@ Refuses to compute: `kernels`, `on_cuda`, `operators` and `composite` do, each i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
+
+from lstmfast.cells import Cell
 
 
 class Weights(NamedTuple):
@@ -18,6 +20,27 @@ class Weights(NamedTuple):
     bias_ih: Tensor | None  # [4*hidden_size]
     bias_hh: Tensor | None
     weight_hr: Tensor | None  # [proj_size, hidden_size]
+
+
+class Extras(NamedTuple):
+    """The parameters that torch's LSTM lacks, of one direction of one layer; None where the module has none."""
+
+    norm_gain: Tensor | None = None  # [2, 4*hidden_size], or [1, 4*hidden_size] to normalise gate by gate
+    cell_gain: Tensor | None = None  # [hidden_size]
+    cell_shift: Tensor | None = None
+    initial_h: Tensor | None = None  # [output_size]
+    initial_c: Tensor | None = None  # [hidden_size]
+
+
+Noise: TypeAlias = tuple[int, int, int]  # seed, number of the layer and direction, time step of the first of x
+
+
+class Variant(NamedTuple):
+    """How one direction of one layer differs from torch's LSTM. noise: None in inference, and for cells without any."""
+
+    cell: Cell
+    extras: Extras = Extras()
+    noise: Noise | None = None
 
 
 class CallOptions(NamedTuple):
@@ -57,3 +80,4 @@ class Gradients(NamedTuple):
     h0: Tensor | None
     c0: Tensor | None
     weights: Weights | None
+    extras: Extras | None = None

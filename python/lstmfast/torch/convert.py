@@ -22,7 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lstmfast.layouts.quantized import is_quantized_lstm
-from lstmfast.torch import paths, recording, serving, tracing
+from lstmfast.torch import paths, recording, regularized, serving, tracing
 from lstmfast.torch import weights as kept
 from lstmfast.torch.modules import LSTM, LSTMCell
 from lstmfast.torch.serving import EVERYWHERE, MARK, originals
@@ -127,6 +127,8 @@ def convert(model: nn.Module, *, strict: bool = False, weights: str = "float32")
             "torch.compiler.reset()"
         )
     for name, module in found if weights == "int8" else ():
+        if regularized.cell_of(module) is not None:
+            continue
         kept.check_int8(module, f"{name}." if name else "")
     count = 0
     for _, module in found:
@@ -135,15 +137,22 @@ def convert(model: nn.Module, *, strict: bool = False, weights: str = "float32")
             module.__dict__[MARK] = True
             if strict:
                 module.strict = True
-        count += kept.set_format(module, weights) or is_new
+        count += (regularized.cell_of(module) is None and kept.set_format(module, weights)) or is_new
     return count
 
 
 def revert(model: nn.Module) -> int:
     """Have torch serve every LSTM and LSTMCell of a model again, in place; return how many lstmfast served.
 
-    Modules made by lstmfast.torch.LSTM or LSTMCell become torch.nn's.
+    Modules made by lstmfast.torch.LSTM or LSTMCell become torch.nn's. Raises RuntimeError, before anything is changed,
+    for one with options that torch.nn.LSTM has not.
     """
+    for name, module in _named_parts(model):
+        cell = regularized.cell_of(module)
+        if cell is not None:
+            raise RuntimeError(
+                f"revert: {name or 'this module'} has {', '.join(sorted(cell.features))}, which torch.nn.LSTM has not"
+            )
     count = 0
     for module in _parts(model):
         kept.forget_frozen(module)
@@ -163,9 +172,11 @@ def freeze(model: nn.Module) -> int:
 
     Calls without gradients then use a copy made now and packed once, and do not look at the weights again: what is
     written later is not seen until `unfreeze`. Calls with gradients use the module's own weights as ever. Copies and
-    pickles of the model are not frozen.
+    pickles of the model are not frozen, nor are LSTMs with options that torch.nn.LSTM has not.
     """
-    served = [module for module in _parts(model) if serving.is_served(module)]
+    served = [
+        module for module in _parts(model) if serving.is_served(module) and regularized.cell_of(module) is None
+    ]
     for module in served:
         with _weights_of_next_call(module):
             kept.keep_frozen(module)
@@ -230,6 +241,8 @@ def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool
         )
     if not isinstance(module, tuple(_SERVE)):
         raise TypeError(f"module must be an LSTM or LSTMCell, got {type(module).__name__}")
+    if regularized.cell_of(module) is not None:
+        return regularized.explain(module, input, hx, return_cells=return_cells)
     ours = serving.is_ours(module)
     reason = None if ours else _why_not(module)
     if reason is not None:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from lstmfast import _core, runtime
 from lstmfast._checks import Array
+from lstmfast.cells import Cell
 from lstmfast.torch import composite, recording
-from lstmfast.torch.calls import CallOptions, Gradients, Result, Wanted, Weights
-from lstmfast.torch.memory import of_thread
+from lstmfast.torch.calls import CallOptions, Extras, Gradients, Noise, Result, Variant, Wanted, Weights
+from lstmfast.torch.memory import PLAIN, of_thread
 
 _functorch = torch._C._functorch
 NUMPY: dict[torch.dtype, np.dtype[Any]] = {
@@ -28,18 +29,24 @@ NUMPY: dict[torch.dtype, np.dtype[Any]] = {
 }
 
 
+_NO_EXTRAS = Extras()
 Upstream = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Arrays(NamedTuple):
-    """Weights as the extension takes them: transposed kernels, and what the bias is the sum of."""
+    """Weights as the extension takes them: transposed kernels, and what the bias is the sum of.
+
+    norms: norm_gain, cell_gain, cell_shift; initial: initial_h, initial_c; both None for torch's cell.
+    """
 
     kernel: tuple[Array, Array]
     bias: Array | tuple[Array, Array]
     projection: Array | None
+    norms: tuple[Array, Array, Array] | None = None
+    initial: tuple[Array, Array] | None = None
 
 
-def arrays(weights: Weights) -> Arrays:
+def arrays(weights: Weights, extras: Extras = _NO_EXTRAS) -> Arrays:
     """The memory of the weights; copies of those whose last axis has gaps."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     kernel = array(w_ih), array(w_hh)
@@ -47,7 +54,13 @@ def arrays(weights: Weights) -> Arrays:
         bias: Array | tuple[Array, Array] = np.zeros(len(kernel[1]), kernel[1].dtype)
     else:
         bias = array(b_ih), array(b_hh)
-    return Arrays(kernel, bias, None if w_hr is None else array(w_hr))
+    norms = initial = None
+    gain, cell_gain, cell_shift, initial_h, initial_c = extras
+    if gain is not None and cell_gain is not None and cell_shift is not None:
+        norms = array(gain), array(cell_gain), array(cell_shift)
+    if initial_h is not None and initial_c is not None:
+        initial = array(initial_h), array(initial_c)
+    return Arrays(kernel, bias, None if w_hr is None else array(w_hr), norms, initial)
 
 
 def _optional(tensor: Tensor | None) -> Array | None:
@@ -88,10 +101,19 @@ def forward(
     return Result(torch.from_numpy(h), torch.from_numpy(h_n), torch.from_numpy(c_n), _shared(cells))
 
 
-def sequence_for_one_call(weights: Arrays, options: CallOptions, *, to_restore: bool = False) -> _core.Sequence:
+def sequence_for_one_call(
+    weights: Arrays, options: CallOptions, *, to_restore: bool = False, cell: Cell = PLAIN
+) -> _core.Sequence:
     """This thread's sequence of the direction, with these weights loaded; to restore a call, without biases."""
-    sequence = of_thread.sequences[options.reverse]
-    sequence.load(weights.kernel, None if to_restore else weights.bias, None, weights.projection, False, True)
+    bias = None if to_restore else weights.bias
+    if cell is PLAIN:
+        sequence = of_thread.sequences[options.reverse]
+        sequence.load(weights.kernel, bias, None, weights.projection, False, True)
+        return sequence
+    sequence = of_thread.sequence_of(cell, reverse=options.reverse)
+    sequence.load(
+        weights.kernel, bias, None, weights.projection, False, True, "float32", weights.norms, weights.initial
+    )
     return sequence
 
 
@@ -111,6 +133,7 @@ def _run_forward(
     *,
     keep_cells: bool = False,
     saved: Array | None = None,
+    noise: Noise | None = None,
 ) -> tuple[Array, Array, Array, Array | None]:
     """h [T, B, P], h_n [1, B, P], c_n [1, B, H], cells."""
     x, h0, c0, weights = given
@@ -126,18 +149,24 @@ def _run_forward(
         x, h, h_n[0], c_n[0], h0, c0,
         None if options.lengths is None else options.lengths.numpy(),
         None if options.resets is None else options.resets.numpy(),
-        cells, None, False if saved is None else saved, options.matmul_precision,
+        cells, None, False if saved is None else saved, options.matmul_precision, *_given(noise),
     )
     return h, h_n, c_n, cells
 
 
-def saved_size(x: Tensor, weights: Weights, options: CallOptions) -> int:
+def _given(noise: Noise | None) -> tuple[Noise, ...]:
+    return () if noise is None else (noise,)
+
+
+def saved_size(x: Tensor, weights: Weights, options: CallOptions, cell: Cell = PLAIN) -> int:
     """How many values `forward` leaves for `backward`: gates and cells of every step of every row."""
     updates = x.shape[0] * x.shape[1] if options.lengths is None else int(options.lengths.sum())
     hidden_size = weights.weight_hh.shape[0] // 4
-    return _saved_size(updates, hidden_size, weights.weight_hr is not None, x.dtype is torch.float64)
+    products = _NORMALIZED_PRODUCTS[cell.layer_norm]
+    return _saved_size(updates, hidden_size, weights.weight_hr is not None, x.dtype is torch.float64, *products)
 
 
+_NORMALIZED_PRODUCTS: dict[str | None, tuple[int, ...]] = {None: (), "products": (2,), "gates": (1,)}
 _saved_size = functools.lru_cache(maxsize=256)(_core.saved_size)
 
 
@@ -167,29 +196,37 @@ def _run_backward(
     wanted: Wanted,
     *,
     has_bias: bool,
+    cell: Cell = PLAIN,
+    noise: Noise | None = None,
 ) -> Gradients:
     x, h0, c0, weights = given
     columns, output_size = weights.kernel[1].shape
     dtype, batch, hidden_size = x.dtype, x.shape[1], columns // 4
-    sequence = sequence_for_one_call(weights, options, to_restore=True)
+    sequence = sequence_for_one_call(weights, options, to_restore=True, cell=cell)
     sequence.restore(
         x, h, saved, h0, c0,
         None if options.lengths is None else options.lengths.numpy(),
         None if options.resets is None else options.resets.numpy(),
-        options.matmul_precision,
+        options.matmul_precision, *_given(noise),
     )
     empty = of_thread.arrays.empty
     d_x = empty(x.shape, dtype) if wanted.x else None
     d_h0 = np.empty((batch, output_size), dtype) if wanted.h0 else None
     d_c0 = np.empty((batch, hidden_size), dtype) if wanted.c0 else None
-    d_kernel = d_bias = d_projection = None
+    d_kernel = d_bias = d_projection = d_norms = d_initial = None
     if wanted.weights:
         d_kernel = empty((columns, x.shape[2]), dtype), empty((columns, output_size), dtype)
         d_bias = np.empty(columns, dtype) if has_bias else None
         d_projection = None if weights.projection is None else np.empty((output_size, hidden_size), dtype)
+        d_norms, d_initial = _like(weights.norms), _like(weights.initial)
     d_h, d_h_n, d_c_n = map(_optional, upstream)
     try:
-        sequence.backward(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, None, d_projection)
+        if cell is PLAIN:
+            sequence.backward(d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, None, d_projection)
+        else:
+            sequence.backward(
+                d_h, d_h_n, d_c_n, d_x, d_kernel, d_bias, d_h0, d_c0, None, d_projection, d_norms, d_initial
+            )
     finally:
         sequence.release()
     found = None
@@ -197,7 +234,12 @@ def _run_backward(
         d_bias_hh = None if d_bias is None else d_bias.copy()
         d_ih, d_hh = map(torch.from_numpy, d_kernel)
         found = Weights(d_ih, d_hh, _shared(d_bias), _shared(d_bias_hh), _shared(d_projection))
-    return Gradients(_shared(d_x), _shared(d_h0), _shared(d_c0), found)
+    extras = Extras(*map(_shared, (*(d_norms or (None,) * 3), *(d_initial or (None,) * 2))))
+    return Gradients(_shared(d_x), _shared(d_h0), _shared(d_c0), found, extras)
+
+
+def _like(values: tuple[Array, ...] | None) -> Any:
+    return None if values is None else tuple(map(np.empty_like, values))
 
 
 _NO_WEIGHTS = (None,) * 5
@@ -296,6 +338,79 @@ class LayerFunction(torch.autograd.Function):
         given, values, kept, _ = known
         d = _run_backward(given, ctx.options, values, kept, upstream, wanted, has_bias=has_bias)
         return (d.x, d.h0, d.c0, *(d.weights or _NO_WEIGHTS), None, None, None)
+
+
+class VariantFunction(torch.autograd.Function):
+    """`forward` of another cell than torch's: (x, h0, c0, *Weights, *Extras, CallOptions, Variant) -> (h, h_n, c_n).
+
+    The variant's own extras are not read. All that backward reads is saved through autograd.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, h0: Tensor | None, c0: Tensor | None, *rest: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        *parameters, options, variant = rest
+        weights, extras = Weights(*parameters[:5]), Extras(*parameters[5:])
+        given = Inputs(array(x), _optional(h0), _optional(c0), arrays(weights, extras))
+        saved = of_thread.arrays.empty((saved_size(x, weights, options, variant.cell),), given.x.dtype)
+        sequence = sequence_for_one_call(given.weights, options, cell=variant.cell)
+        try:
+            h, h_n, c_n, _ = _run_forward(given, options, sequence, saved=saved, noise=variant.noise)
+        finally:
+            sequence.release()
+        output = torch.from_numpy(h)
+        ctx.options, ctx.variant, ctx.record = options, variant._replace(extras=_NO_EXTRAS), recording.current()
+        ctx.save_for_backward(x, h0, c0, *parameters, output, torch.from_numpy(saved))
+        ctx.set_materialize_grads(False)
+        return output, torch.from_numpy(h_n[0]), torch.from_numpy(c_n[0])
+
+    @staticmethod
+    @recording.timed
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        x, h0, c0, *parameters, h, saved = ctx.saved_tensors
+        weights, extras, need = Weights(*parameters[:5]), Extras(*parameters[5:]), ctx.needs_input_grad
+        d_h, d_h_n, d_c_n = upstream
+        differentiable = torch.is_grad_enabled()  # create_graph: somebody will differentiate these gradients
+        if differentiable or any(d is not None and _is_batched(d) for d in upstream):
+            found = composite.gradients(
+                x, h0, c0, weights, ctx.options, d_h, d_h_n, d_c_n, need,
+                variant=ctx.variant._replace(extras=extras), create_graph=differentiable,
+            )
+            return (*found, None, None)
+        wanted = Wanted(need[0], need[1] and h0 is not None, need[2] and c0 is not None, any(need[3:13]))
+        given = Inputs(array(x), _optional(h0), _optional(c0), arrays(weights, extras))
+        d = _run_backward(
+            given, ctx.options, array(h), array(saved), (d_h, d_h_n, d_c_n), wanted,
+            has_bias=weights.bias_ih is not None, cell=ctx.variant.cell, noise=ctx.variant.noise,
+        )
+        return (d.x, d.h0, d.c0, *(d.weights or _NO_WEIGHTS), *(d.extras or _NO_EXTRAS), None, None)
+
+
+def run_variant(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Weights,
+    options: CallOptions,
+    variant: Variant,
+    *,
+    records: bool,
+    keep_cells: bool = False,
+) -> Result:
+    """Run one direction of one layer of another cell than torch's. records: for autograd, without the cells."""
+    if records:
+        h, h_n, c_n = VariantFunction.apply(x, h0, c0, *weights, *variant.extras, options, variant)
+        return Result(h, h_n, c_n, None)
+    its = arrays(weights, variant.extras)
+    sequence = sequence_for_one_call(its, options, cell=variant.cell)
+    given = Inputs(array(x), _optional(h0), _optional(c0), its)
+    try:
+        found = _run_forward(given, options, sequence, keep_cells=keep_cells, noise=variant.noise)
+    finally:
+        sequence.release()
+    values, last_h, last_c, cells = found
+    return Result(torch.from_numpy(values), torch.from_numpy(last_h[0]), torch.from_numpy(last_c[0]), _shared(cells))
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:

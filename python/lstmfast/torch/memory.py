@@ -10,6 +10,7 @@ import math
 import sys
 import threading
 import weakref
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,25 @@ def _aligned_bytes(size: int) -> Array:
 
 
 class _OfThread(threading.local):
-    """The arrays and sequences of one thread, one sequence per direction."""
+    """The arrays and sequences of one thread, one sequence per direction and kind of cell."""
+
+    KINDS = 8
 
     def __init__(self) -> None:
         self.arrays = ArrayCache()
         self.sequences = _core.Sequence(False, PLAIN), _core.Sequence(True, PLAIN)
+        self._of_cells: OrderedDict[tuple[Cell, bool], _core.Sequence] = OrderedDict()
         _caches.add(self.arrays)
+
+    def sequence_of(self, cell: Cell, *, reverse: bool) -> _core.Sequence:
+        """The sequence of cells like this one in a direction; only those of the last few kinds are kept."""
+        if cell is PLAIN:
+            return self.sequences[reverse]
+        found = self._of_cells.pop((cell, reverse), None) or _core.Sequence(reverse, cell)
+        self._of_cells[cell, reverse] = found
+        if len(self._of_cells) > self.KINDS:
+            self._of_cells.popitem(last=False)
+        return found
 
 
 _caches: weakref.WeakSet[ArrayCache] = weakref.WeakSet()

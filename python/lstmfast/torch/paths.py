@@ -21,7 +21,7 @@ from lstmfast.torch import arguments, on_cuda
 _forward_ad = torch.autograd.forward_ad
 _functorch = torch._C._functorch
 is_wrapped = _functorch.is_functorch_wrapped_tensor  # by a torch.func transform, which is per thread
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # new in torch 2.7
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # new in torch 2.7
 
 
 class Path(NamedTuple):
@@ -35,7 +35,7 @@ class Path(NamedTuple):
 def choose(module: nn.Module, tensors: tuple[Tensor | None, ...], *, is_ours: bool, wants_cells: bool) -> Path:
     """The path of a call with these tensors, the input first. is_ours: the module was made by lstmfast.torch."""
     present = [t for t in tensors if t is not None]
-    if not is_ours and (_is_exporting() or torch.onnx.is_in_onnx_export()):
+    if not is_ours and (is_exporting() or torch.onnx.is_in_onnx_export()):
         return Path("torch", "what is exported holds torch's own operations, as before the conversion")
     name, why = "kernels", "CPU tensors of a dtype that the kernels have"
     if any(on_cuda.lies_on_device(t) for t in present):

@@ -38,6 +38,8 @@ def takes_resets(module: nn.Module, x: Tensor, hx: tuple[Tensor, Tensor] | None)
     """Whether a call of an LSTM with these tensors may have `lengths` and `resets`; no other path knows them."""
     if not is_served(module):
         return False
+    if is_ours(module) and getattr(module, "_cell", None) is not None:
+        return True
     tensors = _tensors(x, hx, weights.by_layer(module))
     return paths.choose(module, tensors, is_ours=is_ours(module), wants_cells=False).name != "torch"
 
@@ -197,16 +199,16 @@ def _run_stack(
                 top_cells.append(result.cells)
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         if module.dropout and module.training and not is_top:
-            x = _dropout(form, x, module.dropout)
+            x = dropout(form, x, module.dropout)
     states = (h_n[0].unsqueeze(0), c_n[0].unsqueeze(0)) if len(h_n) == 1 else (torch.stack(h_n), torch.stack(c_n))
     return Result(x, *states, torch.cat(top_cells, -1) if top_cells else None)
 
 
-def _dropout(form: arguments.Form, x: Tensor, probability: float) -> Tensor:
+def dropout(form: arguments.Form, x: Tensor, probability: float) -> Tensor:
     """What goes up to the next layer. Transforms of other tensors have no say in the masks, as in torch's LSTM."""
     if paths.is_under_func() and not paths.is_wrapped(x):
         with temporarily_pop_interpreter_stack():
-            return _dropout(form, x, probability)
+            return dropout(form, x, probability)
     return form.dropout(x, probability)
 
 
@@ -337,14 +339,14 @@ def _fast_layer(
         # A view holds its tensors: no computed weights with their graph, no wrappers of a transform in another thread.
         if arrays is None and all(w.is_leaf and not paths.is_wrapped(w) for w in own):
             arrays = workspace.view.of(given)
-        return kernels.LayerFunction.apply(_to_be_saved(x, given), h0, c0, *given, options, keep_layer_axis, arrays)
+        return kernels.LayerFunction.apply(to_be_saved(x, given), h0, c0, *given, options, keep_layer_axis, arrays)
     frozen = weights.frozen(module)
     arrays = workspace.view.of(given if frozen is None else frozen[layer])
     sequence = workspace.sequence(arrays, frozen=frozen is not None, format=weights.format_of(module))
     return kernels.forward(x, h0, c0, arrays, options, sequence, keep_layer_axis=keep_layer_axis)[:3]
 
 
-def _to_be_saved(x: Tensor, own: Weights) -> Tensor:
+def to_be_saved(x: Tensor, own: Weights) -> Tensor:
     """x, or a copy where torch's own operations save none or one of their own, so that their caller may write into x.
 
     They do so of an x that is not contiguous, or if the weights that multiply it ask for no gradient. Under hooks on
@@ -418,7 +420,7 @@ def _run_layer(
         found = on_cuda.forward(x, h0, c0, own, options, keep_cells=wants_cells)
         return Result(found.h, found.h_n, found.c_n, None if found.cells is None else found.cells.to(x.dtype))
     if kept is None:
-        h, h_n, c_n = kernels.LayerFunction.apply(_to_be_saved(x, own), h0, c0, *own, options, False)
+        h, h_n, c_n = kernels.LayerFunction.apply(to_be_saved(x, own), h0, c0, *own, options, False)
         return Result(h, h_n, c_n, None)
     arrays = kept.view.of(own)
     sequence = kept.sequence(arrays, frozen=kept.has_frozen_weights, format=kept.format)

@@ -85,13 +85,13 @@ def set_format(module: nn.Module, word: str) -> bool:
 def check_int8(module: nn.Module, prefix: str) -> None:
     """Raise ValueError, naming the parameter, if a float32 weight in memory cannot be rounded to int8."""
     for k, layer in enumerate(by_layer(module)):
-        suffix = _suffix(module, k)
+        end = suffix(module, k)
         for name, weight in zip(Weights._fields[:2], layer[:2], strict=True):
             if type(weight) in (Tensor, nn.Parameter) and weight.is_cpu and weight.dtype is torch.float32:
-                check.int8_kernel(f"{prefix}{name}{suffix}", kernels.array(weight))
+                check.int8_kernel(f"{prefix}{name}{end}", kernels.array(weight))
 
 
-def _suffix(module: nn.Module, k: int) -> str:
+def suffix(module: nn.Module, k: int) -> str:
     """What torch appends to the names of the parameters of layer and direction k."""
     if not isinstance(module, nn.LSTM):
         return ""
