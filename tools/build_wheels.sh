@@ -95,6 +95,7 @@ link_headers() {
 
 # build PYTHON TARGET: one wheel. The suffix of the extension and the platform would be those of the interpreter that
 # builds. pip, told of another platform, would install tools for it too, so they are there before.
+# scikit-build-core asks CMake for an interpreter without the GIL, which CMake does not see in one that it cannot run.
 build() {
   local python=$1 target=$2 architecture=${2%%-*} name wheel
   name=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
