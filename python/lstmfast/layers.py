@@ -196,9 +196,11 @@ class LSTMCell(OfParameters, _OfCell):
         learn_initial_state: bool = False,
     ) -> dict[str, Shape]:
         """Return the variables of a cell and their shapes. `Cell.shapes` is the same for a `Cell`."""
-        return _with_variables(projection_size, peepholes, layer_norm, learn_initial_state).shapes(
-            input_size, hidden_size
+        cell = Cell.of(
+            None, projection_size=projection_size, peepholes=peepholes, layer_norm=layer_norm,
+            learn_initial_state=learn_initial_state,
         )
+        return cell.shapes(input_size, hidden_size)
 
     def initial_state(self, batch_size: int) -> State:
         """Return (h, c) to begin with, [batch_size, output_size] and [batch_size, hidden_size]: learnt, or zeros."""
@@ -394,8 +396,10 @@ class LSTM(OfParameters, _OfCell):
         cell: Cell | None = None,
     ) -> dict[str, Shape]:
         """Return the variables of a stack and their shapes."""
-        if cell is None:
-            cell = _with_variables(projection_size, peepholes, layer_norm, learn_initial_state)
+        cell = Cell.of(
+            cell, projection_size=projection_size, peepholes=peepholes, layer_norm=layer_norm,
+            learn_initial_state=learn_initial_state,
+        )
         return _stack_shapes(cell, input_size, hidden_size, num_layers, bidirectional)
 
     def weights_changed(self) -> None:
@@ -985,16 +989,6 @@ class TiedProjection(OfParameters):
         kernel = self._scratch("kernel", (self.input_size, self.output_size))
         kernel[...] = self.kernel
         return kernel
-
-
-def _with_variables(
-    projection_size: int | None, peepholes: bool, layer_norm: Any, learn_initial_state: bool
-) -> Cell:
-    """A cell with these variables."""
-    return Cell(
-        projection_size=projection_size, peepholes=peepholes, layer_norm=layer_norm,
-        learn_initial_state=learn_initial_state,
-    )
 
 
 @lru_cache(maxsize=256)
