@@ -369,6 +369,7 @@ class LSTM(OfParameters, _OfCell):
                 weights=self._frozen_weights or "float32", norms=cell._norms(cell.parameters),
                 initial=cell._initial(cell.parameters),
             )
+        self._is_random = self.cell.is_random  # asking the cell in every call would slow down single steps
         self._dropouts = [Dropout(self.dropout, self.dtype, engine) for _ in range(self.num_layers - 1)]
         self._scratch = Scratch(self.dtype, engine)
         # Of the call that `backward` belongs to: time_steps, batch, whether x is ids.
@@ -477,7 +478,8 @@ class LSTM(OfParameters, _OfCell):
         if not isinstance(x, np.ndarray) and is_on_device(x):
             return self._call_on_device(x, state, lengths, resets, bool(training))
         seed = None if seed is None else check.seed(seed)
-        first_step = check.whole_number("first_step", first_step, 0)
+        if first_step:
+            first_step = check.whole_number("first_step", first_step, 0)
         x = self.check_input(x)
         axes = x.shape[:2]
         if resets is not None:
@@ -574,7 +576,7 @@ class LSTM(OfParameters, _OfCell):
         new.
         """
         self.last_seed = None
-        if self.cell.is_random:
+        if self._is_random:
             self.last_seed = functional.draw_seed(rng) if seed is None and rng is not None else seed
         time_steps, batch = x.shape[:2]
         token_input = x.ndim == 2
