@@ -79,9 +79,9 @@ class Cell:
             return cls(**options)
         if not isinstance(cell, Cell):
             raise TypeError(f"cell must be a lstmfast.Cell, got {type(cell).__name__}")
-        standard = cls()
-        for name, value in options.items():
-            if value != getattr(standard, name):
+        standard, given = cls(), cls(**options)  # whose values are checked, so that False is no layer_norm
+        for name in options:
+            if getattr(given, name) != getattr(standard, name):
                 raise ValueError(f"{name} must be set in cell if a cell is given, got both")
         return cell
 

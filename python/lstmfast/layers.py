@@ -196,9 +196,11 @@ class LSTMCell(OfParameters, _OfCell):
         learn_initial_state: bool = False,
     ) -> dict[str, Shape]:
         """Return the variables of a cell and their shapes. `Cell.shapes` is the same for a `Cell`."""
-        return _with_variables(projection_size, peepholes, layer_norm, learn_initial_state).shapes(
-            input_size, hidden_size
+        cell = Cell.of(
+            None, projection_size=projection_size, peepholes=peepholes, layer_norm=layer_norm,
+            learn_initial_state=learn_initial_state,
         )
+        return cell.shapes(input_size, hidden_size)
 
     def initial_state(self, batch_size: int) -> State:
         """Return (h, c) to begin with, [batch_size, output_size] and [batch_size, hidden_size]: learnt, or zeros."""
@@ -367,6 +369,7 @@ class LSTM(OfParameters, _OfCell):
                 weights=self._frozen_weights or "float32", norms=cell._norms(cell.parameters),
                 initial=cell._initial(cell.parameters),
             )
+        self._is_random = self.cell.is_random  # asking the cell in every call would slow down single steps
         self._dropouts = [Dropout(self.dropout, self.dtype, engine) for _ in range(self.num_layers - 1)]
         self._scratch = Scratch(self.dtype, engine)
         # Of the call that `backward` belongs to: time_steps, batch, whether x is ids.
@@ -394,8 +397,10 @@ class LSTM(OfParameters, _OfCell):
         cell: Cell | None = None,
     ) -> dict[str, Shape]:
         """Return the variables of a stack and their shapes."""
-        if cell is None:
-            cell = _with_variables(projection_size, peepholes, layer_norm, learn_initial_state)
+        cell = Cell.of(
+            cell, projection_size=projection_size, peepholes=peepholes, layer_norm=layer_norm,
+            learn_initial_state=learn_initial_state,
+        )
         return _stack_shapes(cell, input_size, hidden_size, num_layers, bidirectional)
 
     def weights_changed(self) -> None:
@@ -473,7 +478,8 @@ class LSTM(OfParameters, _OfCell):
         if not isinstance(x, np.ndarray) and is_on_device(x):
             return self._call_on_device(x, state, lengths, resets, bool(training))
         seed = None if seed is None else check.seed(seed)
-        first_step = check.whole_number("first_step", first_step, 0)
+        if first_step:
+            first_step = check.whole_number("first_step", first_step, 0)
         x = self.check_input(x)
         axes = x.shape[:2]
         if resets is not None:
@@ -570,7 +576,7 @@ class LSTM(OfParameters, _OfCell):
         new.
         """
         self.last_seed = None
-        if self.cell.is_random:
+        if self._is_random:
             self.last_seed = functional.draw_seed(rng) if seed is None and rng is not None else seed
         time_steps, batch = x.shape[:2]
         token_input = x.ndim == 2
@@ -985,16 +991,6 @@ class TiedProjection(OfParameters):
         kernel = self._scratch("kernel", (self.input_size, self.output_size))
         kernel[...] = self.kernel
         return kernel
-
-
-def _with_variables(
-    projection_size: int | None, peepholes: bool, layer_norm: Any, learn_initial_state: bool
-) -> Cell:
-    """A cell with these variables."""
-    return Cell(
-        projection_size=projection_size, peepholes=peepholes, layer_norm=layer_norm,
-        learn_initial_state=learn_initial_state,
-    )
 
 
 @lru_cache(maxsize=256)
