@@ -134,14 +134,14 @@ def keras_call(shape: Shape, threads: int) -> Call:
 
     x, d_h = tf.constant(x_values), tf.constant(d_values)
 
-    @tf.function
     def train() -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
             h = lstm(x, training=True)
         return tape.gradient(h, [x, *lstm.trainable_weights], output_gradients=d_h)
 
-    return train
+    compiled: Call = tf.function(train)
+    return compiled
 
 
 PEERS: dict[str, Callable[[Shape, int], Call]] = {"torch": torch_call, "keras": keras_call}

@@ -2,9 +2,10 @@
 # Wheels for Linux without a compiler of the system: `bash tools/build_wheels.sh [FOLDER]` (default: dist).
 #
 # For x86-64 and AArch64, with glibc from 2.17 and with musl from 1.2 on, one for each CPython from 3.10 on that is on
-# PATH as python3.X, or named in $PYTHONS. Compiles with Clang from the `ziglang` package, which brings the headers of
-# both C libraries; of an interpreter only the headers are read, so that one of x86-64 serves every target. Files
-# in a wheel have the time of the commit. Checks each wheel (auditwheel, twine, check-wheel-contents, size) and uploads nothing.
+# PATH as python3.X (free-threaded: python3.Xt), or named in $PYTHONS. Compiles with Clang from the `ziglang` package,
+# which brings the headers of both C libraries; of an interpreter only the headers are read, so that one of x86-64
+# serves every target. Files in a wheel have the time of the commit. Checks each wheel (auditwheel, twine,
+# check-wheel-contents, size) and uploads nothing.
 # $TARGETS limits the targets, for example to x86_64-linux-gnu.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -58,13 +59,13 @@ main() {
 
 # The commands that start a CPython with headers, from 3.10 on.
 interpreters() {
-  local minor
-  for minor in {10..14}; do
-    if "python3.$minor" -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' \
+  local version
+  for version in 3.{10..14} 3.{13,14}t; do
+    if "python$version" -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' \
       2>/dev/null; then
-      echo "python3.$minor"
+      echo "python$version"
     else
-      echo "no wheels for CPython 3.$minor: no python3.$minor with headers on PATH" >&2
+      echo "no wheels for CPython $version: no python$version with headers on PATH" >&2
     fi
   done
 }
@@ -95,10 +96,9 @@ link_headers() {
 # build PYTHON TARGET: one wheel. The suffix of the extension and the platform would be those of the interpreter that
 # builds. pip, told of another platform, would install tools for it too, so they are there before.
 build() {
-  local python=$1 target=$2 architecture=${2%%-*} name suffix
-  name=$("$python" -c 'import sys; print(sys.implementation.cache_tag)')
-  suffix=.$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
-  suffix=${suffix%%-x86_64*}-$target.so
+  local python=$1 target=$2 architecture=${2%%-*} name wheel
+  name=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
+  name=${name%-*-linux-*} # cpython-313, or cpython-313t without the GIL
   link_headers "$python"
   if [[ ! -d $work/$name ]]; then
     "$python" -m venv "$work/$name"
@@ -110,12 +110,13 @@ build() {
     --config-settings=build-dir="$work/$name-$target" --config-settings=install.strip=false \
     --config-settings=cmake.define.CMAKE_SYSTEM_NAME=Linux \
     --config-settings=cmake.define.CMAKE_SYSTEM_PROCESSOR="$architecture" \
-    --config-settings=cmake.define.PYTHON_MODULE_EXTENSION="$suffix"
+    --config-settings=cmake.define.PYTHON_MODULE_EXTENSION=".$name-$target.so" \
+    --config-settings=cmake.args=-UPython_FIND_ABI
+  wheel=$(echo "$work/built/$target"/*"-${name/cpython-/cp}-linux"*.whl)
   # musl's C library, which a system with glibc does not have, is on every system that the wheel is for.
-  PATH=$work/tools/bin:$PATH auditwheel repair --exclude libc.so --wheel-dir "$work/repaired" \
-    "$work/built/$target"/*"-${name/cpython-/cp}-"*.whl
-  [[ $target == *-musl ]] || check_symbols "$work/built/$target"/*"-${name/cpython-/cp}-"*.whl
-  mv "$work"/repaired/*"-${name/cpython-/cp}-"*"${wheel_platform[$target]}".whl "$folder" # fails if it needs a later one
+  PATH=$work/tools/bin:$PATH auditwheel repair --exclude libc.so --wheel-dir "$work/repaired" "$wheel"
+  [[ $target == *-musl ]] || check_symbols "$wheel"
+  mv "$work"/repaired/*"${wheel_platform[$target]}".whl "$folder" # fails if it needs a later one
 }
 
 # A function of a later glibc than the target's has no version: auditwheel does not notice, and the extension cannot be

@@ -66,7 +66,7 @@ bool LoadedWeights<T>::pack(Products<T>& products, Path path, int generation, bo
   copy_for(products);
   if (projection_view_) packed_projection_.pack(*k_, projection_view_, hidden, output);
   if (!products.pack(input_kernel(products, input_rows_), recurrent_kernel(products), hidden)) return false;
-  packed_ = wanted;
+  if (!drops_weights()) packed_ = wanted;  // dropped weights serve one call, also where they are promised not to change
   return true;
 }
 

@@ -116,9 +116,11 @@ class Cell:
     @property
     def is_random(self) -> bool:
         """Whether training draws masks, and so needs a seed."""
-        return bool(self.recurrent_dropout or self.zoneout or self.weight_dropout)
+        return any(getattr(self, name) for name in RANDOM)
 
 
+RANDOM = ("recurrent_dropout", "zoneout", "weight_dropout")
+"""Options for which training draws masks."""
 NORMALIZED = {"products": 2, "gates": 1}
 """How many products each kind of layer normalisation normalises: the rows of norm_gain."""
 

@@ -19,6 +19,7 @@ import numpy as np
 from lstmfast import _checks as check
 from lstmfast import gates
 from lstmfast._checks import Array
+from lstmfast.cells import Cell
 from lstmfast.layers import LSTM, Embedding, Linear, LSTMCell
 from lstmfast.layouts import converters, finder, readers
 from lstmfast.layouts.converters import LayoutArrays, Sizes, shape_of, to_arrays
@@ -197,6 +198,12 @@ def _settings(x: Any) -> Iterator[str]:
         yield f"The cell state is clipped to between -{x.cell_clip:g} and {x.cell_clip:g} after every update."
     if getattr(x, "coupled_gates", False):
         yield "The gates are coupled: f = 1 - i, and the forget gate's columns are not read."
+    options = getattr(x, "options", None) or vars(getattr(x, "cell", None) or Cell())
+    if zoneout := options.get("zoneout"):
+        yield "Zoneout: at every step {:g} of h and {:g} of c stay those of the step before.".format(*zoneout)
+    for name, what in (("recurrent_dropout", "the recurrent input"), ("weight_dropout", "the recurrent weights")):
+        if rate := options.get(name):
+            yield f"Training drops {rate:g} of {what}."
 
 
 def _inspection(
@@ -247,7 +254,9 @@ def _reading_order(name: str) -> tuple[Any, ...]:
 
 
 _GROUPS = ("embedding", "lstm", "layer", "kernel", "bias")
-_VARIABLES = ("kernel", "bias", "peepholes", "projection")
+_VARIABLES = (
+    "kernel", "bias", "peepholes", "projection", "norm_gain", "cell_gain", "cell_shift", "initial_h", "initial_c",
+)
 
 
 # --- one variable -----------------------------------------------------------------------------------------------------
@@ -342,6 +351,13 @@ def _in_words(layout: Layout, present: tuple[LayoutArray, ...]) -> list[str]:
         )
     if "projection" in by_role:
         lines.append("The projection maps the H numbers of every step to the P numbers of h: H x P variables.")
+    if "norm_gain" in by_role:
+        lines.append(
+            "Layer normalisation has a gain for each column of both products, or of their sum, and a gain and a shift "
+            "for each cell state: 8H or 4H, and 2H variables."
+        )
+    if "initial_h" in by_role:
+        lines.append(f"The initial state is learnt: {h} and H variables.")
     return lines
 
 
@@ -369,6 +385,11 @@ def _in_numbers(lstm: FoundLSTM, weights: LSTMWeights, biases: int, source: str)
             product, count = f"{product} + 3 x {h}", count + 3 * h
         if cell.projection is not None:
             product, count = f"{product} + {h} x {p}", count + h * p
+        if cell.norm_gain is not None:
+            rows = 4 * len(cell.norm_gain) + 2
+            product, count = f"{product} + {rows} x {h}", count + rows * h
+        if cell.initial_h is not None:
+            product, count = f"{product} + {p} + {h}", count + p + h
         below = "the layer below" if k else source
         both = ""
         if len(layer) == 2:

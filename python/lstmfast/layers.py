@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,8 @@ from lstmfast.cuda._engine import CudaEngine, Mirror
 from lstmfast.gates import Gates
 from lstmfast.initializers import Shape
 
-STREAM_FEATURES: frozenset[str] = frozenset()
-"""Features of a cell that packed streams support."""
+STREAM_FEATURES = frozenset({"recurrent_dropout", "weight_dropout"})
+"""Features of a cell that packed streams support: those without effect in inference."""
 
 __all__ = ["LSTM", "Embedding", "FrozenLSTM", "LSTMCell", "Linear", "ParameterBuffer"]
 
@@ -82,7 +82,9 @@ class LSTMCell(OfParameters, _OfCell):
     part of bias. storage: a ParameterBuffer of these `shapes`, with initial values; None allocates one and draws from
     rng. The options of `Cell`, or a `cell`, select variants. With projection_size there is `projection`
     [hidden_size, projection_size]; h has that size (`output_size`) and kernel that many recurrent rows. With peepholes
-    there are `peepholes` [3, hidden_size], and gates have a view peephole.
+    there are `peepholes` [3, hidden_size], and gates have a view peephole. With layer_norm there are `norm_gain`
+    [2, 4*hidden_size] ("gates": [1, 4*hidden_size]), `cell_gain` and `cell_shift` [hidden_size]; with
+    learn_initial_state `initial_h` [output_size] and `initial_c` [hidden_size].
     """
 
     _view_names = (*OfParameters._view_names, "gates")
@@ -97,6 +99,15 @@ class LSTMCell(OfParameters, _OfCell):
         peepholes: bool = False,
         cell_clip: float | None = None,
         coupled_gates: bool = False,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_of: Literal["h", "g"] = "h",
+        recurrent_dropout_per_step: bool = False,
+        zoneout: float | tuple[float, float] | None = None,
+        weight_dropout: float = 0.0,
+        layer_norm: Literal["products", "gates"] | bool | None = None,
+        layer_norm_epsilon: float = 1e-5,
+        layer_norm_carry: bool = False,
+        learn_initial_state: bool = False,
         cell: Cell | None = None,
         dtype: npt.DTypeLike = "float32",
         rng: np.random.Generator | None = None,
@@ -106,7 +117,11 @@ class LSTMCell(OfParameters, _OfCell):
         self.hidden_size = check.whole_number("hidden_size", hidden_size)
         self.cell = Cell.of(
             cell, forget_bias=forget_bias, projection_size=projection_size, peepholes=peepholes, cell_clip=cell_clip,
-            coupled_gates=coupled_gates,
+            coupled_gates=coupled_gates, recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_of=recurrent_dropout_of, recurrent_dropout_per_step=recurrent_dropout_per_step,
+            zoneout=zoneout, weight_dropout=weight_dropout, layer_norm=layer_norm,
+            layer_norm_epsilon=layer_norm_epsilon, layer_norm_carry=layer_norm_carry,
+            learn_initial_state=learn_initial_state,
         )
         self.output_size = self.cell.output_size(self.hidden_size)
         self.dtype = check.float_dtype(dtype)
@@ -137,15 +152,64 @@ class LSTMCell(OfParameters, _OfCell):
         """Projection [hidden_size, projection_size], or None."""
         return self.parameters.get("projection")
 
+    @property
+    def norm_gain(self) -> Array | None:
+        """Gains of the normalised products [2, 4*hidden_size] or of the gates [1, 4*hidden_size], or None."""
+        return self.parameters.get("norm_gain")
+
+    @property
+    def cell_gain(self) -> Array | None:
+        """Gain of the normalised cell state [hidden_size], or None."""
+        return self.parameters.get("cell_gain")
+
+    @property
+    def cell_shift(self) -> Array | None:
+        """Shift of the normalised cell state [hidden_size], or None."""
+        return self.parameters.get("cell_shift")
+
+    @property
+    def initial_h(self) -> Array | None:
+        """Learnt initial h [output_size], or None."""
+        return self.parameters.get("initial_h")
+
+    @property
+    def initial_c(self) -> Array | None:
+        """Learnt initial c [hidden_size], or None."""
+        return self.parameters.get("initial_c")
+
+    def _norms(self, arrays: dict[str, Array]) -> tuple[Array, Array, Array] | None:
+        """The three arrays of a layer normalisation among `parameters` or `gradients`, None without one."""
+        return (arrays["norm_gain"], arrays["cell_gain"], arrays["cell_shift"]) if self.cell.layer_norm else None
+
+    def _initial(self, arrays: dict[str, Array]) -> State | None:
+        """The learnt initial state among `parameters` or `gradients`, None without one."""
+        return (arrays["initial_h"], arrays["initial_c"]) if self.cell.learn_initial_state else None
+
     @staticmethod
     def shapes(
-        input_size: int, hidden_size: int, *, projection_size: int | None = None, peepholes: bool = False
+        input_size: int,
+        hidden_size: int,
+        *,
+        projection_size: int | None = None,
+        peepholes: bool = False,
+        layer_norm: Literal["products", "gates"] | bool | None = None,
+        learn_initial_state: bool = False,
     ) -> dict[str, Shape]:
-        """Return the variables of a cell and their shapes."""
-        return Cell(projection_size=projection_size, peepholes=peepholes).shapes(input_size, hidden_size)
+        """Return the variables of a cell and their shapes. `Cell.shapes` is the same for a `Cell`."""
+        return _with_variables(projection_size, peepholes, layer_norm, learn_initial_state).shapes(
+            input_size, hidden_size
+        )
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return (h, c) to begin with, [batch_size, output_size] and [batch_size, hidden_size]: learnt, or zeros."""
+        rows = check.whole_number("batch_size", batch_size, 0)
+        h, c = np.zeros((rows, self.output_size), self.dtype), np.zeros((rows, self.hidden_size), self.dtype)
+        if (learnt := self._initial(self.parameters)) is not None:
+            h[...], c[...] = learnt
+        return h, c
 
     def __call__(self, x: npt.NDArray[Any], state: State) -> State:
-        """Advance by one step and return the new state (h, c).
+        """Advance by one step, as in inference, and return the new state (h, c).
 
         Shapes: x [batch, input_size] or ids [batch]; h [batch, output_size], c [batch, hidden_size]. Raises as
         `lstm_step` does.
@@ -153,14 +217,18 @@ class LSTMCell(OfParameters, _OfCell):
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state must be a pair of arrays (h, c), got {type(state).__name__}")
         cell, weights = self.cell, self.parameters
+        if cell.learn_initial_state:  # a step always has a state
+            cell = _without_initial_state(cell)
         if isinstance(x, np.ndarray):  # `functional.lstm_step` would build the cell from its options again
             return cpu.lstm_step(
                 x, *state, weights["kernel"], weights["bias"], cell=cell, peepholes=weights.get("peepholes"),
-                projection=weights.get("projection"),
+                projection=weights.get("projection"), norms=self._norms(weights),
             )
         return functional.lstm_step(
             x, *state, self.kernel, self.bias, forget_bias=cell.forget_bias, peepholes=self.peepholes,
             projection=self.projection, cell_clip=cell.cell_clip, coupled_gates=cell.coupled_gates,
+            zoneout=cell.zoneout, norm_gain=self.norm_gain, cell_gain=self.cell_gain, cell_shift=self.cell_shift,
+            layer_norm_epsilon=cell.layer_norm_epsilon, layer_norm_carry=cell.layer_norm_carry,
         )
 
 
@@ -205,12 +273,15 @@ class LSTM(OfParameters, _OfCell):
     dropout: share of the values dropped between layers in training, drawn from rng. forget_bias is added at run time.
     Variables are named layer0.kernel, layer0.bias, layer0_reverse.kernel, ...; layer k > 0 reads the hidden_size
     (bidirectional: 2*hidden_size, forward first) outputs of the layer below. The options of `Cell`, or a `cell`, apply
-    to all cells and add variables layer0.peepholes, layer0.projection, ...; with projection_size, replace hidden_size
-    by output_size = projection_size in every shape of h.
+    to all cells and add variables layer0.peepholes, layer0.projection, layer0.norm_gain, layer0.initial_h, ...; with
+    projection_size, replace hidden_size by output_size = projection_size in every shape of h.
+    last_seed: the seed of the masks of the last call; None if it drew none. The same seed draws the same masks again.
     `cells` has one LSTMCell for each layer and direction, in the order of the states: layer 0 forward, layer 0 reverse,
     layer 1 forward, ... as in PyTorch.
     storage: a ParameterBuffer of these `shapes`, with initial values; None allocates one and draws from rng.
     """
+
+    last_seed: int | None = None
 
     _view_names = (*OfParameters._view_names, "cells")
     _scratch_names = ("_sequences", "_dropouts", "_scratch", "_trained", "_device")
@@ -229,6 +300,15 @@ class LSTM(OfParameters, _OfCell):
         peepholes: bool = False,
         cell_clip: float | None = None,
         coupled_gates: bool = False,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_of: Literal["h", "g"] = "h",
+        recurrent_dropout_per_step: bool = False,
+        zoneout: float | tuple[float, float] | None = None,
+        weight_dropout: float = 0.0,
+        layer_norm: Literal["products", "gates"] | bool | None = None,
+        layer_norm_epsilon: float = 1e-5,
+        layer_norm_carry: bool = False,
+        learn_initial_state: bool = False,
         cell: Cell | None = None,
         dtype: npt.DTypeLike = "float32",
         rng: np.random.Generator | None = None,
@@ -238,7 +318,11 @@ class LSTM(OfParameters, _OfCell):
         self.hidden_size = check.whole_number("hidden_size", hidden_size)
         self.cell = Cell.of(
             cell, forget_bias=forget_bias, projection_size=projection_size, peepholes=peepholes, cell_clip=cell_clip,
-            coupled_gates=coupled_gates,
+            coupled_gates=coupled_gates, recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_of=recurrent_dropout_of, recurrent_dropout_per_step=recurrent_dropout_per_step,
+            zoneout=zoneout, weight_dropout=weight_dropout, layer_norm=layer_norm,
+            layer_norm_epsilon=layer_norm_epsilon, layer_norm_carry=layer_norm_carry,
+            learn_initial_state=learn_initial_state,
         )
         self.output_size = self.cell.output_size(self.hidden_size)
         self.num_layers = check.whole_number("num_layers", num_layers)
@@ -280,7 +364,8 @@ class LSTM(OfParameters, _OfCell):
         for sequence, cell in zip(self._sequences, self.cells, strict=True):
             sequence.load(
                 cell.kernel, cell.bias, cell.peepholes, cell.projection, frozen=self._frozen_weights is not None,
-                weights=self._frozen_weights or "float32",
+                weights=self._frozen_weights or "float32", norms=cell._norms(cell.parameters),
+                initial=cell._initial(cell.parameters),
             )
         self._dropouts = [Dropout(self.dropout, self.dtype, engine) for _ in range(self.num_layers - 1)]
         self._scratch = Scratch(self.dtype, engine)
@@ -304,9 +389,13 @@ class LSTM(OfParameters, _OfCell):
         bidirectional: bool = False,
         projection_size: int | None = None,
         peepholes: bool = False,
+        layer_norm: Literal["products", "gates"] | bool | None = None,
+        learn_initial_state: bool = False,
+        cell: Cell | None = None,
     ) -> dict[str, Shape]:
         """Return the variables of a stack and their shapes."""
-        cell = Cell(projection_size=projection_size, peepholes=peepholes)
+        if cell is None:
+            cell = _with_variables(projection_size, peepholes, layer_norm, learn_initial_state)
         return _stack_shapes(cell, input_size, hidden_size, num_layers, bidirectional)
 
     def weights_changed(self) -> None:
@@ -350,6 +439,13 @@ class LSTM(OfParameters, _OfCell):
         h_shape, c_shape = self._state_shapes(check.whole_number("batch_size", batch_size, 0))
         return np.zeros(h_shape, self.dtype), np.zeros(c_shape, self.dtype)
 
+    def initial_state(self, batch_size: int) -> State:
+        """Return the (h, c) that a call without a state begins with: learnt initial states, or zeros."""
+        h, c = self.zero_state(batch_size)
+        for k, cell in enumerate(self.cells if self.cell.learn_initial_state else ()):
+            h[k], c[k] = cell.initial_state(batch_size)
+        return h, c
+
     def __call__(
         self,
         x: npt.NDArray[Any],
@@ -358,19 +454,26 @@ class LSTM(OfParameters, _OfCell):
         lengths: npt.ArrayLike | None = None,
         resets: npt.ArrayLike | None = None,
         training: bool = False,
+        seed: int | None = None,
+        first_step: int = 0,
     ) -> tuple[Array, State]:
         """Run the stack: return h [T, B, num_directions*hidden_size] of the top layer and the final state (h, c).
 
         x [T, B, input_size], or integer ids [T, B], each standing for a one-hot row of input_size; state as in
-        `zero_state`, zeros if None; lengths [B] and resets [T, B] as in `lstm`. With batch_first, x, resets and the
-        returned h begin [B, T]; states do not. training keeps what `backward` needs and applies dropout; do not modify
-        x and the returned h until `backward` is done. Returned arrays are new in every call.
+        `zero_state`, `initial_state` if None; lengths [B] and resets [T, B] as in `lstm`. With batch_first, x, resets
+        and the returned h begin [B, T]; states do not. training keeps what `backward` needs and applies dropout; do not
+        modify x and the returned h until `backward` is done. Returned arrays are new in every call.
+        seed, below 2**64: of the masks of recurrent dropout, zoneout and weight dropout; drawn from rng if None, and
+        only for cells that have one of them. They apply with training or a seed. first_step: the number of x[0] in
+        masks that change from step to step, for a sequence given in several calls with one seed. See `lstm`.
         If x is on a CUDA device (a float32 array of torch or cupy), the state must be there, and the results are;
         changed weights are copied to the device, and `backward` copies their gradients back.
         Raises ValueError naming the argument whose shape or values are wrong; TypeError for a dtype not the layer's.
         """
         if not isinstance(x, np.ndarray) and is_on_device(x):
             return self._call_on_device(x, state, lengths, resets, bool(training))
+        seed = None if seed is None else check.seed(seed)
+        first_step = check.whole_number("first_step", first_step, 0)
         x = self.check_input(x)
         axes = x.shape[:2]
         if resets is not None:
@@ -385,7 +488,7 @@ class LSTM(OfParameters, _OfCell):
             self._time_major(h), x_in_time,
             (None, None) if state is None else self.check_state("state", state, batch),
             lengths=check.lengths(lengths, time_steps, batch), resets=resets,
-            keep_for_backward=bool(training), rng=self._rng if training else None,
+            keep_for_backward=bool(training), rng=self._rng if training else None, seed=seed, first_step=first_step,
         )
         return h, (h_n, c_n)
 
@@ -422,8 +525,9 @@ class LSTM(OfParameters, _OfCell):
         input and recurrent weights: per-channel quantization). With few rows a step is bound by reading weights, so
         large layers gain most: csrc/README.md gives the speed and the effect on the loss. Biases and the rows that ids
         select are not rounded, sums and states are float32.
-        Raises ValueError for a bidirectional layer, which needs the whole sequence, for cells that are not standard,
-        for other values, for a float64 layer unless weights is "float32", and for int8 if a weight is not finite.
+        Raises ValueError for a bidirectional layer, which needs the whole sequence, for cells that are not standard in
+        inference, where recurrent_dropout and weight_dropout have no effect, for other values, for a float64 layer
+        unless weights is "float32", and for int8 if a weight is not finite.
         """
         if self.bidirectional:
             raise ValueError("stream needs bidirectional=False: the reverse direction begins at the end of a sequence")
@@ -457,11 +561,17 @@ class LSTM(OfParameters, _OfCell):
         resets: Array | None = None,
         keep_for_backward: bool = False,
         rng: np.random.Generator | None = None,
+        seed: int | None = None,
+        first_step: int = 0,
     ) -> State:
         """As a call, for models: time-major, arguments already checked, the top layer's output written to `h`.
 
-        Dropout draws from rng; None turns it off. The returned state is new.
+        Dropout draws from rng, and random cells a seed if none is given; None turns both off. The returned state is
+        new.
         """
+        self.last_seed = None
+        if self.cell.is_random:
+            self.last_seed = functional.draw_seed(rng) if seed is None and rng is not None else seed
         time_steps, batch = x.shape[:2]
         token_input = x.ndim == 2
         precision = runtime.get_matmul_precision()
@@ -475,11 +585,12 @@ class LSTM(OfParameters, _OfCell):
             output = h if top else self._scratch(f"h{layer}", tuple(h.shape))
             for direction in range(self.num_directions):
                 k = layer * self.num_directions + direction
+                noise = None if self.last_seed is None else (self.last_seed, k, first_step % 2**32)
                 # By position: keyword arguments would take longer than a small layer's step.
                 self._sequences[k].forward(
                     x, self._half(output, direction), h_n[k], c_n[k],
                     None if h0 is None else h0[k], None if c0 is None else c0[k],
-                    lengths, resets, None, None, keep_for_backward, precision,
+                    lengths, resets, None, None, keep_for_backward, precision, noise,
                 )
             if not top:
                 x = self._dropouts[layer].forward_into(output, rng)
@@ -505,7 +616,7 @@ class LSTM(OfParameters, _OfCell):
                 below = self._scratch(f"d_h{layer - 1}", below_shape)
             for direction in range(self.num_directions):
                 k = layer * self.num_directions + direction
-                gradients = self.cells[k].gradients
+                cell, gradients = self.cells[k], self.cells[k].gradients
                 into = below if direction == 0 or below is None else self._scratch("d_x_reverse", tuple(below.shape))
                 self._sequences[k].backward(
                     None if d_h is None else self._half(d_h, direction),
@@ -513,6 +624,7 @@ class LSTM(OfParameters, _OfCell):
                     into, gradients["kernel"], gradients["bias"],
                     None if d_h0 is None else d_h0[k], None if d_c0 is None else d_c0[k],
                     gradients.get("peepholes"), gradients.get("projection"),
+                    cell._norms(gradients), cell._initial(gradients),
                 )
                 if into is not None and into is not below:
                     below += into
@@ -643,6 +755,10 @@ class FrozenLSTM:
     def zero_state(self, batch_size: int) -> State:
         """Return (h, c) of zeros, as `LSTM.zero_state`."""
         return self._layer.zero_state(batch_size)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the (h, c) that a call without a state begins with, as `LSTM.initial_state`."""
+        return self._layer.initial_state(batch_size)
 
     def __call__(
         self,
@@ -869,6 +985,22 @@ class TiedProjection(OfParameters):
         kernel = self._scratch("kernel", (self.input_size, self.output_size))
         kernel[...] = self.kernel
         return kernel
+
+
+def _with_variables(
+    projection_size: int | None, peepholes: bool, layer_norm: Any, learn_initial_state: bool
+) -> Cell:
+    """A cell with these variables."""
+    return Cell(
+        projection_size=projection_size, peepholes=peepholes, layer_norm=layer_norm,
+        learn_initial_state=learn_initial_state,
+    )
+
+
+@lru_cache(maxsize=256)
+def _without_initial_state(cell: Cell) -> Cell:
+    """The cell that is given every state; the same object each time, for which `lstm_step` keeps its workspace."""
+    return replace(cell, learn_initial_state=False)
 
 
 def _stack_shapes(

@@ -20,7 +20,7 @@ from lstmfast import _core, initializers, losses, reference
 from lstmfast._checks import Array, State
 from lstmfast._engine.buffers import OfParameters, ParameterBuffer, Scratch
 from lstmfast._engine.cpu import CPU
-from lstmfast.cells import Cell, check_features
+from lstmfast.cells import RANDOM, Cell, check_features
 from lstmfast.cuda._engine import CudaEngine, Mirror
 from lstmfast.initializers import Initializer, Shape
 from lstmfast.layers import LSTM, STREAM_FEATURES, Dropout, Embedding, Linear, TiedProjection, read_only
@@ -75,8 +75,7 @@ class _Model(OfParameters):
             {
                 **before,
                 "lstm": LSTM.shapes(
-                    input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=bidirectional,
-                    projection_size=cell.projection_size, peepholes=cell.peepholes,
+                    input_size, self.hidden_size, num_layers=self.num_layers, bidirectional=bidirectional, cell=cell,
                 ),
                 "projection": (
                     TiedProjection.shapes(output_size) if tied else Linear.shapes(self._features, output_size)
@@ -144,12 +143,16 @@ class _Model(OfParameters):
         self._dropouts[1].backward_into(d_features)
         return d_features
 
-    def _dropout_rng(self, rng: np.random.Generator | None) -> np.random.Generator | None:
-        """Return the generator for dropout, None without dropout."""
-        if self.dropout == 0.0:
+    def _mask_rng(self, rng: np.random.Generator | None) -> np.random.Generator | None:
+        """Return the generator for masks, None if training draws none."""
+        random = {"dropout": self.dropout} | {name: getattr(self.cell, name) for name in RANDOM}
+        drawn = next((name for name, value in random.items() if value), None)
+        if drawn is None:
             return None
         if rng is None:
-            raise ValueError(f"rng must be a numpy.random.Generator because dropout is {self.dropout:g}, got None")
+            value = random[drawn]
+            value = f"{value:g}" if isinstance(value, float) else value
+            raise ValueError(f"rng must be a numpy.random.Generator because {drawn} is {value}, got None")
         return check.generator("rng", rng)
 
     def _check_d_logits(self, d_logits: Any, logits: Array) -> Array:
@@ -180,7 +183,7 @@ class CharLM(_Model):
     equal the length of the LSTM's outputs, and the default initial table is uniform within 1/sqrt(E).
     With many tokens the loss is computed for a few rows at a time, so that memory does not grow with T*B*V.
     States (h, c) are [num_layers, B, H] each (h [num_layers, B, projection_size] with a projection); None stands for
-    zeros.
+    zeros, or for the learnt initial states of such cells.
     Raises CudaUnavailableError with the reason if "cuda" is not available, ValueError for a cell it does not support
     and for sizes that cannot be tied.
     """
@@ -234,6 +237,10 @@ class CharLM(_Model):
         """Return (h, c) of zeros, each [num_layers, batch_size, hidden_size]."""
         return self.lstm.zero_state(batch_size)
 
+    def initial_state(self, batch_size: int) -> State:
+        """Return the (h, c) that a text begins with: learnt initial states, or zeros."""
+        return self.lstm.initial_state(batch_size)
+
     def __call__(self, ids: npt.NDArray[Any], state: State | None = None) -> tuple[Array, State]:
         """Return the logits [T, B, V] of the token after each of ids [T, B], and the final state. No dropout."""
         ids = check.ids("ids", ids, self.vocab_size, ("time_steps", "batch"))
@@ -263,15 +270,17 @@ class CharLM(_Model):
         state: State | None = None,
         *,
         rng: np.random.Generator | None = None,
+        resets: npt.ArrayLike | None = None,
     ) -> tuple[float, State]:
-        """As `loss`, and overwrite `gradients` with those of the mean loss, with the initial state as a constant.
+        """As `loss`, and overwrite `gradients` with those of the mean loss, with a given state as a constant.
 
-        rng draws the dropout masks; required with dropout. Source: truncated backpropagation through time, Williams &
-        Peng 1990.
+        rng draws the masks of dropout and of the cells; required if there are any. resets [T, B]: where a text begins,
+        as in `lstm`. Source: truncated backpropagation through time, Williams & Peng 1990.
         """
         inputs, targets = self._pair(inputs, targets)
-        rng = self._dropout_rng(rng)
-        ids, features, state = self._run(inputs, state, keep_for_backward=True, rng=rng)
+        rng = self._mask_rng(rng)
+        resets = check.resets(resets, inputs.shape, "(time_steps, batch)")
+        ids, features, state = self._run(inputs, state, keep_for_backward=True, rng=rng, resets=resets)
         features = self._dropouts[1].forward_into(features, rng)
         if self._projects_in_parts:
             d_features = self._scratch("d_features", tuple(features.shape))
@@ -316,7 +325,12 @@ class CharLM(_Model):
         return inputs, targets
 
     def _run(
-        self, ids: Array, state: State | None, keep_for_backward: bool = False, rng: np.random.Generator | None = None
+        self,
+        ids: Array,
+        state: State | None,
+        keep_for_backward: bool = False,
+        rng: np.random.Generator | None = None,
+        resets: Array | None = None,
     ) -> tuple[Array, Array, State]:
         """Return the ids and the top layer's outputs [T*B, H], in scratch, on the engine; and the final state."""
         if self._layers.lstm.cell is not self.lstm.cell:  # `_layers` has twins of the layer before a change of its cell
@@ -333,7 +347,7 @@ class CharLM(_Model):
             x = self._dropouts[0].forward_into(x, rng)
         h = self._scratch("h", (*shape, self._features))
         initial = None if h0 is None else engine.to_engine(h0), None if c0 is None else engine.to_engine(c0)
-        h_n, c_n = lstm.forward_into(h, x, initial, keep_for_backward=keep_for_backward, rng=rng)
+        h_n, c_n = lstm.forward_into(h, x, initial, resets=resets, keep_for_backward=keep_for_backward, rng=rng)
         return ids, h.reshape(-1, self._features), (engine.to_host(h_n), engine.to_host(c_n))
 
     @property
@@ -373,6 +387,10 @@ class FrozenCharLM:
         """As `CharLM.zero_state`."""
         return self._model.zero_state(batch_size)
 
+    def initial_state(self, batch_size: int) -> State:
+        """As `CharLM.initial_state`."""
+        return self._model.initial_state(batch_size)
+
     def __call__(self, ids: npt.NDArray[Any], state: State | None = None) -> tuple[Array, State]:
         """Return logits and the final state, as `CharLM.__call__`."""
         return self._model(ids, state)
@@ -398,16 +416,20 @@ class CharStream:
         self.vocab_size, self.dtype = model.vocab_size, model.dtype
         weights = check.kept_weights(weights, model.dtype)
         self._stream: _core.Stream | _SteppedStream
-        if model.cell.features <= STREAM_FEATURES:
+        # The state comes from here, so learnt ones need nothing of the stream.
+        unsupported = model.cell.features - STREAM_FEATURES - {"learn_initial_state"}
+        if not unsupported:
             self._stream = _packed_stream(model, self.batch_size, weights)
         elif weights != "float32":
-            raise ValueError(f"weights must be 'float32' for cells with {min(model.cell.features)}, got {weights!r}")
+            raise ValueError(f"weights must be 'float32' for cells with {min(unsupported)}, got {weights!r}")
         else:
             self._stream = _SteppedStream(model, self.batch_size)
         self._kernel, self._bias = model.projection.kernel.copy(), model.projection.bias.copy()
         self._projection = _core.PackedLinear(self._kernel, self._bias)
         self._logits = np.empty((self.batch_size, self.vocab_size), self.dtype)
         self._state_shapes = model.lstm._state_shapes(self.batch_size)
+        self._initial_state = model.initial_state(self.batch_size) if model.cell.learn_initial_state else None
+        self.reset()
 
     def step(self, ids: npt.NDArray[Any]) -> Array:
         """Read ids [batch_size]; return the logits [batch_size, V] of the next ids, in the same array each time."""
@@ -416,8 +438,10 @@ class CharStream:
         return self._logits
 
     def reset(self) -> None:
-        """Zero the state."""
+        """Begin a new text: zero the state, or set it to the learnt initial one."""
         self._stream.reset()
+        if self._initial_state is not None:
+            self._stream.state = self._initial_state
 
     @property
     def state(self) -> State:
@@ -428,7 +452,7 @@ class CharStream:
     def state(self, state: State) -> None:
         h, c = check.state("state", state, self._state_shapes, self.dtype, "this stream")
         if h is None or c is None:
-            raise TypeError("state must be a pair of arrays (h, c), got None; reset() zeroes it")
+            raise TypeError("state must be a pair of arrays (h, c), got None; reset() begins a new text")
         self._stream.state = h, c
 
     def generate(
@@ -555,11 +579,12 @@ class SequenceClassifier(_Model):
         lengths: npt.ArrayLike | None = None,
         rng: np.random.Generator | None = None,
     ) -> float:
-        """Return the loss of a batch and overwrite `gradients`. rng draws the dropout masks; required with dropout.
+        """Return the loss of a batch and overwrite `gradients`.
 
+        rng draws the masks of dropout and of the cells; required if there are any.
         Raises ValueError naming the argument at fault, including d_logits of your own loss; TypeError for dtypes.
         """
-        rng = self._dropout_rng(rng)
+        rng = self._mask_rng(rng)
         features = self._dropouts[1].forward_into(self._run(x, lengths, keep_for_backward=True, rng=rng), rng)
         logits = self._project(features, np.empty((len(features), self.num_classes), self.dtype))
         assert self._batch_loss is not None

@@ -1,7 +1,7 @@
 """ONNX: export lstmfast's layers and models as graphs of `LSTM` nodes, and read LSTM nodes of any graph as an `LSTM`.
 
 Time and batch are free axes; states are inputs and outputs. Refuses to run graphs (see ONNX Runtime) and to export what
-the operator lacks: a projected state and a clipped cell. Needs the extra `[onnx]`.
+the operator lacks: a projected state, a clipped cell, zoneout and layer normalisation. Needs the extra `[onnx]`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ def export(
     model: an `LSTM`, `CharLM` or `SequenceClassifier`, or the path of a run folder or checkpoint. Inputs and outputs:
     `LSTM`: x [T, B, I] (batch_first: [B, T, I]), h0, c0 [layers*directions, B, H] -> h, h_n, c_n, as in a call.
     `CharLM`: ids [T, B], int64, h0, c0 -> logits [T, B, V], h_n, c_n.
-    `SequenceClassifier`: x [T, B, I] -> logits [B, classes]; its states start at zero and are internal, as in a call.
+    `SequenceClassifier`: x [T, B, I] -> logits [B, classes]; its states are internal, and start as in a call.
+    A text whose initial states are learnt begins with h0, c0 = model.initial_state(B).
     T and B are free. lengths: adds an input, lengths [B], int32, as in a call, except that ONNX Runtime ends a row of
     length 0 with a state of zeros.
-    The run-time forget_bias goes into the second of the operator's two biases, so nothing is rounded. Dropout is left
+    The run-time forget_bias goes into the second of the operator's two biases, so nothing is rounded. Dropouts are left
     out. ONNX checks the model before it is written.
-    Raises ValueError naming the argument at fault, also for what the operator lacks (projection_size, cell_clip);
-    TypeError for another model; OSError if the file cannot be written.
+    Raises ValueError naming the argument at fault, also for what the operator lacks (projection_size, cell_clip,
+    zoneout, layer_norm); TypeError for another model; OSError if the file cannot be written.
     """
     onnx.save(to_model_proto(model, lengths=lengths, opset=opset), os.fspath(path))
 
@@ -215,6 +216,8 @@ class _Stack:
     def run(self, x: str) -> str:
         """Add the nodes over a sequence [T, B, I]; return the top layer's outputs [T, B, width]."""
         graph, directions = self.graph, self.layer.num_directions
+        if not self._initial and self.layer.cell.learn_initial_state:
+            self._initial = self._learnt_states(x)
         for k in range(self.layer.num_layers):
             weights = [graph.constant(f"layer{k}.{letter}", self._arrays[self._name(k, letter)]) for letter in "WRB"]
             states = [parts[k] for parts in self._initial] or ["", ""]
@@ -247,6 +250,20 @@ class _Stack:
         side_by_side = self.graph.node("Transpose", [h_n], perm=[1, 0, 2])
         return self.graph.node("Reshape", [side_by_side, self.graph.constant("features", np.array([0, self.width]))])
 
+    def _learnt_states(self, x: str) -> list[list[str]]:
+        """The learnt initial h and c of all layers, repeated for every row of x [T, B, I]."""
+        graph, layer, directions = self.graph, self.layer, self.layer.num_directions
+        batch = graph.node("Gather", [graph.node("Shape", [x]), graph.constant("axis_of_batch", np.array([1]))], axis=0)
+        sizes = [graph.constant(f"of_{size}", np.array([size])) for size in (directions, layer.hidden_size)]
+        shape = graph.node("Concat", [sizes[0], batch, sizes[1]], axis=0)
+
+        def repeated(name: str, k: int) -> str:
+            cells = layer.cells[k * directions : (k + 1) * directions]
+            learnt = np.stack([cell.parameters[name] for cell in cells])[:, None]
+            return graph.node("Expand", [graph.constant(f"layer{k}.{name}", learnt), shape])
+
+        return [[repeated(name, k) for k in range(layer.num_layers)] for name in ("initial_h", "initial_c")]
+
     def _initial_state(self, name: str) -> list[str]:
         """An input for the initial states of all layers, split by layer."""
         whole, layers = self.graph.input(name, self._state_shape), self.layer.num_layers
@@ -260,9 +277,23 @@ class _Stack:
         return f"layer{layer}.{letter}" if self.layer.num_layers > 1 else letter
 
 
+_LACKING = {
+    "zoneout": "has no mean of a new and an earlier state, which zoneout is in inference",
+    "layer_norm": "normalises nothing",
+}
+
+
 def _operator_weights(layer: LSTM) -> dict[str, Array]:
     """The weights of a layer in the operator's layout, by the names of `layouts`."""
+    for option, sentence in _LACKING.items():
+        if getattr(layer.cell, option):
+            raise ValueError(f"model must have no {option}: ONNX's LSTM operator {sentence}")
     weights = LSTMWeights.from_layer(layer)
+    if weights.has_initial_state:  # its states are inputs of the operator
+        layers = tuple(
+            tuple(replace(cell, initial_h=None, initial_c=None) for cell in cells) for cells in weights.layers
+        )
+        weights = replace(weights, layers=layers)
     if weights.has_projection:
         raise ValueError(
             "model must have no projection_size: ONNX's LSTM operator feeds back the state it outputs and has no "

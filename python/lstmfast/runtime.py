@@ -11,6 +11,7 @@ from typing import Any
 
 from lstmfast import _checks as check
 from lstmfast import _core, _memory
+from lstmfast.cells import Cell
 
 _matmul_precision = "highest"
 
@@ -20,6 +21,15 @@ _WHY_FLOAT32 = {
     "isa": "this CPU has no faster instruction for it",
     "size": "the batch or the layer is too small to gain",
 }
+_HOOKS = {
+    "peepholes": "peepholes",
+    "projection_size": "a projection",
+    "cell_clip": "a clip",
+    "coupled_gates": "coupled gates",
+    "layer_norm": "layer normalisation",
+    "zoneout": "zoneout",
+}
+_HOOKS_OF_TRAINING = {"recurrent_dropout": "recurrent dropout", "weight_dropout": "weight dropout"}
 _ROUNDED = {
     "int16": "x and h are rounded to 12 bits and weights to 13",
     "int8": "x, h and weights are rounded to 8 bits",
@@ -96,11 +106,12 @@ def explain(
     peepholes: bool = False,
     cell_clip: float | None = None,
     coupled_gates: bool = False,
+    cell: Cell | None = None,
 ) -> str:
     """Return a few sentences on which kernel a call of this shape would use, and why.
 
     token_input: ids [time_steps, batch] in place of x [time_steps, batch, input_size]. training: a call followed by
-    backward. weights: as in `LSTM.inference`; the last four as in `LSTM`. Raises ValueError for a size out of range or
+    backward. weights: as in `LSTM.inference`; the last five as in `LSTM`. Raises ValueError for a size out of range or
     an unknown precision, TypeError for another dtype.
     """
     batch = check.whole_number("batch", batch, 0)
@@ -110,20 +121,16 @@ def explain(
     precision = resolve_matmul_precision(matmul_precision)
     name = check.float_dtype(dtype).name
     weights = check.kept_weights(weights, check.float_dtype(dtype))
-    output_size = hidden_size if projection_size is None else check.whole_number("projection_size", projection_size)
-    hooks = [
-        what
-        for what, wanted in {
-            "peepholes": peepholes,
-            "a projection": projection_size,
-            "a clip": check.cell_clip(cell_clip),
-            "coupled gates": coupled_gates,
-        }.items()
-        if wanted
-    ]
+    cell = Cell.of(
+        cell, projection_size=projection_size, peepholes=peepholes, cell_clip=cell_clip, coupled_gates=coupled_gates
+    )
+    output_size = cell.output_size(hidden_size)
+    hooks = [words for option, words in _HOOKS.items() if getattr(cell, option)]
+    if training:
+        hooks += [words for option, words in _HOOKS_OF_TRAINING.items() if getattr(cell, option)]
 
     plan = _core.plan_of(
-        time_steps, batch, input_size, hidden_size, name, precision, not hooks, projection_size is not None,
+        time_steps, batch, input_size, hidden_size, name, precision, not hooks, cell.projection_size is not None,
         token_input, training, weights,
     )
     reason = "forced by LSTMFAST_ISA" if os.environ.get("LSTMFAST_ISA") else "the widest that this CPU supports"
@@ -149,7 +156,8 @@ def explain(
             f"in training, lstm and lstm_step, and for up to {plan['rows_unlooked']} rows otherwise."
         )
     if hooks:
-        sentences.append(f"The cell has {' and '.join(hooks)}, computed in the same step.")
+        listed = " and ".join([", ".join(hooks[:-1]), hooks[-1]] if hooks[1:] else hooks)
+        sentences.append(f"The cell has {listed}, computed in the same step.")
     sentences += product_sentences(plan, precision, weights, training=training)
     return " ".join(sentences)
 

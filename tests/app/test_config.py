@@ -120,6 +120,11 @@ def test_unknown_preset_error_lists_the_known_names() -> None:
         (ModelConfig, "embedding_size", -1),
         (ModelConfig, "dropout", 1.0),
         (ModelConfig, "forget_bias", math.nan),
+        (ModelConfig, "recurrent_dropout", 1.0),
+        (ModelConfig, "recurrent_dropout_of", "c"),
+        (ModelConfig, "weight_dropout", -0.1),
+        (ModelConfig, "layer_norm_of", "all"),
+        (ModelConfig, "layer_norm_epsilon", 0.0),
         (ModelConfig, "dtype", "float16"),
         (ModelConfig, "matmul_precision", "low"),
         (DataConfig, "vocabulary", "syllables"),
@@ -145,6 +150,18 @@ def test_wrong_value_is_refused_by_an_error_that_names_the_setting(group: type[A
         group(**{name: value})
 
 
+@pytest.mark.parametrize("zoneout", [(1.0,), (0.1, -0.1), (0.1, 0.2, 0.3)])
+def test_zoneout_is_one_rate_or_two(zoneout: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="^zoneout must be one or two numbers, at least 0 and below 1, got"):
+        ModelConfig(zoneout=zoneout)
+    assert ModelConfig(zoneout=(0.1,)).cell.zoneout == (0.1, 0.1)
+
+
+def test_layer_norm_and_coupled_gates_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="layer_norm must be false where gates are coupled, got True"):
+        ModelConfig(layer_norm=True, coupled_gates=True)
+
+
 def test_validation_part_cannot_be_given_twice() -> None:
     with pytest.raises(ValueError, match="valid_fraction must be 0 where valid_first is given"):
         DataConfig(valid_first=1000, valid_fraction=0.05)
@@ -157,7 +174,9 @@ def test_settings_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_settings_come_back_from_json_as_they_were(name: str) -> None:
-    config = dataclasses.replace(preset(name), text=("a.txt", "https://example.org/b.zip"))
+    config = dataclasses.replace(
+        preset(name), text=("a.txt", "https://example.org/b.zip"), model=ModelConfig(zoneout=(0.1, 0.2))
+    )
     assert Config.from_json(config.to_json()) == config
 
 

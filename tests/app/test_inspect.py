@@ -72,6 +72,8 @@ def test_the_published_pair_of_kernels_in_both_directions_comes_out_and_is_expla
         lf.LSTM(3, 2, num_layers=2, bidirectional=True),
         lf.LSTMCell(3, 4, peepholes=True, projection_size=2),
         lf.LSTM(3, 4, num_layers=2, bidirectional=True, peepholes=True, projection_size=2),
+        lf.LSTM(3, 4, bidirectional=True, projection_size=2, layer_norm=True, learn_initial_state=True),
+        lf.LSTMCell(3, 4, layer_norm="gates"),
         lf.CharLM(7, 3),
         lf.CharLM(7, 3, embedding_size=2, num_layers=2),
         lf.SequenceClassifier(5, 3, 4, bidirectional=True),

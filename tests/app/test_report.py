@@ -757,6 +757,23 @@ def test_weights_of_the_page_are_those_of_the_rounded_model(rng: np.random.Gener
         np.testing.assert_array_equal(numbers(entry["bias"], "<f4"), layer.bias)
 
 
+def test_a_report_begins_with_the_learnt_states_and_drops_nothing(rng: np.random.Generator) -> None:
+    vocabulary = Vocabulary.characters("abc")
+    cell = lf.Cell(recurrent_dropout=0.5, weight_dropout=0.5, learn_initial_state=True)
+    model = lf.CharLM(3, 5, cell=cell, dtype="float64", rng=rng)
+    model.parameter_buffer[...] = rng.standard_normal(model.parameter_buffer.size)
+    ids = np.array([0, 2, 1])
+    np.testing.assert_allclose(Network.of(model).read(ids).logits, model(ids[:, None])[0][:, 0], rtol=1e-12)
+    data = page.contents(model, vocabulary, passage_like("cab", vocabulary), 1, page.Run("run", Config()))["network"]
+    initial = numbers(data["layers"][0]["initial_h"], "<f4")
+    np.testing.assert_array_equal(initial, model.parameters["lstm.layer0.initial_h"].astype("<f4"))
+
+
+def test_cells_that_a_page_does_not_compute_are_refused() -> None:
+    with pytest.raises(ValueError, match="layer_norm is not supported by a report, whose page computes the cell itsel"):
+        Network.of(lf.CharLM(3, 5, cell=lf.Cell(layer_norm="gates")))
+
+
 def test_bytes_of_a_character_have_the_tracks_of_the_last_character_read(rng: np.random.Generator) -> None:
     data = contents_of(rng, "éa1", vocabulary=Vocabulary.bytes_())
     values = {track["name"]: numbers(track["values"], "<f4").tolist() for track in data["tracks"]}

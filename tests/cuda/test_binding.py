@@ -645,6 +645,8 @@ def test_a_layer_with_a_variant_of_the_cell_is_refused() -> None:
         layer(torch.zeros(2, 1, 3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="peepholes is not supported on a CUDA device"):
         lf.CharLM(3, 4, cell=lf.Cell(peepholes=True), device="cuda")
+    with pytest.raises(ValueError, match="recurrent_dropout is not supported on a CUDA device"):
+        lf.LSTM(3, 4, recurrent_dropout=0.1)(torch.zeros(2, 1, 3))  # type: ignore[arg-type]
 
 
 # --- the model and the trainer ----------------------------------------------------------------------------------------

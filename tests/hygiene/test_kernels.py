@@ -108,8 +108,8 @@ def multiply_adds(loop: list[str]) -> int:
 
 
 def is_product(loop: list[str]) -> bool:
-    """Whether a loop does hardly anything but multiply and add: up to 6 rows of 4 vectors."""
-    return 16 <= multiply_adds(loop) <= 24 and len(loop) <= 4 * multiply_adds(loop)
+    """Whether a loop does hardly anything but multiply and add: up to 6 rows of 4 vectors, or one row of 8."""
+    return 8 <= multiply_adds(loop) <= 24 and len(loop) <= 4 * multiply_adds(loop)
 
 
 JUMP = re.compile(r"(?:j\w+|b\.\w+|cbn?z\s+\w+,)\s+([0-9a-f]+)")

@@ -105,6 +105,11 @@ def test_the_forget_bias_stands_alone_in_the_second_bias_so_that_nothing_is_roun
     np.testing.assert_array_equal(second, np.float32(0.1) * np.array([[0], [0], [1], [0]]) * np.ones(HIDDEN_SIZE))
 
 
+def test_a_layer_with_learnt_states_takes_its_states_as_inputs(rng: np.random.Generator) -> None:
+    graph = lstmfast.onnx.to_model_proto(lf.LSTM(3, 4, learn_initial_state=True, rng=rng)).graph
+    assert [value.name for value in graph.input] == ["x", "h0", "c0"]
+
+
 def test_float64_is_written_as_double() -> None:
     graph = lstmfast.onnx.to_model_proto(lf.LSTM(INPUT_SIZE, HIDDEN_SIZE, dtype="float64")).graph
     assert {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)} == {TensorProto.DOUBLE}
@@ -236,7 +241,12 @@ def test_other_graphs_and_other_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("variant", "message"),
-    [({"projection_size": 2}, "no projection_size"), ({"cell_clip": 3.0}, "no cell_clip, got 3")],
+    [
+        ({"projection_size": 2}, "no projection_size"),
+        ({"cell_clip": 3.0}, "no cell_clip, got 3"),
+        ({"zoneout": 0.1}, "no zoneout: ONNX's LSTM operator has no mean"),
+        ({"layer_norm": True}, "no layer_norm: ONNX's LSTM operator normalises nothing"),
+    ],
 )
 def test_what_the_operator_cannot_say_is_refused_with_its_reason(variant: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

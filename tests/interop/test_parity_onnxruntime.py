@@ -189,6 +189,19 @@ def test_a_classifier_gives_the_same_logits(bidirectional: bool, rng: np.random.
     assert_close(run(model, {"x": x, "lengths": lengths.astype(np.int32)}, lengths=True), [expected])
 
 
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+def test_a_classifier_begins_with_its_learnt_states_and_drops_nothing(
+    bidirectional: bool, rng: np.random.Generator
+) -> None:
+    cell = lf.Cell(recurrent_dropout=0.5, weight_dropout=0.5, learn_initial_state=True)
+    model = lf.SequenceClassifier(
+        INPUT_SIZE, HIDDEN_SIZE, 3, num_layers=2, bidirectional=bidirectional, cell=cell, rng=rng
+    )
+    model.parameter_buffer[:] = rng.normal(scale=0.5, size=model.parameter_buffer.size)
+    x = rng.standard_normal((TIME_STEPS, BATCH, INPUT_SIZE)).astype(np.float32)
+    assert_close(run(model, {"x": x}), [model(x)])
+
+
 def test_the_example_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

@@ -237,8 +237,8 @@ def _backward(
     for t in reversed(tape.order):
         useful, anew = tape.useful[t], tape.starts_anew[t]
         d_h_t = np.where(useful, d_h[t] + d_h_n, 0)
-        d_z[t], d_c_prev = reference._cell_backward(
-            d_h_t, d_c_n, out.gates[t], tape.c_prev[t], out.cells[t], tape.variant
+        d_z[t], d_c_prev, _ = reference._cell_backward(
+            d_h_t, d_c_n, out.gates[t], tape.c_prev[t], out.cells[t], tape.variant, tape.factors[t]
         )
         d_h_n = np.where(useful, np.where(anew, 0, own_d_z[t] @ recurrent_kernel.T), d_h_n)
         d_c_n = np.where(useful, np.where(anew, 0, d_c_prev), d_c_n)

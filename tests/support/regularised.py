@@ -58,9 +58,10 @@ CALLS: dict[str, tuple[Any, ...]] = {
 
 
 def is_possible(case: Case) -> bool:
-    """Whether a cell can have these options together; those that the case does not name are off."""
-    normalised = case.get("layer_norm", "products")
-    return not (normalised and case.get("coupled_gates")) and not (case.get("carry") and not normalised)
+    """Whether a cell can have these options together, whatever those are that the case does not name yet."""
+    wants_norm = case.get("layer_norm") or case.get("carry")
+    lacks_norm = case.get("layer_norm", "not named") is None
+    return not (wants_norm and case.get("coupled_gates")) and not (case.get("carry") and lacks_norm)
 
 
 def pairwise(ways: Mapping[str, Sequence[Any]], possible: Callable[[Case], bool] = is_possible) -> list[Case]:

@@ -182,9 +182,7 @@ struct ForwardTiles {
   template <int R>
   LSTMFAST_INLINE void finish(const Tile<T, R, kGateCount>& z, Index row) const {
     alignas(64) T memory[R * kGateCount * kLanes<T>];
-    for (int r = 0; r < R; ++r)
-      for (int gate = 0; gate < kGateCount; ++gate)
-        store(memory + (r * kGateCount + gate) * kLanes<T>, z.at[r][gate]);
+    z.store_to(memory);
     finish_rows<T, Cell>(args, block, row, row + R, memory);
   }
 };
@@ -304,16 +302,14 @@ struct BackwardTiles {
 
   template <int R>
   LSTMFAST_INLINE void finish(const Tile<T, R, N>& d_h, Index row) const {
-    LSTMFAST_UNROLL
-    for (int r = 0; r < R; ++r) {
-      Vectors<T, N> d_h_of_row;
-      for (int n = 0; n < N; ++n) d_h_of_row.at[n] = d_h.at[r][n];
-      derive(d_h_of_row, row + r);
-    }
+    alignas(64) T memory[R * N * kLanes<T>];
+    d_h.store_to(memory);
+    for (int r = 0; r < R; ++r) derive(memory + r * N * kLanes<T>, row + r);
   }
 
-  // The units of one row of the panel, from the gradient of the next step.
-  LSTMFAST_NOINLINE void derive(Vectors<T, N> d_h_next, Index row) const {
+  // The units of one row of the panel, from the gradient of the next step. Reached through memory: Clang passes vectors
+  // by value as a pointer into the tile, which then is in memory during the product too.
+  LSTMFAST_NOINLINE void derive(const T* d_h_next, Index row) const {
     constexpr Index V = kLanes<T>, W = kGateCount * V;
     const Index first_block = panel * kPanelVectors;
     const Index first_unit = first_block * V, units = args.hidden_size - first_unit;
@@ -336,7 +332,7 @@ struct BackwardTiles {
       const Vec<T> i = load(gates + kInputGate * V), f = load(gates + kForgetGate * V);
       const Vec<T> g = load(gates + kCellGate * V), o = load(gates + kOutputGate * V);
       const Vec<T> t = tanh_c.at[n];
-      const Vec<T> d_h = d_h_next.at[n] + load_partial(d_h_out + at, lanes) + load_partial(d_h_extra + at, lanes);
+      const Vec<T> d_h = load(d_h_next + at) + load_partial(d_h_out + at, lanes) + load_partial(d_h_extra + at, lanes);
       const Vec<T> d_c_out = load_partial(d_c_next + at, lanes), d_t = d_h * o;
       T* d_gates = args.d_gates + (first_block + n) * args.d_gate_block_stride + (row - args.d_gates_first_row) * W;
       if constexpr (Cell::kHasHooks) {
@@ -449,10 +445,10 @@ struct VariantBackwardPanel {
     const BackwardTiles<T, N, VariantCell> tiles{args, panel};
     const Index first_unit = PanelLayout<T>::first_column(panel);
     for (Index row = args.row_begin; row < args.row_end; ++row) {
-      Vectors<T, N> d_h;
-      load_row(d_h.at, args.d_h_next + (row - args.row_begin) * args.hidden_size + first_unit,
+      Tile<T, 1, N> d_h;
+      load_row(d_h.at[0], args.d_h_next + (row - args.row_begin) * args.hidden_size + first_unit,
                {kLanes<T>, args.hidden_size - first_unit, kLanes<T>});
-      tiles.derive(d_h, row);
+      tiles.finish(d_h, row);
     }
   }
 };

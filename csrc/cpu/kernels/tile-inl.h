@@ -44,6 +44,12 @@ struct Tile {
       for (int n = 0; n < N; ++n) at[r][n] += other.at[r][n];
   }
 
+  // To memory [R][N vectors].
+  LSTMFAST_INLINE void store_to(T* memory) const {
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) store(memory + (r * N + n) * kLanes<T>, at[r][n]);
+  }
+
   // at += a[., k] outer panel[k, .] for all k below `depth`; the panel is [depth][N vectors].
   template <typename Elements>
   LSTMFAST_INLINE void accumulate(const Elements& a, Index depth, const T* panel, Upcoming upcoming) {
@@ -108,8 +114,7 @@ LSTMFAST_INLINE void store_rows(const Tile<T, R, N>& tile, T* const (&matrix_row
       for (int n = 0; n < N; ++n) store(matrix_rows[r] + n * columns.step, tile.at[r][n]);
   } else {
     T pieces[R * N * kLanes<T>];
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) store<T>(pieces + (r * N + n) * kLanes<T>, tile.at[r][n]);
+    tile.store_to(pieces);
     for (int r = 0; r < R; ++r)
       copy_pieces<T>(pieces + r * N * kLanes<T>, kLanes<T>, matrix_rows[r], columns.step, N, columns);
   }
@@ -268,8 +273,7 @@ struct PieceTiles {
     if (is_last) {
       body.finish(tile, row);
     } else {
-      for (int r = 0; r < R; ++r)
-        for (int n = 0; n < N; ++n) store<T>(mine + (r * N + n) * kLanes<T>, tile.at[r][n]);
+      tile.store_to(mine);
     }
   }
 };

@@ -167,13 +167,31 @@ class InfoOptions(CommonOptions):
     """Write a JSON object."""
 
 
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _numbers(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Numbers as one argument, separated by commas."""
+    if info.type != tuple[float, ...]:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT[,FLOAT]",
+        instance_from_str=lambda arguments: tuple(map(float, arguments[0].split(","))),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value)) or "none"],
+    )
+
+
 def parse(kind: type[T], command: str, argv: Sequence[str], default: T | Any = tyro.MISSING_NONPROP) -> T:
     """Options from arguments. tyro reports errors in a box; here its sentence becomes a ValueError."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                kind, prog=f"lstmfast {command}", description=ABOUT[command], args=list(argv), default=default
+                kind, prog=f"lstmfast {command}", description=ABOUT[command], args=list(argv), default=default,
+                registry=_registry,
             )
     except SystemExit as stop:
         if not stop.code:

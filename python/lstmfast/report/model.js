@@ -55,11 +55,13 @@ class Layer {
     this.projection = data.projection && new Matrix(data.projection);
     this.bias = floatsOf(data.bias);
     this.peepholes = data.peepholes && floatsOf(data.peepholes);
+    this.initial = data.initial_h && { h: floatsOf(data.initial_h), c: floatsOf(data.initial_c) };
     this.cell = cell;
   }
 
   start() {
-    return { h: new Float32Array(this.outputs), c: new Float32Array(this.size), gates: new Float32Array(4 * this.size) };
+    const { h, c } = this.initial || { h: new Float32Array(this.outputs), c: new Float32Array(this.size) };
+    return { h, c, gates: new Float32Array(4 * this.size) };
   }
 
   // x: a vector, or the number of a one-hot symbol, whose product is a row of the kernel.

@@ -14,22 +14,33 @@ import numpy.typing as npt
 
 from lstmfast import functional, reference
 from lstmfast._checks import Array
-from lstmfast.cells import Cell
+from lstmfast.cells import Cell, check_features
 from lstmfast.functional import Output
 from lstmfast.models import CharLM
 
 Integers = npt.NDArray[np.int8]
 
+FEATURES = frozenset(
+    {"projection_size", "peepholes", "cell_clip", "coupled_gates", "learn_initial_state"}
+    | {"recurrent_dropout", "weight_dropout"}  # which are for training alone
+)
+"""Features of a cell that a page supports: see `cells.check_features`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One LSTM: input_kernel [I, 4*H], recurrent_kernel [P, 4*H], bias [4*H]; peepholes [3, H], projection [H, P]."""
+    """One LSTM: input_kernel [I, 4*H], recurrent_kernel [P, 4*H], bias [4*H]; peepholes [3, H], projection [H, P].
+
+    initial_h [P] and initial_c [H]: where the initial state is learnt.
+    """
 
     input_kernel: Array
     recurrent_kernel: Array
     bias: Array
     peepholes: Array | None = None
     projection: Array | None = None
+    initial_h: Array | None = None
+    initial_c: Array | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -42,7 +53,7 @@ class Layer:
         return functional.lstm(
             x, kernel, self.bias, h0, c0, forget_bias=cell.forget_bias, cell_clip=cell.cell_clip,
             coupled_gates=cell.coupled_gates, peepholes=self.peepholes, projection=self.projection,
-            matmul_precision="highest", **options,
+            initial_h=self.initial_h, initial_c=self.initial_c, matmul_precision="highest", **options,
         )
 
 
@@ -58,17 +69,18 @@ class Network:
 
     @classmethod
     def of(cls, model: CharLM) -> Network:
-        """The weights of a model, as views."""
+        """The weights of a model, as views. Raises ValueError for a cell that pages do not compute."""
+        check_features(model.cell.features, FEATURES, "by a report, whose page computes the cell itself")
         layers = tuple(
             Layer(cell.kernel[: cell.input_size], cell.kernel[cell.input_size :], cell.bias, cell.peepholes,
-                  cell.projection)
+                  cell.projection, cell.initial_h, cell.initial_c)
             for cell in model.lstm.cells
         )
         table = None if model.embedding is None else model.embedding.table
         return cls(table, layers, model.projection.kernel, model.projection.bias, model.cell)
 
     def read(self, ids: npt.NDArray[Any]) -> Trace:
-        """Read ids [T] from a state of zeros."""
+        """Read ids [T] from the initial state."""
         x: Array = ids[:, None].astype(np.int32) if self.table is None else self.table[ids][:, None]
         steps = []
         for layer in self.layers:

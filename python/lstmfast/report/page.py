@@ -50,7 +50,7 @@ class Run:
 def contents(model: CharLM, vocabulary: Vocabulary, passage: Passage, beginning: int, run: Run) -> dict[str, Any]:
     """Everything on the page, for `to_html`. beginning: the id that is read before the passage.
 
-    Raises ValueError if a weight is not finite.
+    Raises ValueError if a weight is not finite, and for cells with zoneout or layer_norm.
     """
     if not np.isfinite(model.parameter_buffer).all():
         raise ValueError("the model has weights that are not finite: its training failed, and there is nothing to show")
@@ -123,6 +123,9 @@ def _network(network: Network, exact: Network) -> dict[str, Any]:
         numbers, scales = quantized(values, axis)
         return {"shape": values.shape, "axis": axis, "values": _packed(numbers), "scales": _packed(scales)}
 
+    def numbers(values: Array | None) -> str | None:
+        return None if values is None else _packed(values.astype("<f4"))
+
     def layer_of(layer: Layer) -> dict[str, Any]:
         return {
             "hidden_size": layer.hidden_size,
@@ -131,7 +134,9 @@ def _network(network: Network, exact: Network) -> dict[str, Any]:
             "recurrent_kernel": integers("recurrent_kernel", layer.recurrent_kernel),
             "projection": integers("projection", layer.projection),
             "bias": _packed(layer.bias.astype("<f4")),
-            "peepholes": None if layer.peepholes is None else _packed(layer.peepholes.astype("<f4")),
+            "peepholes": numbers(layer.peepholes),
+            "initial_h": numbers(layer.initial_h),
+            "initial_c": numbers(layer.initial_c),
         }
 
     return {

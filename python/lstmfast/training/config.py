@@ -78,6 +78,26 @@ class ModelConfig:
     """Bound of the cell state; 0: none."""
     coupled_gates: bool = False
     """Forget what is let in: forget gate = 1 - input gate."""
+    recurrent_dropout: float = 0.0
+    """Fraction dropped in training on the way from step to step."""
+    recurrent_dropout_of: Literal["h", "g"] = "h"
+    """What recurrent-dropout drops: h, the outputs of the step before, or g, what would be added to the cell state."""
+    recurrent_dropout_per_step: bool = False
+    """Let recurrent-dropout drop other values at every step, not the same ones from the first step to the last."""
+    zoneout: tuple[float, ...] = ()
+    """Fraction of h and c that keeps the values of the step before in training: one number for both, or H,C."""
+    weight_dropout: float = 0.0
+    """Fraction of the recurrent weights dropped in training."""
+    layer_norm: bool = False
+    """Normalise what enters the gates, and the cell state before it is shown."""
+    layer_norm_of: Literal["products", "gates"] = "products"
+    """What layer-norm normalises before the gates: each product, or each gate."""
+    layer_norm_epsilon: float = 1e-5
+    """Added to the variance that layer-norm divides by."""
+    layer_norm_carry: bool = False
+    """Carry the normalised cell state to the next step."""
+    learn_initial_state: bool = False
+    """Learn the state that a text begins with, which otherwise is zeros."""
     initializer: Literal["default", "one-hot", "truncated-normal"] = "one-hot"
     """First weights: uniform within 1/sqrt(rows); the same, but the rows of one-hot symbols within 1/3, because only
     one of them is used at a time; or normal with mean -0.1 and deviation 0.1 cut at two deviations."""
@@ -94,6 +114,14 @@ class ModelConfig:
         _require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         _require(self, "projection_size", self.projection_size >= 0, "0 or more")
         _require(self, "cell_clip", self.cell_clip >= 0, "0 or more")
+        for name in ("recurrent_dropout", "weight_dropout"):
+            _require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        _require(
+            self, "zoneout", len(self.zoneout) <= 2 and all(0 <= rate < 1 for rate in self.zoneout),
+            "one or two numbers, at least 0 and below 1",
+        )
+        _require(self, "layer_norm_epsilon", self.layer_norm_epsilon > 0, "above 0")
+        _require(self, "layer_norm", not (self.layer_norm and self.coupled_gates), "false where gates are coupled")
         if self.tied and self.embedding_size not in (0, outputs := self.cell.output_size(self.hidden_size)):
             _require(self, "embedding_size", False, f"{outputs}, the length of the outputs, where tied")
 
@@ -101,7 +129,11 @@ class ModelConfig:
     def cell(self) -> Cell:
         """The kind of cell."""
         return Cell(
-            self.forget_bias, self.projection_size or None, self.peepholes, self.cell_clip or None, self.coupled_gates
+            self.forget_bias, self.projection_size or None, self.peepholes, self.cell_clip or None, self.coupled_gates,
+            self.recurrent_dropout, self.recurrent_dropout_of, self.recurrent_dropout_per_step,
+            (self.zoneout[0], self.zoneout[-1]) if self.zoneout else None, self.weight_dropout,
+            self.layer_norm_of if self.layer_norm else None, self.layer_norm_epsilon, self.layer_norm_carry,
+            self.learn_initial_state,
         )
 
 
@@ -307,7 +339,9 @@ def _check_types(config: Any) -> None:
         elif wanted is int:
             holds, words = isinstance(value, int) and not isinstance(value, bool), "a whole number"
         elif get_origin(wanted) is tuple:
-            holds, words = isinstance(value, tuple) and all(isinstance(item, str) for item in value), "a tuple of text"
+            kind, items = (str, "text") if get_args(wanted)[0] is str else ((int, float), "numbers")
+            holds = isinstance(value, tuple) and all(isinstance(item, kind) for item in value)
+            words = f"a tuple of {items}"
         else:
             holds, words = isinstance(value, wanted), {bool: "true or false", str: "text"}.get(wanted, wanted.__name__)
         _require(config, name, holds, words)
@@ -316,7 +350,8 @@ def _check_types(config: Any) -> None:
 # Settings missing from runs of earlier versions, which behaved as the defaults do.
 _LATER = {
     "minutes", "vocabulary_size", "tied", "projection_size", "peepholes", "cell_clip", "coupled_gates", "accumulate",
-    "shards",
+    "shards", "recurrent_dropout", "recurrent_dropout_of", "recurrent_dropout_per_step", "zoneout", "weight_dropout",
+    "layer_norm", "layer_norm_of", "layer_norm_epsilon", "layer_norm_carry", "learn_initial_state",
 }
 
 
@@ -330,7 +365,7 @@ def _check_keys(group: type, values: Any) -> None:
 
 def _from_mapping(group: type[T], values: Any) -> T:
     _check_keys(group, values)
-    return group(**values)
+    return group(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def stored_config(metadata: Mapping[str, Any], path: Path) -> Config:

@@ -59,9 +59,11 @@ def _initializer(config: Config, vocab_size: int) -> Initializer | None:
 
 
 def _truncated_normal(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating[Any]]:
-    """The initial weights of the Udacity 6_lstm notebook."""
+    """The initial weights of the Udacity 6_lstm notebook; what it does not have begins as by default."""
     if name.endswith("bias"):
         return initializers.zeros(shape)
+    if name.endswith(("_gain", "_shift", "initial_h", "initial_c")):
+        return initializers.default(name, shape, rng)
     return initializers.truncated_normal(shape, rng, mean=-0.1, std=0.1)
 
 

@@ -122,7 +122,10 @@ class Model(Predictor, Protocol):
     def loss_and_gradients(
         self, inputs: Ids, targets: Ids, state: State | None = None, *, rng: np.random.Generator | None = None
     ) -> tuple[float, State]:
-        """As `loss`, and fill `gradient_buffer`; rng draws the dropout."""
+        """As `loss`, and fill `gradient_buffer`; rng draws the masks.
+
+        A model whose `cell` learns its initial state takes `resets` [T, B] too.
+        """
 
 
 class Trainer:
@@ -176,6 +179,8 @@ class Trainer:
         self._gradient_sum, self._loss_sums = TreeSum(self._group, shards), TreeSum(self._group, shards)
         self._rows = [self._gradient_sum.rows(shard, settings.batch_size) for shard in self._gradient_sum.mine]
         self._state = model.zero_state(settings.batch_size)
+        # Rows then begin by a reset of the model, through which a gradient reaches the learnt states.
+        self._learns_initial_state = bool(getattr(getattr(model, "cell", None), "learn_initial_state", False))
         self._loss_sum, self._loss_count = 0.0, 0  # since the last summary
         self._seconds, self._characters = 0.0, 0  # likewise, but not in the snapshot: a resumed run has its own speed
         self._stopping = self._all_stop = False  # this process was asked to stop; all know that one was
@@ -276,10 +281,13 @@ class Trainer:
         shards, accumulate = self._gradient_sum.shards, self.settings.accumulate
         if shards == accumulate == 1:
             inputs, targets = self._batches.next()
-            self._forget(self._state, self._draw_resets())
-            loss, self._state = self.model.loss_and_gradients(inputs, targets, self._state, rng=self._rngs["dropout"])
+            loss, self._state = self._gradients_from(
+                self._state, self._draw_resets(), inputs, targets, self._rngs["dropout"]
+            )
             return loss
-        batches = [(*self._batches.next(), self._draw_resets(), self._draw_key()) for _ in range(accumulate)]
+        batches = [
+            (*self._batches.next(), self._draw_resets(number), self._draw_key()) for number in range(accumulate)
+        ]
         sums = np.zeros(2)
         for shard, rows in zip(self._gradient_sum.mine, self._rows, strict=True):
             loss = self._shard_gradients(shard, rows, batches)
@@ -293,13 +301,13 @@ class Trainer:
         """Fill the gradient buffer with a shard's sum over the batches, advance its state; return its sum of losses."""
         gradients, total = self.model.gradient_buffer, 0.0
         state: Any = tuple(np.ascontiguousarray(values[:, rows]) for values in self._state)
-        for number, (inputs, targets, forgotten, key) in enumerate(batches):
+        for number, (inputs, targets, begun, key) in enumerate(batches):
             if number:
                 before = gradients.copy()
-            self._forget(state, None if forgotten is None else forgotten[rows])
-            loss, state = self.model.loss_and_gradients(
-                np.ascontiguousarray(inputs[:, rows]), np.ascontiguousarray(targets[:, rows]), state,
-                rng=np.random.default_rng([key, shard]),
+            loss, state = self._gradients_from(
+                state, None if begun is None else begun[rows],
+                np.ascontiguousarray(inputs[:, rows]), np.ascontiguousarray(targets[:, rows]),
+                np.random.default_rng([key, shard]),
             )
             total += loss
             if number:
@@ -308,20 +316,31 @@ class Trainer:
             values[:, rows] = mine
         return total
 
-    def _draw_resets(self) -> npt.NDArray[np.bool_] | None:
-        """The rows of the batch that begin with a state of zeros."""
-        rate = self.settings.reset_rate
-        return self._rngs["reset"].random(self.settings.batch_size) < rate if rate else None
+    def _gradients_from(
+        self, state: Any, begun: npt.NDArray[np.bool_] | None, inputs: Ids, targets: Ids, rng: np.random.Generator
+    ) -> tuple[float, State]:
+        """The model's `loss_and_gradients` from the carried state, of which rows may begin again."""
+        if self._learns_initial_state:
+            resets = np.zeros(inputs.shape, bool)
+            resets[0] = False if begun is None else begun
+            model: Any = self.model
+            result: tuple[float, State] = model.loss_and_gradients(inputs, targets, state, rng=rng, resets=resets)
+            return result
+        if begun is not None:
+            for values in state:
+                values[:, begun] = 0
+        return self.model.loss_and_gradients(inputs, targets, state, rng=rng)
+
+    def _draw_resets(self, number: int = 0) -> npt.NDArray[np.bool_] | None:
+        """The rows of a step's batch of this number that begin without the carried state."""
+        rate, size = self.settings.reset_rate, self.settings.batch_size
+        begun = self._rngs["reset"].random(size) < rate if rate else None
+        first = self._learns_initial_state and self.step == number == 0
+        return np.ones(size, bool) if first else begun
 
     def _draw_key(self) -> int:
         """What the dropout of a batch follows from, together with the shard."""
         return int(self._rngs["dropout"].integers(1 << 63))
-
-    @staticmethod
-    def _forget(state: State, forgotten: npt.NDArray[np.bool_] | None) -> None:
-        if forgotten is not None:
-            for values in state:
-                values[:, forgotten] = 0
 
     def _summarize(self, step: int, learning_rate: float, validating: bool) -> None:
         valid_loss = evaluate(self.model, self._valid_ids) if validating and self._valid_ids is not None else None
