@@ -133,7 +133,8 @@ def call(
         record.forward_ns += elapsed
         record.paths[path] = record.paths.get(path, 0) + 1
     # torch's own forward would compute another cell than one with options.
-    is_usual = path[0] == "kernels" and elapsed < LONGEST_SAMPLE_NS and not extras and getattr(module, "_cell", None) is None
+    is_torchs = getattr(module, "_cell", None) is None
+    is_usual = path[0] == "kernels" and elapsed < LONGEST_SAMPLE_NS and not extras and is_torchs
     if record.calls == SAMPLED_CALL and is_usual and not is_transformed():
         _take_sample(record, lambda: forward(module, input, hx), lambda: original(module, input, hx))
     return result
