@@ -60,7 +60,7 @@ class Cell:
             "recurrent_dropout": check.fraction("recurrent_dropout", self.recurrent_dropout),
             "recurrent_dropout_of": check.one_of("recurrent_dropout_of", self.recurrent_dropout_of, ("h", "g")),
             "recurrent_dropout_per_step": bool(self.recurrent_dropout_per_step),
-            "zoneout": _zoneout(self.zoneout),
+            "zoneout": zoneout_rates(self.zoneout),
             "weight_dropout": check.fraction("weight_dropout", self.weight_dropout),
             "layer_norm": _layer_norm(self.layer_norm),
             "layer_norm_epsilon": check.positive("layer_norm_epsilon", self.layer_norm_epsilon),
@@ -131,7 +131,7 @@ OPTIONS = tuple(field.name for field in fields(Cell) if field.name not in _MODIF
 """Options that make a cell differ from the standard one; the others say how."""
 
 
-def _zoneout(value: Any) -> tuple[float, float] | None:
+def zoneout_rates(value: Any) -> tuple[float, float] | None:
     """Return the rates of h and c, or None if both are 0."""
     pair = value if isinstance(value, (tuple, list)) else (value, value)
     if value is None:

@@ -19,7 +19,7 @@ from lstmfast._checks import Array
 from lstmfast._engine import cpu
 from lstmfast._engine.devices import is_on_device
 from lstmfast._engine.results import Gradients, Output
-from lstmfast.cells import NORMALIZED, Cell, check_features
+from lstmfast.cells import NORMALIZED, Cell, check_features, zoneout_rates
 from lstmfast.cuda import _sequences as on_cuda
 
 __all__ = ["Gradients", "Output", "lstm", "lstm_backward", "lstm_step"]
@@ -60,13 +60,13 @@ def lstm_step(
             cell_clip=cell_clip, coupled_gates=coupled_gates, zoneout=zoneout, norm_gain=norm_gain,
         )
         return out.h_n, out.c_n
-    if zoneout is None and norm_gain is None:
+    if zoneout is None and norm_gain is None and cell_gain is None and cell_shift is None:
         cell = _cell_of(forget_bias, peepholes, projection, cell_clip, coupled_gates)
         return cpu.lstm_step(x, h, c, kernel, bias, cell=cell, peepholes=peepholes, projection=projection)
     norms, layer_norm = _norms(norm_gain, cell_gain, cell_shift)
     cell = _cell_of(
-        forget_bias, peepholes, projection, cell_clip, coupled_gates, zoneout=zoneout, layer_norm=layer_norm,
-        layer_norm_epsilon=layer_norm_epsilon, layer_norm_carry=layer_norm_carry,
+        forget_bias, peepholes, projection, cell_clip, coupled_gates, zoneout=zoneout_rates(zoneout),
+        layer_norm=layer_norm, layer_norm_epsilon=layer_norm_epsilon, layer_norm_carry=layer_norm_carry,
     )
     return cpu.lstm_step(x, h, c, kernel, bias, cell=cell, peepholes=peepholes, projection=projection, norms=norms)
 
@@ -147,14 +147,15 @@ def lstm(
         given = {
             "peepholes": peepholes is not None, "projection": projection is not None,
             "cell_clip": cell_clip is not None, "coupled_gates": coupled_gates,
-            "recurrent_dropout": recurrent_dropout, "zoneout": zoneout, "weight_dropout": weight_dropout,
+            "recurrent_dropout": recurrent_dropout, "zoneout": zoneout_rates(zoneout), "weight_dropout": weight_dropout,
             "layer_norm": norm_gain is not None,
             "learn_initial_state": initial_h is not None or initial_c is not None,
         }
         check_features([name for name in given if given[name]], on_cuda.FEATURES, on_cuda.PLACE)
         return on_cuda.lstm(x, kernel, bias, h0, c0, forget_bias=check.finite("forget_bias", forget_bias), **options)
-    if initial_h is None and initial_c is None and norm_gain is None and not (
-        recurrent_dropout or zoneout or weight_dropout
+    if (
+        initial_h is None and initial_c is None and norm_gain is None and cell_gain is None and cell_shift is None
+        and zoneout is None and seed is None and not (recurrent_dropout or weight_dropout)
     ):
         cell = _cell_of(forget_bias, peepholes, projection, cell_clip, coupled_gates)
         return cpu.lstm(x, kernel, bias, h0, c0, cell=cell, peepholes=peepholes, projection=projection, **options)
@@ -164,12 +165,13 @@ def lstm(
     cell = _cell_of(
         forget_bias, peepholes, projection, cell_clip, coupled_gates, recurrent_dropout=recurrent_dropout,
         recurrent_dropout_of=recurrent_dropout_of, recurrent_dropout_per_step=bool(recurrent_dropout_per_step),
-        zoneout=zoneout, weight_dropout=weight_dropout, layer_norm=layer_norm, layer_norm_epsilon=layer_norm_epsilon,
-        layer_norm_carry=layer_norm_carry, learn_initial_state=initial_h is not None,
+        zoneout=zoneout_rates(zoneout), weight_dropout=weight_dropout, layer_norm=layer_norm,
+        layer_norm_epsilon=layer_norm_epsilon, layer_norm_carry=layer_norm_carry,
+        learn_initial_state=initial_h is not None,
     )
-    noise = None
+    noise, seed = None, None if seed is None else check.seed(seed)
     if cell.is_random and (keep_for_backward or seed is not None):
-        noise = (draw_seed() if seed is None else check.seed(seed), *_place(layer, first_step))
+        noise = (draw_seed() if seed is None else seed, *_place(layer, first_step))
     return cpu.lstm(
         x, kernel, bias, h0, c0, cell=cell, peepholes=peepholes, projection=projection, norms=norms,
         initial=None if initial_h is None else (initial_h, initial_c), noise=noise, **options,
@@ -204,7 +206,10 @@ def draw_seed(rng: np.random.Generator | None = None) -> int:
 
 def _place(layer: Any, first_step: Any) -> tuple[int, int]:
     """Return the numbers that, with a seed, place a call among others."""
-    return check.whole_number("layer", layer, 0), check.whole_number("first_step", first_step, 0) % 2**32
+    layer = check.whole_number("layer", layer, 0)
+    if layer >= 2**30:  # masks are numbered by 4 * layer in 32 bits
+        raise ValueError(f"layer must be below 2**30, got {layer}")
+    return layer, check.whole_number("first_step", first_step, 0) % 2**32
 
 
 def _norms(norm_gain: Any, cell_gain: Any, cell_shift: Any) -> tuple[tuple[Any, Any, Any] | None, str | None]:
@@ -230,10 +235,14 @@ def _cell_of(
     size = None
     if projection is not None:
         size = check.array("projection", projection, ("hidden_size", "projection_size")).shape[1]
-    return _cell(
+    options = (
         check.finite("forget_bias", forget_bias), size, peepholes is not None, check.cell_clip(cell_clip),
-        bool(coupled_gates), **regularised,
+        bool(coupled_gates),
     )
+    try:
+        return _cell(*options, **regularised)
+    except TypeError:  # perhaps a value that cannot be looked up; then `Cell` names it
+        return Cell(*options, **regularised)
 
 
 _cell = functools.lru_cache(maxsize=256)(Cell)  # creating one in every call would slow down single steps
