@@ -237,7 +237,7 @@ def _noise(module: nn.Module, cell: Cell, seed: int | None, first_step: int) -> 
         raise ValueError(f"seed must be from 0 to 2**64 - 1, got {seed}")
     if int(first_step) < 0:
         raise ValueError(f"first_step must be 0 or more, got {first_step}")
-    return int(seed), 0, int(first_step)
+    return int(seed), 0, int(first_step) % 2**32
 
 
 def drawn_seed() -> int:
