@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from lstmfast.bench import machine
+from lstmfast.bench.rounds import rounds_of
 from lstmfast.bench.shapes import Shape, chosen
 
 import lstmfast as lf
@@ -24,7 +24,7 @@ import lstmfast.torch
 from lstmfast import layouts
 
 SHAPES = "step64,step256,stream64,stream256,udacity,small,medium,long"
-ROUNDS, SECONDS_A_TURN = 9, 0.05
+SECONDS_A_TURN = 0.05
 
 
 def main() -> None:
@@ -92,20 +92,7 @@ def module_call(module: Any, x: Any, upstream: Any, training: bool) -> Callable[
 
 def time_all(calls: list[Callable[[], Any]]) -> list[float]:
     """Seconds per call: the median of rounds in which all take turns."""
-    repeats = []
-    for call in calls:
-        call()
-        started = time.perf_counter()
-        call()
-        repeats.append(max(1, int(SECONDS_A_TURN / (time.perf_counter() - started))))
-    rounds: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS):
-        for call, count, times in zip(calls, repeats, rounds, strict=True):
-            started = time.perf_counter()
-            for _ in range(count):
-                call()
-            times.append((time.perf_counter() - started) / count)
-    return [statistics.median(times) for times in rounds]
+    return [statistics.median(times) for times in rounds_of(calls, SECONDS_A_TURN)]
 
 
 def show(name: str, times: list[float]) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from lstmfast.bench import machine
+from lstmfast.bench.rounds import rounds_of
 from lstmfast.bench.shapes import Shape, chosen
 
 import lstmfast as lf
@@ -33,7 +33,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "layer norm": {"layer_norm": True},
     "learnt state": {"learn_initial_state": True},
 }
-ROUNDS, SECONDS_A_TURN = 9, 0.1
+SECONDS_A_TURN = 0.1
 Call = Callable[[], Any]
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     for name, shape in chosen(options.shapes.split(",")).items():
         calls = [layer_call(shape, **cell) for cell in CELLS.values()]
         calls += [PEERS[peer](shape, options.threads) for peer in peers]
-        plain, *others = rounds_of(calls)
+        plain, *others = rounds_of(calls, SECONDS_A_TURN)
         ratios = [statistics.median(a / b for a, b in zip(other, plain, strict=True)) for other in others]
         print(f"{name:10}{1e3 * statistics.median(plain):11.2f}" + "".join(f"{r:15.2f}x" for r in ratios), flush=True)
 
@@ -145,24 +145,6 @@ def keras_call(shape: Shape, threads: int) -> Call:
 
 
 PEERS: dict[str, Callable[[Shape, int], Call]] = {"torch": torch_call, "keras": keras_call}
-
-
-def rounds_of(calls: list[Call]) -> list[list[float]]:
-    """Seconds per call in rounds in which all take turns."""
-    repeats = []
-    for call in calls:
-        call()
-        started = time.perf_counter()
-        call()
-        repeats.append(max(1, int(SECONDS_A_TURN / (time.perf_counter() - started))))
-    rounds: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS):
-        for call, count, times in zip(calls, repeats, rounds, strict=True):
-            started = time.perf_counter()
-            for _ in range(count):
-                call()
-            times.append((time.perf_counter() - started) / count)
-    return rounds
 
 
 if __name__ == "__main__":

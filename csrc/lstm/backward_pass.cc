@@ -215,7 +215,7 @@ StepBackwardArgs<T> BackwardPass<T>::step_args() {
   step.d_gates_first_row = group_.updates.begin;
   step.variant = pass_.variant();
   step.masks = pass_.cell_masks();
-  step.new_c = norm_.is_on() ? norm_.new_c() : pass_.masks.zoneout_of_c ? rows_.new_c.data() : nullptr;
+  step.new_c = new_c();
   step.d_new_c = norm_.is_on() ? norm_.d_new_c() : nullptr;
   return step;
 }
@@ -395,8 +395,7 @@ void BackwardPass<T>::sum_gradients(Range blocks) {
   if (args_.d_bias)
     pass_.k->sum_gate_rows(d_gates_.data(), group_.block_stride, rows, hidden, blocks.begin, blocks.end, args_.d_bias);
   if (!args_.d_peepholes) return;
-  const T* const* c = pass_.rows.c.data();
-  if (T* const* new_c = step_args().new_c) c = new_c;
+  const T* const* c = new_c() ? new_c() : pass_.rows.c.data();
   pass_.k->peephole_gradients({blocks.begin, blocks.end, rows, hidden, d_gates_.data(), group_.block_stride,
                                pass_.rows.c_prev.data() + first, c + first, args_.d_peepholes});
 }

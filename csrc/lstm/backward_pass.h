@@ -56,6 +56,10 @@ class BackwardPass {
   bool step_through(Range steps);
   bool variant_step_through(Range steps);
   StepBackwardArgs<T> step_args();
+  // Where the steps write c as it was before zoneout or its normalisation; null if `c` is that.
+  T* const* new_c() const {
+    return norm_.is_on() ? norm_.new_c() : pass_.masks.zoneout_of_c ? rows_.new_c.data() : nullptr;
+  }
   bool weight_gradients(bool add);
   void sum_gradients(Range blocks);
   void normalization_gradients();

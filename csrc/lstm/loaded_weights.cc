@@ -128,7 +128,7 @@ void LoadedWeights<T>::change_kernel() {
 template <typename T>
 void LoadedWeights<T>::drop(MatrixView<T> recurrent_kernel) const {
   const Index columns = kGateCount * given_.hidden_size, rows = given_.output_size;
-  // A word takes about as long as 10 multiply-adds.
+  // 10 multiply-adds for each weight is an estimate, not measured; it only decides how many threads to wake.
   run_parallel(threads_for_work(10.0 * static_cast<double>(rows * columns)), [&](int part, int parts) {
     std::vector<T> factors(static_cast<std::size_t>(columns));
     MaskArgs<T> mask = mask_of<T>(noise_, MaskPurpose::kWeightDropout, cell_.weight_dropout);

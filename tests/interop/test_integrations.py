@@ -19,7 +19,7 @@ from torch import nn  # noqa: E402
 import lstmfast.torch as ours  # noqa: E402
 from lstmfast import _core  # noqa: E402
 from lstmfast.integrations import sb3, stanza, torchrl  # noqa: E402
-from lstmfast.torch.regularized import drawn_seed  # noqa: E402
+from lstmfast.torch.regularised import drawn_seed  # noqa: E402
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lstmfast.cells import Cell
 from lstmfast.integrations.expected import check_method
-from lstmfast.torch import arguments, convert, paths, regularized, revert
+from lstmfast.torch import arguments, convert, paths, regularised, revert
 from lstmfast.torch.calls import CallOptions, Variant, Weights
 from lstmfast.torch.memory import PLAIN
 
@@ -77,7 +77,7 @@ def _forward(module: Any, input: PackedSequence, hx: Any = None) -> tuple[Packed
         return type(module).forward(module, input, hx)  # type: ignore[no-any-return]
     x, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
     cell = Cell(forget_bias=0.0, recurrent_dropout=rate) if rate else PLAIN
-    seed = regularized.drawn_seed() if rate else 0
+    seed = regularised.drawn_seed() if rate else 0
     h_n, c_n = [], []
     for layer in range(module.num_layers):
         if layer and module.dropout > 0:
@@ -91,7 +91,7 @@ def _forward(module: Any, input: PackedSequence, hx: Any = None) -> tuple[Packed
             h0, c0 = (None, None) if hx is None else (hx[0][k], hx[1][k])
             options = CallOptions(lengths, None, direction == 1, arguments.precision_of(None))
             variant = Variant(cell, noise=(seed, k, 0) if rate else None)
-            h, last_h, last_c, _ = regularized.run_layer("kernels", x, h0, c0, weights, options, variant)
+            h, last_h, last_c, _ = regularised.run_layer("kernels", x, h0, c0, weights, options, variant)
             outputs.append(h)
             h_n.append(last_h)
             c_n.append(last_c)

@@ -7,7 +7,7 @@
 
 `convert` marks modules, `modules` has the classes, `serving` the calls of both. `paths` chooses the implementation,
 `arguments` and `weights` read the call. `kernels` runs one layer, `operators` does so under tracing and transforms,
-`composite` in torch operations, `on_cuda` on a GPU. `regularized` serves LSTMs with options that torch's has not,
+`composite` in torch operations, `on_cuda` on a GPU. `regularised` serves LSTMs with options that torch's has not,
 `patching` the whole process, `__main__` a program; `recording` counts and times calls for `report`. See docs/torch.md.
 """
 

@@ -22,7 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lstmfast.layouts.quantized import is_quantized_lstm
-from lstmfast.torch import paths, recording, regularized, serving, tracing
+from lstmfast.torch import paths, recording, regularised, serving, tracing
 from lstmfast.torch import weights as kept
 from lstmfast.torch.modules import LSTM, LSTMCell
 from lstmfast.torch.serving import EVERYWHERE, MARK, originals
@@ -127,7 +127,7 @@ def convert(model: nn.Module, *, strict: bool = False, weights: str = "float32")
             "torch.compiler.reset()"
         )
     for name, module in found if weights == "int8" else ():
-        if regularized.cell_of(module) is not None:
+        if regularised.cell_of(module) is not None:
             continue
         kept.check_int8(module, f"{name}." if name else "")
     count = 0
@@ -137,7 +137,7 @@ def convert(model: nn.Module, *, strict: bool = False, weights: str = "float32")
             module.__dict__[MARK] = True
             if strict:
                 module.strict = True
-        count += (regularized.cell_of(module) is None and kept.set_format(module, weights)) or is_new
+        count += (regularised.cell_of(module) is None and kept.set_format(module, weights)) or is_new
     return count
 
 
@@ -148,7 +148,7 @@ def revert(model: nn.Module) -> int:
     for one with options that torch.nn.LSTM has not.
     """
     for name, module in _named_parts(model):
-        cell = regularized.cell_of(module)
+        cell = regularised.cell_of(module)
         if cell is not None:
             raise RuntimeError(
                 f"revert: {name or 'this module'} has {', '.join(sorted(cell.features))}, which torch.nn.LSTM has not"
@@ -175,7 +175,7 @@ def freeze(model: nn.Module) -> int:
     pickles of the model are not frozen, nor are LSTMs with options that torch.nn.LSTM has not.
     """
     served = [
-        module for module in _parts(model) if serving.is_served(module) and regularized.cell_of(module) is None
+        module for module in _parts(model) if serving.is_served(module) and regularised.cell_of(module) is None
     ]
     for module in served:
         with _weights_of_next_call(module):
@@ -241,8 +241,8 @@ def explain(module: nn.Module, input: Any, hx: Any = None, *, return_cells: bool
         )
     if not isinstance(module, tuple(_SERVE)):
         raise TypeError(f"module must be an LSTM or LSTMCell, got {type(module).__name__}")
-    if regularized.cell_of(module) is not None:
-        return regularized.explain(module, input, hx, return_cells=return_cells)
+    if regularised.cell_of(module) is not None:
+        return regularised.explain(module, input, hx, return_cells=return_cells)
     ours = serving.is_ours(module)
     reason = None if ours else _why_not(module)
     if reason is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lstmfast.cells import Cell
-from lstmfast.torch import paths, regularized, serving
+from lstmfast.torch import paths, regularised, serving
 from lstmfast.torch.memory import PLAIN
 
 
@@ -65,13 +65,13 @@ class LSTM(nn.LSTM):
         cell = Cell(forget_bias=0.0, **options)  # checks them, before there is a module
         super().__init__(*args, **kwargs)
         if cell.features:
-            regularized.register(self, cell)
+            regularised.register(self, cell)
 
     def reset_parameters(self) -> None:
         """Draw the weights as torch does; gains become 1, shifts and initial states 0."""
         super().reset_parameters()
         if self._cell is not None:
-            regularized.reset_parameters(self)
+            regularised.reset_parameters(self)
 
     def extra_repr(self) -> str:
         """The arguments that are not the default."""
@@ -97,9 +97,9 @@ class LSTM(nn.LSTM):
     ) -> Any:
         """Run the stack; see torch.nn.LSTM and the class."""
         if self._cell is not None:
-            serve = regularized.lstm
+            serve = regularised.lstm
             if torch.compiler.is_compiling() and not paths.is_exporting():
-                serve = regularized.uncompiled()
+                serve = regularised.uncompiled()
             return serve(
                 self, input, hx,
                 lengths=lengths, resets=resets, return_cells=return_cells, matmul_precision=matmul_precision,

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import lstmfast.torch as ours  # noqa: E402
 from lstmfast import reference  # noqa: E402
-from lstmfast.torch import paths, regularized  # noqa: E402
+from lstmfast.torch import paths, regularised  # noqa: E402
 
 TIME_STEPS, BATCH, INPUT, UNITS = 6, 5, 3, 4
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.jit, which is deprecated
@@ -75,7 +75,7 @@ def results(module: Any, x: Any, hx: Any = None, **arguments: Any) -> list[Any]:
 @pytest.fixture
 def in_torchs_operations(monkeypatch):
     """Turns the kernels off for modules with options."""
-    return lambda: monkeypatch.setattr(regularized, "_path", lambda *_: paths.Path("composite", "a test"))
+    return lambda: monkeypatch.setattr(regularised, "_path", lambda *_: paths.Path("composite", "a test"))
 
 
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
@@ -107,7 +107,7 @@ def test_training_by_the_kernels_is_that_in_torchs_operations(options, shape, in
 def test_outputs_are_those_of_the_reference_with_the_same_seed(options, training, by_kernels, in_torchs_operations):
     module = lstm(**options).train(training)
     names = {name.removesuffix("_l0"): values.detach().numpy() for name, values in module.named_parameters()}
-    its = {name: names[name] for name in regularized.Extras._fields if name in names}
+    its = {name: names[name] for name in regularised.Extras._fields if name in names}
     known = ("recurrent_dropout", "recurrent_dropout_of", "recurrent_dropout_per_step", "zoneout", "weight_dropout")
     settings = {name: getattr(module._cell, name) for name in (*known, "layer_norm_epsilon", "layer_norm_carry")}
     expected = reference.lstm(
