@@ -134,16 +134,20 @@ def explain(
         token_input, training, weights,
     )
     reason = "forced by LSTMFAST_ISA" if os.environ.get("LSTMFAST_ISA") else "the widest that this CPU supports"
-    alone = token_input or plan["hoists_input"]
+    hoists_input = plan["hoists_input"] or cell.layer_norm is not None
+    alone = token_input or hoists_input
+    gates = "the gates are computed while it is in registers"
+    if cell.layer_norm is not None:
+        gates = "it is normalised in memory before the gates are computed"
     depth, width = output_size + (0 if alone else input_size), 4 * hidden_size
     step = (
         f"Each step is one product of {'h' if alone else '[x, h]'} ({batch} x {depth}) and the kernel "
-        f"({depth} x {width}); the gates are computed while it is in registers"
+        f"({depth} x {width}); {gates}"
     )
     source = ""
     if token_input:
         source = f". An id adds one of {input_size} rows of the kernel, looked up and not multiplied"
-    elif plan["hoists_input"]:
+    elif hoists_input:
         source = f". The product of x ({input_size} x {width}) is computed beforehand, for many steps at once"
     sentences = [
         f"{name} on the {plan['isa']} kernels, {reason}.",

@@ -275,3 +275,8 @@ def test_explain_names_what_a_call_computes():
     shared = "a projection, a clip, layer normalisation and zoneout"
     assert f"The cell has peepholes, {shared}, computed" in inference
     assert f"The cell has peepholes, {shared.replace(' and', ',')}, recurrent dropout and weight dropout" in training
+
+
+def test_explain_says_that_a_product_is_normalised_in_memory():
+    told = lf.explain(3, 10, 27, 16, cell=lf.Cell(layer_norm=True))
+    assert "product of h (3 x 16) and the kernel (16 x 64); it is normalised in memory before the gates" in told
