@@ -199,12 +199,22 @@ def parse(kind: type[T], command: str, argv: Sequence[str], default: T | Any = t
         raise ValueError(_sentence_in_box(said.getvalue())) from None
 
 
+# What tyro passes on from Python's int() and float(), and what a user of flags wants to read.
+_NOT_A_NUMBER = {
+    r": invalid literal for int\(\) with base 10: ": " must be a whole number, got ",
+    r": could not convert string to float: ": " must be a number, got ",
+}
+
+
 def _sentence_in_box(box: str) -> str:
     """The text of tyro's box up to its first rule, on one line."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     rule = next((number for number, line in enumerate(lines) if not line.strip("─╰╯ ")), len(lines))
     sentence = " ".join(line for line in lines[:rule] if line)
-    return re.sub(r"^Error parsing (?:\w+: )?", "", sentence)
+    sentence = re.sub(r"^Error parsing (?:\w+: )?", "", sentence)
+    for said, wanted in _NOT_A_NUMBER.items():
+        sentence = re.sub(said, wanted, sentence)
+    return sentence
 
 
 def set_up(options: MachineOptions, config: Config) -> None:
