@@ -204,6 +204,7 @@ struct NormalizedCellsArgs {
   const T* gates;  // gate panels, indexed by row
   Index gate_block_stride;
   T* const* new_c;
+  T* statistics;  // [rows, 2], written: mean and 1 / sqrt(variance + epsilon) of new_c; or null
   const T* const* kept_cell;  // as in CellMasks
   const T* const* c_prev;
   T* const* c;
@@ -214,7 +215,7 @@ struct NormalizedCellsArgs {
 template <typename T>
 struct NormalizedCellsBackwardArgs {
   StepBackwardArgs<T> step;
-  T epsilon;
+  const T* statistics;  // as written in the forward step
   bool carries_norm;
   const T *cell_gain, *cell_shift;
   T* const* d_gain;

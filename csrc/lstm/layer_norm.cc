@@ -49,7 +49,7 @@ bool LayerNormPass<T>::multiply_inputs(Range updates, const Preactivations<T>& z
   product.x = pass_.rows.x.data();
   product.input_size = input_size;
   product.z = panels;
-  product.z_block_stride = is_kept ? pass_.updates() * width : z.block_stride;
+  product.z_block_stride = is_kept ? normals_stride() : z.block_stride;
   product.z_first_row = is_kept ? 0 : z.first_row;
   NormalizeGatesArgs<T> norm = normalization();
   norm.v = panels;
@@ -93,7 +93,7 @@ bool LayerNormPass<T>::step_forward(StepForwardArgs<T> step, const Preactivation
   product.input_size = step.recurrent_size;
   // In inference, a step's rows begin at that of the first one's batch row: parts of other rows come before or after.
   product.z = keeps() ? normal_products() : product_.data();
-  product.z_block_stride = (keeps() ? pass_.updates() : pass_.plan.batch) * width;
+  product.z_block_stride = keeps() ? normals_stride() : pass_.plan.batch * width;
   product.z_first_row = keeps() ? 0 : updates.begin - first;
   if (!pass_.products->multiply_to_gates(Products<T>::Kernel::kRecurrent, for_rows(product, updates), part)) return false;
   NormalizeGatesArgs<T> norm = normalization();
@@ -128,6 +128,7 @@ bool LayerNormPass<T>::step_forward(StepForwardArgs<T> step, const Preactivation
   cells.gates = step.gates;
   cells.gate_block_stride = step.gate_block_stride;
   cells.new_c = rows_.new_c.data();
+  cells.statistics = keeps() ? cell_statistics() : nullptr;
   cells.kept_cell = pass_.cell_masks().kept_cell;
   cells.c_prev = step.c_prev;
   cells.c = c;
@@ -161,10 +162,9 @@ void LayerNormPass<T>::begin_group(Range updates) {
 
 template <typename T>
 void LayerNormPass<T>::cells_backward(StepBackwardArgs<T> step) {
-  const Cell<T>& cell = pass_.weights.cell();
   const SequenceWeights<T>& w = pass_.weights.given();
-  pass_.k->normalized_cells_backward({step, cell.layer_norm_epsilon, cell.carries_norm, w.cell_gain, w.cell_shift,
-                                      rows_.d_gain.data(), rows_.d_shift.data()});
+  pass_.k->normalized_cells_backward({step, cell_statistics(), pass_.weights.cell().carries_norm, w.cell_gain,
+                                      w.cell_shift, rows_.d_gain.data(), rows_.d_shift.data()});
 }
 
 template <typename T>
@@ -173,7 +173,7 @@ void LayerNormPass<T>::gates_backward(Range updates, const T* d_gates) {
   args.hidden_size = hidden();
   args.groups = groups();
   args.v = normal_products();
-  args.v_block_stride = pass_.updates() * pass_.gate_width();
+  args.v_block_stride = normals_stride();
   args.scales = product_scales();
   args.gain = product_gain_.of_all();
   args.d_z = d_gates;
@@ -185,7 +185,7 @@ void LayerNormPass<T>::gates_backward(Range updates, const T* d_gates) {
 
 template <typename T>
 void LayerNormPass<T>::gradients(const SequenceBackwardArgs<T>& args, T* d_gates) {
-  const Index rows = group_.end - group_.begin, width = pass_.gate_width(), v_stride = pass_.updates() * width;
+  const Index rows = group_.end - group_.begin, width = pass_.gate_width();
   const Index blocks = PanelSizes<T>(*pass_.k).gate_blocks(hidden()), columns = kGateCount * hidden();
   const double work = 4.0 * static_cast<double>(rows * columns);
   if (args.d_norm_gain)
@@ -193,7 +193,7 @@ void LayerNormPass<T>::gradients(const SequenceBackwardArgs<T>& args, T* d_gates
       const Range mine = share(blocks, part, parts);
       const auto add = [&](const T* normals, T* sums) {
         pass_.k->gate_gain_gradients({mine.begin, mine.end, rows, hidden(), d_gates, block_stride_,
-                                      normals + group_.begin * width, v_stride, sums});
+                                      normals + group_.begin * width, normals_stride(), sums});
       };
       if (has_two()) add(normal_inputs(), args.d_norm_gain);
       add(normal_products(), args.d_norm_gain + (has_two() ? columns : 0));
@@ -208,7 +208,7 @@ void LayerNormPass<T>::gradients(const SequenceBackwardArgs<T>& args, T* d_gates
   inputs.hidden_size = hidden();
   inputs.groups = groups();
   inputs.v = normal_inputs();
-  inputs.v_block_stride = v_stride;
+  inputs.v_block_stride = normals_stride();
   inputs.scales = input_scales();
   inputs.gain = input_gain_.of_all();
   inputs.d_z = inputs.d_v = d_gates;

@@ -57,9 +57,11 @@ class LayerNormPass {
   bool keeps() const { return pass_.args.keep_for_backward; }
   // Of the products, normalised, for all updates: the input's, and the last one, which is the recurrent one or the sum.
   T* normal_inputs() const { return pass_.normals; }
-  T* normal_products() const { return pass_.normals + (has_two() ? pass_.updates() * depth() : 0); }
-  T* input_scales() const { return normal_products() + pass_.updates() * depth(); }
+  T* normal_products() const { return pass_.normals + (has_two() ? rows_of_normals(pass_.updates()) * depth() : 0); }
+  Index normals_stride() const { return rows_of_normals(pass_.updates()) * pass_.gate_width(); }
+  T* input_scales() const { return normal_products() + rows_of_normals(pass_.updates()) * depth(); }
   T* product_scales() const { return input_scales() + (has_two() ? pass_.updates() : 0); }
+  T* cell_statistics() const { return product_scales() + groups() * pass_.updates(); }
   NormalizeGatesArgs<T> normalization() const;
   void copy_id_rows(Range updates, T* panels, Index block_stride, Index first_row) const;
 

@@ -11,7 +11,7 @@ template <typename T>
 Index normals_size(const KernelTable<T>& k, Index updates, Index hidden, LayerNorm norm) {
   if (norm == LayerNorm::kNone) return 0;
   const Index products = norm == LayerNorm::kProducts ? 2 : 1, scales = norm == LayerNorm::kProducts ? 2 : kGateCount;
-  return updates * (products * PanelSizes<T>(k).gate_depth(hidden) + scales);
+  return rows_of_normals(updates) * products * PanelSizes<T>(k).gate_depth(hidden) + updates * (scales + 2);
 }
 
 template <typename T>

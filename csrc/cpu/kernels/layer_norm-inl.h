@@ -19,12 +19,28 @@ LSTMFAST_INLINE Vec<T> ones(Index lanes) {
   return load<T>(values);
 }
 
-// One row of gate panels: body(block, first element in it, group) for all vectors.
-template <typename T, int kGroups, typename Body>
+// One row of gate panels: body(block, first element in it, gate) for all vectors.
+template <typename T, typename Body>
 LSTMFAST_INLINE void for_each_vector(Index hidden, const Body& body) {
   const Index blocks = ceil_div(hidden, kLanes<T>);
   for (Index block = 0; block < blocks; ++block)
-    for (int gate = 0; gate < kGateCount; ++gate) body(block, gate * kLanes<T>, kGroups == 1 ? 0 : gate);
+    for (int gate = 0; gate < kGateCount; ++gate) body(block, gate * kLanes<T>, gate);
+}
+
+// A sum for each group, from one for each gate: a single sum would be a chain that waits for every addition.
+template <typename T, int kGroups>
+LSTMFAST_INLINE void means_of_groups(const Vec<T> (&sums)[kGateCount], T count, T (&means)[kGroups]) {
+  static_assert(kGroups == 1 || kGroups == kGateCount);
+  if constexpr (kGroups == 1)
+    means[0] = horizontal_sum<T>((sums[0] + sums[1]) + (sums[2] + sums[3])) / count;
+  else
+    for (int gate = 0; gate < kGateCount; ++gate) means[gate] = horizontal_sum<T>(sums[gate]) / count;
+}
+
+// The group's value for each gate.
+template <typename T, int kGroups>
+LSTMFAST_INLINE void spread(const T (&of_groups)[kGroups], Vec<T> (&of_gates)[kGateCount]) {
+  for (int gate = 0; gate < kGateCount; ++gate) of_gates[gate] = broadcast<T>(of_groups[kGroups == 1 ? 0 : gate]);
 }
 
 template <typename T, int kGroups>
@@ -35,28 +51,31 @@ LSTMFAST_INLINE void normalize_row(const NormalizeGatesArgs<T>& args, Index row)
   const T count = static_cast<T>(hidden * (kGateCount / kGroups));
   T* const v = args.v + (row - args.v_first_row) * W;
   T* const z = args.z + (row - args.z_first_row) * W;
-  Vec<T> sums[kGroups] = {}, squares[kGroups] = {}, mean[kGroups], scale[kGroups];
-  for_each_vector<T, kGroups>(hidden, [&](Index block, Index at, int group) {
+  Vec<T> sums[kGateCount] = {}, squares[kGateCount] = {}, mean[kGateCount], scale[kGateCount];
+  T of_groups[kGroups];
+  for_each_vector<T>(hidden, [&](Index block, Index at, int gate) {
     T* const here = v + block * args.v_block_stride + at;
     Vec<T> value = load(here);
     if (args.adds_z) store(here, value += load(z + block * args.z_block_stride + at));
-    sums[group] += value;
+    sums[gate] += value;
   });
-  for (int g = 0; g < kGroups; ++g) mean[g] = broadcast<T>(horizontal_sum<T>(sums[g]) / count);
-  for_each_vector<T, kGroups>(hidden, [&](Index block, Index at, int group) {
-    Vec<T> from_mean = load(v + block * args.v_block_stride + at) - mean[group];
+  means_of_groups<T>(sums, count, of_groups);
+  spread<T>(of_groups, mean);
+  for_each_vector<T>(hidden, [&](Index block, Index at, int gate) {
+    Vec<T> from_mean = load(v + block * args.v_block_stride + at) - mean[gate];
     if (block == last) from_mean *= tail;
-    squares[group] = fused_multiply_add(from_mean, from_mean, squares[group]);
+    squares[gate] = fused_multiply_add(from_mean, from_mean, squares[gate]);
   });
+  means_of_groups<T>(squares, count, of_groups);
   for (int g = 0; g < kGroups; ++g) {
-    const T root = inverse_root(horizontal_sum<T>(squares[g]) / count + args.epsilon);
-    scale[g] = broadcast<T>(root);
-    if (args.scales) args.scales[row * kGroups + g] = root;
+    of_groups[g] = inverse_root(of_groups[g] + args.epsilon);
+    if (args.scales) args.scales[row * kGroups + g] = of_groups[g];
   }
-  for_each_vector<T, kGroups>(hidden, [&](Index block, Index at, int group) {
+  spread<T>(of_groups, scale);
+  for_each_vector<T>(hidden, [&](Index block, Index at, int gate) {
     T* const here = v + block * args.v_block_stride + at;
     T* const out = z + block * args.z_block_stride + at;
-    Vec<T> normal = (load(here) - mean[group]) * scale[group];
+    Vec<T> normal = (load(here) - mean[gate]) * scale[gate];
     if (block == last) normal *= tail;
     const Vec<T> start = args.init ? load(args.init + block * W + at) : load(out);
     store(here, normal);
@@ -81,21 +100,23 @@ LSTMFAST_INLINE void normalize_row_backward(const NormalizeGatesBackwardArgs<T>&
   const T* const v = args.v + row * W;
   const T* const d_z = args.d_z + (row - args.d_first_row) * W;
   T* const d_v = args.d_v + (row - args.d_first_row) * W;
-  Vec<T> sums[kGroups] = {}, products[kGroups] = {}, mean[kGroups], slope[kGroups], scale[kGroups];
-  for_each_vector<T, kGroups>(hidden, [&](Index block, Index at, int group) {
+  Vec<T> sums[kGateCount] = {}, products[kGateCount] = {}, mean[kGateCount], slope[kGateCount], scale[kGateCount];
+  T of_groups[kGroups];
+  for_each_vector<T>(hidden, [&](Index block, Index at, int gate) {
     const Vec<T> d = load(args.gain + block * W + at) * load(d_z + block * args.d_block_stride + at);
-    sums[group] += d;
-    products[group] = fused_multiply_add(d, load(v + block * args.v_block_stride + at), products[group]);
+    sums[gate] += d;
+    products[gate] = fused_multiply_add(d, load(v + block * args.v_block_stride + at), products[gate]);
   });
-  for (int g = 0; g < kGroups; ++g) {
-    mean[g] = broadcast<T>(horizontal_sum<T>(sums[g]) / count);
-    slope[g] = broadcast<T>(horizontal_sum<T>(products[g]) / count);
-    scale[g] = broadcast<T>(args.scales[row * kGroups + g]);
-  }
-  for_each_vector<T, kGroups>(hidden, [&](Index block, Index at, int group) {
+  means_of_groups<T>(sums, count, of_groups);
+  spread<T>(of_groups, mean);
+  means_of_groups<T>(products, count, of_groups);
+  spread<T>(of_groups, slope);
+  for (int g = 0; g < kGroups; ++g) of_groups[g] = args.scales[row * kGroups + g];
+  spread<T>(of_groups, scale);
+  for_each_vector<T>(hidden, [&](Index block, Index at, int gate) {
     const Vec<T> d = load(args.gain + block * W + at) * load(d_z + block * args.d_block_stride + at);
     const Vec<T> normal = load(v + block * args.v_block_stride + at);
-    Vec<T> result = (d - mean[group] - normal * slope[group]) * scale[group];
+    Vec<T> result = (d - mean[gate] - normal * slope[gate]) * scale[gate];
     if (block == last) result *= tail;
     store(d_v + block * args.d_block_stride + at, result);
   });
@@ -110,17 +131,18 @@ void normalize_gates_backward(const NormalizeGatesBackwardArgs<T>& args) {
 template <typename T>
 void gate_gain_gradients(const GateGainGradientArgs<T>& args) {
   constexpr Index V = kLanes<T>;
-  for (Index block = args.block_begin; block < args.block_end; ++block)
-    for (int gate = 0; gate < kGateCount; ++gate) {
-      const Index unit = block * V, lanes = args.hidden_size - unit;
-      T* const sums = args.sums + gate * args.hidden_size + unit;
-      const T* d_gates = args.d_gates + block * args.block_stride + gate * V;
-      const T* v = args.v + block * args.v_block_stride + gate * V;
-      Vec<T> sum = load_partial(sums, lanes);
-      for (Index r = 0; r < args.rows; ++r, d_gates += kGateCount * V, v += kGateCount * V)
-        sum = fused_multiply_add(load(d_gates), load(v), sum);
-      store_partial(sums, sum, lanes);
-    }
+  for (Index block = args.block_begin; block < args.block_end; ++block) {
+    const Index lanes = args.hidden_size - block * V;
+    T* const out = args.sums + block * V;
+    const T* d_gates = args.d_gates + block * args.block_stride;
+    const T* v = args.v + block * args.v_block_stride;
+    Vec<T> sums[kGateCount];
+    for (int gate = 0; gate < kGateCount; ++gate) sums[gate] = load_partial(out + gate * args.hidden_size, lanes);
+    for (Index r = 0; r < args.rows; ++r, d_gates += kGateCount * V, v += kGateCount * V)
+      for (int gate = 0; gate < kGateCount; ++gate)
+        sums[gate] = fused_multiply_add(load(d_gates + gate * V), load(v + gate * V), sums[gate]);
+    for (int gate = 0; gate < kGateCount; ++gate) store_partial(out + gate * args.hidden_size, sums[gate], lanes);
+  }
 }
 
 // Mean and 1 / sqrt(variance + epsilon) of a row of c.
@@ -147,6 +169,10 @@ void normalized_cells(const NormalizedCellsArgs<T>& args) {
   for (Index row = args.row_begin; row < args.row_end; ++row) {
     const T* const new_c = args.new_c[row];
     const CellStatistics<T> c_row(new_c, hidden, args.epsilon);
+    if (args.statistics) {
+      args.statistics[2 * row] = c_row.mean;
+      args.statistics[2 * row + 1] = c_row.scale;
+    }
     for (Index unit = 0; unit < hidden; unit += V) {
       const Index lanes = hidden - unit;
       const Vec<T> c = load_partial(new_c + unit, lanes);
@@ -172,13 +198,13 @@ void normalized_cells_backward(const NormalizedCellsBackwardArgs<T>& args) {
   for (Index row = step.row_begin; row < step.row_end; ++row) {
     T *const new_c = step.new_c[row], *const d_new_c = step.d_new_c[row];
     T *const d_gain = args.d_gain[row], *const d_shift = args.d_shift[row];
-    for (Index unit = 0; unit < hidden; unit += V) store_partial(new_c + unit, new_cells(step, row, unit), hidden - unit);
-    const CellStatistics<T> c_row(new_c, hidden, args.epsilon);
+    const T c_mean = args.statistics[2 * row], c_scale = args.statistics[2 * row + 1];
     Vec<T> sum{}, product{};
     for (Index unit = 0; unit < hidden; unit += V) {
       const Index lanes = hidden - unit;
       const Vec<T> gain = load_partial(args.cell_gain + unit, lanes);
-      const Vec<T> normal = (load_partial(new_c + unit, lanes, c_row.mean) - c_row.mean) * c_row.scale;
+      const Vec<T> c = new_cells(step, row, unit), normal = (c - c_mean) * c_scale;
+      store_partial(new_c + unit, c, lanes);
       const Vec<T> t = vector_tanh<T>(fused_multiply_add(normal, gain, load_partial(args.cell_shift + unit, lanes)));
       const Index in_gates = unit / V * step.gate_block_stride + row * W + kOutputGate * V;
       const Vec<T> o = load(step.gates + in_gates);
@@ -199,8 +225,8 @@ void normalized_cells_backward(const NormalizedCellsBackwardArgs<T>& args) {
     const T slope = horizontal_sum<T>(product) / static_cast<T>(hidden);
     for (Index unit = 0; unit < hidden; unit += V) {
       const Index lanes = hidden - unit;
-      const Vec<T> normal = (load_partial(new_c + unit, lanes) - c_row.mean) * c_row.scale;
-      Vec<T> d_c = (load_partial(d_new_c + unit, lanes) - mean - normal * slope) * c_row.scale;
+      const Vec<T> normal = (load_partial(new_c + unit, lanes) - c_mean) * c_scale;
+      Vec<T> d_c = (load_partial(d_new_c + unit, lanes) - mean - normal * slope) * c_scale;
       if (!args.carries_norm) d_c += carried_gradient(step, row, unit, load_partial(step.d_c[row] + unit, lanes));
       store_partial(d_new_c + unit, d_c, lanes);
     }

@@ -319,13 +319,15 @@ struct BackwardTiles {
     T* d_c_prev = args.d_c_prev[row] + first_unit;
     Vectors<T, N> tanh_c;
     for (int n = 0; n < N; ++n) tanh_c.at[n] = load_partial<T>(c + n * V, units - n * V);
+    bool needs_tanh = true;
     if constexpr (Cell::kHasHooks) {
+      needs_tanh = !args.d_new_c;  // else what it is for has been computed, from c normalised
       for (int n = 0; args.new_c && !args.d_new_c && n < N; ++n) {
         tanh_c.at[n] = new_cells(args, row, first_unit + n * V);
         store_partial(args.new_c[row] + first_unit + n * V, tanh_c.at[n], units - n * V);
       }
     }
-    vector_tanh(tanh_c);
+    if (needs_tanh) vector_tanh(tanh_c);
     for (int n = 0; n < N; ++n) {
       const Index at = n * V, lanes = units - at;
       const T* gates = args.gates + (first_block + n) * args.gate_block_stride + row * W;
