@@ -6,6 +6,7 @@ worker.py.
 
 from __future__ import annotations
 
+import platform
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,13 +112,22 @@ def _session(
 
 
 def _quantized(model: Any) -> bytes:
-    """The model with int8 weights, one scale for each column; x and h are rounded as they come."""
+    """The model with int8 weights, one scale for each column; x and h are rounded as they come.
+
+    Without VNNI, x86-64 adds products of 8-bit numbers in pairs that saturate at 16 bits: outputs are off by 0.9 of
+    their size. ONNX Runtime's answer is weights of 7 bits.
+    """
     from onnxruntime.quantization import quantize_dynamic  # has needs of its own, which float32 should not wait for
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "int8.onnx")
-        quantize_dynamic(model, path, op_types_to_quantize=["LSTM"], per_channel=True)
+        quantize_dynamic(model, path, op_types_to_quantize=["LSTM"], per_channel=True, reduce_range=_saturates())
         return path.read_bytes()
+
+
+def _saturates() -> bool:
+    information = Path("/proc/cpuinfo")
+    return platform.machine() == "x86_64" and information.exists() and "vnni" not in information.read_text()
 
 
 def _reordered(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

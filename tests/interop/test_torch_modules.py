@@ -393,8 +393,8 @@ def test_autocast_returns_the_dtypes_that_torch_returns(call, given, state, dtyp
         found = run(mine, x, hx)
         try:
             wanted = run(theirs, x, hx)
-        except RuntimeError as error:  # oneDNN has no float16 on most CPUs
-            assert dtype is torch.float16, error
+        except RuntimeError as error:  # oneDNN has no float16 on most CPUs, and no bfloat16 on those without AVX-512
+            assert dtype is torch.float16 or "primitive descriptor" in str(error), error
             return
     assert _dtypes(found) == _dtypes(wanted)
     torch.testing.assert_close(found[1], wanted[1], rtol=2**-6, atol=2**-7)
