@@ -64,7 +64,7 @@ def test_what_a_large_call_needed_is_given_back_within_fifteen_small_ones(traini
 @pytest.mark.parametrize("period", [2, 5, 8])
 def test_large_and_small_calls_by_turns_keep_what_the_large_ones_need(period):
     sequence = sequence_of()
-    large = 200  # steps, which need 6 MB; 2,000 took ten minutes under a sanitizer
+    large = 200  # steps, which need 5.6 MB; 2,000 took over nine minutes under a sanitizer
     train(sequence, large, 16)
     train(sequence, 4, 16)
     kept = sequence.workspace_bytes

@@ -201,8 +201,8 @@ def parse(kind: type[T], command: str, argv: Sequence[str], default: T | Any = t
 
 # What tyro passes on from Python's int() and float(), and what a user of flags wants to read.
 _NOT_A_NUMBER = {
-    r": invalid literal for int\(\) with base 10: ": " must be a whole number, got ",
-    r": could not convert string to float: ": " must be a number, got ",
+    ": invalid literal for int() with base 10: ": " must be a whole number, got ",
+    ": could not convert string to float: ": " must be a number, got ",
 }
 
 
@@ -213,7 +213,7 @@ def _sentence_in_box(box: str) -> str:
     sentence = " ".join(line for line in lines[:rule] if line)
     sentence = re.sub(r"^Error parsing (?:\w+: )?", "", sentence)
     for said, wanted in _NOT_A_NUMBER.items():
-        sentence = re.sub(said, wanted, sentence)
+        sentence = sentence.replace(said, wanted)
     return sentence
 
 
